@@ -1,0 +1,10 @@
+//! Sequences, sampling and generation.
+#![forbid(unsafe_code)]
+
+mod generate;
+pub mod sampler;
+
+pub use generate::{
+    Engine, EngineError, EngineOptions, Generation, GenerationParams, KvType, Progress, Session,
+    StopReason, Timings,
+};

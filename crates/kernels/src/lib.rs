@@ -1,0 +1,1 @@
+//! The arithmetic of hurtle, and the threads that run it.

@@ -1,0 +1,1 @@
+//! Model specifications, weights, KV cache and the forward pass.

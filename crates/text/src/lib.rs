@@ -1,0 +1,9 @@
+//! Text in and out of token ids: tokenizers, chat templates and streaming detokenizers, all built
+//! from the metadata of a GGUF file.
+#![forbid(unsafe_code)]
+
+mod chat_template;
+mod tokenizer;
+
+pub use chat_template::{ChatTemplate, RenderInput, TemplateError};
+pub use tokenizer::{Encode, StreamDecoder, Tokenizer, TokenizerError};
