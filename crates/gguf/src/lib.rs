@@ -30,6 +30,7 @@ mod split;
 mod strings;
 mod tensor;
 mod value;
+mod writer;
 
 pub use error::Error;
 pub use file::Gguf;
@@ -39,3 +40,4 @@ pub use split::shard_path;
 pub use strings::StringArray;
 pub use tensor::TensorInfo;
 pub use value::{Array, Value, ValueType};
+pub use writer::{SplitBy, Writer};

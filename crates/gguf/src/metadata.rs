@@ -27,6 +27,23 @@ impl PartialEq for Metadata {
     }
 }
 
+/// Inserts one pair after the other.
+impl<K: Into<Arc<str>>, V: Into<Value>> Extend<(K, V)> for Metadata {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, pairs: I) {
+        for (key, value) in pairs {
+            self.insert(key, value);
+        }
+    }
+}
+
+impl<K: Into<Arc<str>>, V: Into<Value>> FromIterator<(K, V)> for Metadata {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let mut metadata = Self::new();
+        metadata.extend(pairs);
+        metadata
+    }
+}
+
 impl Metadata {
     /// No metadata yet.
     pub fn new() -> Self {

@@ -13,7 +13,7 @@ pub(crate) const DEFAULT_ALIGNMENT: usize = 32;
 pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Arrays in arrays in arrays: real files have one level at most.
-const MAX_ARRAY_DEPTH: usize = 4;
+pub(crate) const MAX_ARRAY_DEPTH: usize = 4;
 
 // The fewest bytes an item takes in a file; counts are checked against them before allocating.
 const MIN_KEY_BYTES: usize = 8 + 1 + 4 + 1; // length, one letter, type, value
