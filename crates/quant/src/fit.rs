@@ -177,9 +177,9 @@ pub(crate) fn fit_affine<const N: usize>(
     }
 
     let n_max = search.n_max as f32;
-    let lowest = min;
-    let round =
-        |inverse: f32| x.map(|x| nearest_int(inverse * (x - lowest)).clamp(0, search.n_max) as u8);
+    let round = |inverse: f32, min: f32| {
+        x.map(|x| nearest_int(inverse * (x - min)).clamp(0, search.n_max) as u8)
+    };
     let error = |scale: f32, min: f32, quants: &[u8; N]| {
         let mut error = 0.0f32;
         for ((&x, &w), &q) in x.iter().zip(weights).zip(quants) {
@@ -193,10 +193,12 @@ pub(crate) fn fit_affine<const N: usize>(
 
     let inverse = n_max / (max - min);
     let mut scale = 1.0 / inverse;
-    let mut quants = round(inverse);
+    let mut quants = round(inverse, min);
     let mut best_error = error(scale, min, &quants);
     for step in 0..=search.n_steps {
-        let candidate = round((search.first + search.step * step as f32 + n_max) / (max - lowest));
+        // The best minimum so far, not the lowest value, is what the next scales count from.
+        let inverse = (search.first + search.step * step as f32 + n_max) / (max - min);
+        let candidate = round(inverse, min);
         let (mut sum_q, mut sum_qq, mut sum_xq) = (0.0f32, 0.0f32, 0.0f32);
         for ((&x, &w), &q) in x.iter().zip(weights).zip(&candidate) {
             let q = f32::from(q);
