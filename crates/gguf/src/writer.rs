@@ -348,7 +348,7 @@ fn encode_array(out: &mut Vec<u8>, array: &Array, depth: usize) -> bool {
         Array::I32(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::F32(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::Bool(v) => out.extend(v.iter().map(|&v| u8::from(v))),
-        Array::String(v) => v.iter().for_each(|v| encode_string(out, v)),
+        Array::String(v) => out.extend(v.encoded()),
         Array::U64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::I64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::F64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
