@@ -204,10 +204,10 @@ impl PendingFile {
         #[cfg(unix)]
         // As for any new file: what the umask leaves of this.
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(|source| Error::Io {
+        let file = builder.tempfile_in(folder).map_err(|reason| Error::Io {
             file: Arc::clone(&name),
             action: "create",
-            source,
+            reason,
         })?;
         Ok(Self { name, path: path.to_owned(), file })
     }
@@ -221,7 +221,7 @@ impl PendingFile {
         let Self { name, path, file } = self;
         let sync = file.as_file().sync_all();
         sync.and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
-            .map_err(|source| Error::Io { file: name, action: "write", source })
+            .map_err(|reason| Error::Io { file: name, action: "write", reason })
     }
 }
 
@@ -231,7 +231,7 @@ fn write_file(
     metadata: &Metadata,
     tensors: Vec<NewTensor<'_>>,
 ) -> Result<(), Error> {
-    let failed = |source| Error::Io { file: Arc::clone(file), action: "write", source };
+    let failed = |reason| Error::Io { file: Arc::clone(file), action: "write", reason };
     let alignment = alignment(metadata)?;
     let header = encode_header(metadata, &tensors, alignment)?;
     out.write_all(&header).map_err(failed)?;
