@@ -19,10 +19,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The bytes of one file: mapped, or held in memory.
-#[derive(Debug)]
 pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
+}
+
+/// Without the gigabytes.
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self {
+            Self::Mapped(_) => "Mapped",
+            Self::Owned(_) => "Owned",
+        };
+        write!(f, "{kind}({} bytes)", self.as_slice().len())
+    }
 }
 
 impl Bytes {
@@ -30,7 +40,7 @@ impl Bytes {
     pub(crate) fn map(path: &Path, name: &Arc<str>) -> Result<Self, Error> {
         let io = |action| {
             let file = Arc::clone(name);
-            move |source| Error::Io { file, action, source }
+            move |reason| Error::Io { file, action, reason }
         };
         // Looked at before it is opened, because opening a pipe waits for its other end.
         let found = std::fs::metadata(path).map_err(io("open"))?;
@@ -55,10 +65,13 @@ impl Bytes {
         }
     }
 
-    /// Asks the system to start reading a range. Only a hint: failures are of no consequence.
+    /// Asks the system to start reading a range. Only a hint: failures are of no consequence, and
+    /// a range that is not in the file is ignored.
     pub(crate) fn prefetch(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(map) = self
+            && map.get(range.clone()).is_some()
+        {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
         #[cfg(not(unix))]
@@ -66,13 +79,16 @@ impl Bytes {
     }
 
     /// Gives the memory of a range back to the system, which reads it again if it is touched.
-    /// Only a hint: failures are of no consequence.
+    /// Only a hint: failures are of no consequence, and a range that is not in the file is ignored.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(map) = self
+            && map.get(range.clone()).is_some()
+        {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: dropped pages of a mapping are filled again from the file. Nothing was ever
-            // written to this read-only mapping, so they hold the same bytes as before.
+            // SAFETY: the range was just found to lie in the mapping, so no other memory is
+            // concerned. Dropped pages of a mapping are filled again from the file, and nothing
+            // was ever written to this read-only one, so they hold the same bytes as before.
             let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
         }
         #[cfg(not(unix))]
