@@ -46,6 +46,9 @@ macro_rules! impl_array {
 }
 impl_array!(u8 = 0, f32 = 0.0);
 
+/// Encodes one block.
+pub type Encoder<B> = fn(&<B as Block>::Values, &mut <B as Block>::Bytes);
+
 /// How a block of one weight type becomes numbers, and the reverse where there is an encoder.
 pub trait Block: sealed::Sealed {
     /// The row of the type table.
@@ -60,7 +63,7 @@ pub trait Block: sealed::Sealed {
     const BYTES: usize = <Self::Bytes as Array>::LEN;
     /// The encoder, where the type has one. Any values may come in, NaN and infinities included;
     /// then the block decodes to something meaningless.
-    const ENCODE: Option<fn(&Self::Values, &mut Self::Bytes)> = None;
+    const ENCODE: Option<Encoder<Self>> = None;
 
     /// Decodes one block, bit for bit as ggml does. Any bytes are a valid block.
     fn decode(bytes: &Self::Bytes, out: &mut Self::Values);
@@ -112,7 +115,7 @@ pub fn decode_row<B: Block>(src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
 /// Encodes a row. See [`quantize`](crate::quantize).
 #[inline(always)]
 pub fn encode_row<B: Block>(src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
-    let encode = B::ENCODE.ok_or(Error::Unsupported { ty: B::TYPE, what: "encoding" })?;
+    let encode = B::ENCODE.ok_or(Error::NoEncoder { ty: B::TYPE })?;
     blocks_of::<B>(dst, "destination bytes", src.len(), "source values")?;
     let (values, _) = <B::Values as Array>::chunks(src);
     let (blocks, _) = <B::Bytes as Array>::chunks_mut(dst);

@@ -8,7 +8,7 @@
 //! Byte `j` of `qs` holds value `j` in its low and value `j + 16` in its high half.
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{min_max, reciprocal, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -56,7 +56,7 @@ impl Block for Q4_0<'_> {
     const TYPE: WeightType = WeightType::Q4_0;
     type Bytes = [u8; 18];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 18])> = Some(encode_q4_0);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q4_0);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 18], out: &mut [f32; 32]) {
@@ -70,7 +70,7 @@ impl Block for Q4_1<'_> {
     const TYPE: WeightType = WeightType::Q4_1;
     type Bytes = [u8; 20];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 20])> = Some(encode_q4_1);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q4_1);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 20], out: &mut [f32; 32]) {

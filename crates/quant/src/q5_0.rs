@@ -9,7 +9,7 @@
 //! half. Bit `j` of `qh`, read as a little-endian integer, is the fifth bit of value `j`.
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{min_max, reciprocal, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -66,7 +66,7 @@ impl Block for Q5_0<'_> {
     const TYPE: WeightType = WeightType::Q5_0;
     type Bytes = [u8; 22];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 22])> = Some(encode_q5_0);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q5_0);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 22], out: &mut [f32; 32]) {
@@ -80,7 +80,7 @@ impl Block for Q5_1<'_> {
     const TYPE: WeightType = WeightType::Q5_1;
     type Bytes = [u8; 24];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 24])> = Some(encode_q5_1);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q5_1);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 24], out: &mut [f32; 32]) {

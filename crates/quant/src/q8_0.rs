@@ -10,7 +10,7 @@
 
 use half::f16;
 
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::reciprocal;
 use crate::float::{f16_to_f32, read_f16};
 use crate::{Error, WeightType};
@@ -196,8 +196,7 @@ impl Block for Q8_0<'_> {
     const TYPE: WeightType = WeightType::Q8_0;
     type Bytes = [u8; 34];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 34])> =
-        Some(|x, out| *out = Q8_0Block::quantize(x).to_bytes());
+    const ENCODE: Option<Encoder<Self>> = Some(|x, out| *out = Q8_0Block::quantize(x).to_bytes());
 
     #[inline(always)]
     fn decode(bytes: &[u8; 34], out: &mut [f32; 32]) {
@@ -211,8 +210,7 @@ impl Block for Q8_1<'_> {
     const TYPE: WeightType = WeightType::Q8_1;
     type Bytes = [u8; 36];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 36])> =
-        Some(|x, out| *out = Q8_1Block::quantize(x).to_bytes());
+    const ENCODE: Option<Encoder<Self>> = Some(|x, out| *out = Q8_1Block::quantize(x).to_bytes());
 
     #[inline(always)]
     fn decode(bytes: &[u8; 36], out: &mut [f32; 32]) {

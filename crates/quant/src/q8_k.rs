@@ -7,7 +7,7 @@
 //! `sums[g]` is the sum of the quants of group `g` of 16. Weights with a minimum need it, and
 //! kernels that can only multiply unsigned with signed bytes.
 
-use crate::block::{Block, block_layout};
+use crate::block::{Block, Encoder, block_layout};
 use crate::fit::{nearest_int, signed_extreme};
 use crate::q8_0::quantize_blocks;
 use crate::{Error, WeightType};
@@ -98,7 +98,7 @@ impl Block for Q8K<'_> {
     const TYPE: WeightType = WeightType::Q8_K;
     type Bytes = [u8; 292];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 292])> =
+    const ENCODE: Option<Encoder<Self>> =
         Some(|x, out| *out = Q8KSuperBlock::quantize(x).to_bytes());
 
     #[inline(always)]
