@@ -87,7 +87,9 @@ impl Block for Iq4Nl<'_> {
     fn decode(bytes: &[u8; 18], out: &mut [f32; 32]) {
         let block = Iq4Nl::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|level| d * f32::from(level));
+        for (y, level) in out.iter_mut().zip(block.quants()) {
+            *y = d * f32::from(level);
+        }
     }
 }
 

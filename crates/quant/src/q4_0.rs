@@ -62,7 +62,9 @@ impl Block for Q4_0<'_> {
     fn decode(bytes: &[u8; 18], out: &mut [f32; 32]) {
         let block = Q4_0::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|q| f32::from(q) * d);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d;
+        }
     }
 }
 
@@ -76,7 +78,9 @@ impl Block for Q4_1<'_> {
     fn decode(bytes: &[u8; 20], out: &mut [f32; 32]) {
         let block = Q4_1::split(bytes);
         let (d, m) = (read_f16(block.d), read_f16(block.m));
-        *out = block.quants().map(|q| f32::from(q) * d + m);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d + m;
+        }
     }
 }
 

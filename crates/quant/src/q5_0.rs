@@ -72,7 +72,9 @@ impl Block for Q5_0<'_> {
     fn decode(bytes: &[u8; 22], out: &mut [f32; 32]) {
         let block = Q5_0::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|q| f32::from(q) * d);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d;
+        }
     }
 }
 
@@ -86,7 +88,9 @@ impl Block for Q5_1<'_> {
     fn decode(bytes: &[u8; 24], out: &mut [f32; 32]) {
         let block = Q5_1::split(bytes);
         let (d, m) = (read_f16(block.d), read_f16(block.m));
-        *out = join_bits(block.qs, block.qh).map(|q| f32::from(q) * d + m);
+        for (y, q) in out.iter_mut().zip(join_bits(block.qs, block.qh)) {
+            *y = f32::from(q) * d + m;
+        }
     }
 }
 

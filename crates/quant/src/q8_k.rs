@@ -44,17 +44,21 @@ impl Q8KSuperBlock {
     pub const ZERO: Self = Self { d: 0.0, qs: [0; 256], sums: [0; 16] };
 
     /// Quantizes 256 activations; that of the largest magnitude becomes -127.
-    #[inline]
+    #[inline(always)]
     pub fn quantize(x: &[f32; 256]) -> Self {
         let extreme = signed_extreme(x);
         if extreme == 0.0 {
             return Self::ZERO;
         }
         let inverse = -127.0 / extreme;
-        let qs = x.map(|x| nearest_int(inverse * x).clamp(-127, 127) as i8);
-        let (groups, _) = qs.as_chunks::<16>();
-        let sums = std::array::from_fn(|g| groups[g].iter().map(|&q| i16::from(q)).sum());
-        Self { d: 1.0 / inverse, qs, sums }
+        let mut block = Self { d: 1.0 / inverse, ..Self::ZERO };
+        for (q, x) in block.qs.iter_mut().zip(x) {
+            *q = nearest_int(inverse * x).clamp(-127, 127) as i8;
+        }
+        for (sum, group) in block.sums.iter_mut().zip(block.qs.as_chunks::<16>().0) {
+            *sum = group.iter().map(|&q| i16::from(q)).sum();
+        }
+        block
     }
 
     /// Reads an encoded super-block.
@@ -90,6 +94,7 @@ impl Q8KSuperBlock {
 ///
 /// # Errors
 /// [`Error::Length`] if the lengths disagree.
+#[inline(always)]
 pub fn quantize_activations_q8k_into(x: &[f32], out: &mut [Q8KSuperBlock]) -> Result<(), Error> {
     quantize_blocks(WeightType::Q8_K, x, out, Q8KSuperBlock::quantize)
 }
@@ -105,6 +110,8 @@ impl Block for Q8K<'_> {
     fn decode(bytes: &[u8; 292], out: &mut [f32; 256]) {
         let block = Q8K::split(bytes);
         let d = f32::from_le_bytes(*block.d);
-        *out = block.qs.map(|q| d * f32::from(q as i8));
+        for (y, &q) in out.iter_mut().zip(block.qs) {
+            *y = d * f32::from(q as i8);
+        }
     }
 }
