@@ -239,8 +239,7 @@ fn check_integer_dot<B: IntegerDot<Activations: Activations>>(
     let weights = decoded(B::TYPE, row);
     let quantized = decoded(B::Activations::TYPE, &activation_bytes);
     let found = f64::from(dot_integer::<B>(row, &activations).unwrap());
-    // In types with a minimum the terms can be larger than the weights; 1e3 is their ratio at
-    // random. The f16 sum of Q8_1 rounds to 2^-11.
+    // Q8_1 rounds the sum of the activations to f16.
     let norms = norm(&weights) * norm(&quantized);
     if norms < 1e30 {
         let tolerance = if B::Activations::TYPE == WeightType::Q8_1 { 1e-2 } else { 1e-5 } * norms;
