@@ -4,12 +4,21 @@ use super::{LANES, Lanes};
 use crate::attention::{HeadTask, KvElem};
 use crate::elementwise::Activation;
 use crate::kv::PAGE_TOKENS;
-use hurtle_quant::{Error, WeightType};
+use hurtle_quant::{Block, BlockVisitor, Error, WeightType, decode_row};
 
 /// Decodes whole blocks; compiled for the shell's instruction set.
 #[inline(always)]
 pub(crate) fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
-    hurtle_quant::dequantize(ty, bytes, out)
+    struct Decode<'a>(&'a [u8], &'a mut [f32]);
+    impl BlockVisitor for Decode<'_> {
+        type Output = Result<(), Error>;
+        #[inline(always)]
+        fn visit<B: Block>(self) -> Self::Output {
+            decode_row::<B>(self.0, self.1)
+        }
+    }
+    let integers = Err(Error::Unsupported { ty, what: "decoding to f32" });
+    ty.visit(Decode(bytes, out)).unwrap_or(integers)
 }
 
 /// Folds 16 lanes into one number, always in the same order.
@@ -35,6 +44,9 @@ fn add_tail(lanes: &mut [f32; LANES], a: &[f32], b: &[f32]) {
 }
 
 /// Dot products of `R` rows with `T` tokens, each `k` long.
+///
+/// Written with plain loops: a closure does not inherit the shell's target features, so intrinsics
+/// inside one would become calls.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
     rows: [&[f32]; R],
@@ -42,28 +54,33 @@ unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
     k: usize,
 ) -> [[f32; T]; R] {
     let whole = k - k % LANES;
+    let mut dots = [[0.0; T]; R];
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut sums = [[L::splat(0.0); T]; R];
+        let mut x = [L::splat(0.0); T];
         let mut at = 0;
         while at < whole {
-            let x: [L; T] = std::array::from_fn(|t| L::load(&tokens[t][at..]));
+            for t in 0..T {
+                x[t] = L::load(&tokens[t][at..at + LANES]);
+            }
             for r in 0..R {
-                let w = L::load(&rows[r][at..]);
+                let w = L::load(&rows[r][at..at + LANES]);
                 for t in 0..T {
                     sums[r][t] = sums[r][t].add(w.mul(x[t]));
                 }
             }
             at += LANES;
         }
-        std::array::from_fn(|r| {
-            std::array::from_fn(|t| {
+        for r in 0..R {
+            for t in 0..T {
                 let mut lanes = sums[r][t].to_array();
                 add_tail(&mut lanes, &rows[r][whole..k], &tokens[t][whole..k]);
-                fold(lanes)
-            })
-        })
+                dots[r][t] = fold(lanes);
+            }
+        }
     }
+    dots
 }
 
 /// Multiplies decoded rows with tokens: `out(row, token, rows[row] · x[token])`.
@@ -77,22 +94,22 @@ pub(crate) unsafe fn matmul_rows<L: Lanes>(
     out: &mut dyn FnMut(usize, usize, f32),
 ) {
     let (n_rows, n_tokens) = (rows.len() / k, x.len() / k);
-    let row = |r: usize| &rows[r * k..(r + 1) * k];
-    let token = |t: usize| &x[t * k..(t + 1) * k];
     // A step of the walk over (rows, tokens): as many as a register tile holds, or one.
     macro_rules! step {
         ($rows:literal, $tokens:literal, $r:expr, $t:expr) => {{
+            let mut tile_rows = [&rows[..k]; $rows];
+            for i in 0..$rows {
+                tile_rows[i] = &rows[($r + i) * k..($r + i + 1) * k];
+            }
+            let mut tile_tokens = [&x[..k]; $tokens];
+            for i in 0..$tokens {
+                tile_tokens[i] = &x[($t + i) * k..($t + i + 1) * k];
+            }
             // SAFETY: the caller has the lanes' instruction set.
-            let sums: [[f32; $tokens]; $rows] = unsafe {
-                tile::<L, $rows, $tokens>(
-                    std::array::from_fn(|i| row($r + i)),
-                    std::array::from_fn(|i| token($t + i)),
-                    k,
-                )
-            };
-            for (r, sums) in sums.iter().enumerate() {
-                for (t, sum) in sums.iter().enumerate() {
-                    out($r + r, $t + t, *sum);
+            let dots = unsafe { tile::<L, $rows, $tokens>(tile_rows, tile_tokens, k) };
+            for r in 0..$rows {
+                for t in 0..$tokens {
+                    out($r + r, $t + t, dots[r][t]);
                 }
             }
         }};
