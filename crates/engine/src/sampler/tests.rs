@@ -53,7 +53,7 @@ fn sampler(params: SamplerParams, n_vocab: usize) -> Sampler {
 fn sorted(logits: &[f32]) -> Vec<(u32, f64, f64)> {
     let possible = (0..).zip(logits).filter(|(_, x)| !x.is_nan() && **x > f32::NEG_INFINITY);
     let mut all: Vec<(u32, f64, f64)> =
-        possible.map(|(id, &x)| (id, f64::from(x.min(f32::MAX)), 0.0)).collect();
+        possible.map(|(id, &x)| (id, f64::from(x.min(f32::MAX)) + 0.0, 0.0)).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let max = all.first().map_or(0.0, |best| best.1);
     let total: f64 = all.iter().map(|c| (c.1 - max).exp()).sum();
@@ -164,7 +164,8 @@ const MIN_KEEPS: [usize; 5] = [0, 1, 3, 300, usize::MAX];
 fn top_p_keeps_the_nucleus() {
     for p in [0.0, 0.1, 0.5, 0.95, 0.999, 1.0] {
         for min_keep in MIN_KEEPS {
-            let enough = |mass| p < 1.0 && mass >= f64::from(p);
+            // Equal logits: the sum of their probabilities is off by its rounding.
+            let enough = |mass| p < 1.0 && mass >= f64::from(p) - 1e-10;
             let expected = |all: &[_]| ids(&all[..prefix(all, min_keep, enough)]);
             let stage = |c: &mut Candidates<'_>| truncation::top_p(c, p, min_keep);
             check(&format!("top_p {p}, min_keep {min_keep}"), stage, expected);
@@ -177,7 +178,8 @@ fn min_p_keeps_what_is_near_the_best() {
     for p in [0.0, 1e-30, 0.05, 0.5, 1.0] {
         for min_keep in MIN_KEEPS {
             let expected = |all: &[(u32, f64, f64)]| {
-                let near = |c: &(u32, f64, f64)| c.2 >= f64::from(p) * all[0].2 * (1.0 - 1e-6);
+                let distance = f64::from(p).ln();
+                let near = |c: &(u32, f64, f64)| c.1 >= all[0].1 + distance * (1.0 + 1e-6);
                 let kept = all.iter().take_while(|c| p == 0.0 || near(c)).count();
                 ids(&all[..kept.max(min_keep).min(all.len())])
             };
@@ -195,7 +197,7 @@ fn top_n_sigma_keeps_what_is_within_n_deviations() {
             let mean = all.iter().map(|c| c.1).sum::<f64>() / count;
             let variance = all.iter().map(|c| (c.1 - mean).powi(2)).sum::<f64>() / count;
             let near = |c: &&(u32, f64, f64)| {
-                n <= 0.0 || c.1 >= all[0].1 - f64::from(n) * variance.sqrt() - 1e-6
+                n <= 0.0 || c.1 >= all[0].1 - f64::from(n) * variance.sqrt() * (1.0 + 1e-6)
             };
             all.iter().filter(near).map(|c| c.0).collect()
         };
@@ -314,9 +316,11 @@ fn dynamic_temperature_follows_the_entropy() {
             let left = after(logits, |c| {
                 temperature::dynamic_temperature(c, temp as f32, range as f32, exponent as f32);
             });
+            let (best, best_x) = left[0];
             for (id, x) in left {
-                let exact = f64::from(logits[id as usize]) / expected;
-                assert!((f64::from(x) - exact).abs() <= 1e-4 * exact.abs(), "{x} {exact}");
+                let exact = f64::from(logits[id as usize] - logits[best as usize]) / expected;
+                let error = f64::from(x) - f64::from(best_x) - exact;
+                assert!(error.abs() <= 1e-4 * exact.abs(), "{x} - {best_x}, {exact}");
             }
         }
     }
@@ -429,7 +433,7 @@ fn the_seed_decides() {
 fn the_stream_of_choices_is_stable() {
     let tokens =
         generate(&mut sampler(SamplerParams { seed: Some(42), ..Default::default() }, 300));
-    assert_eq!(tokens[..12], [0; 12]);
+    assert_eq!(tokens[..12], [244, 98, 298, 204, 245, 178, 33, 188, 70, 294, 170, 249]);
 }
 
 #[test]

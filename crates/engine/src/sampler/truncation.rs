@@ -13,7 +13,7 @@ pub(super) fn top_k(candidates: &mut Candidates<'_>, k: i32) {
 /// Keeps the `k` ≥ 1 most probable.
 pub(super) fn keep_largest(candidates: &mut Candidates<'_>, k: usize) {
     let ranked = candidates.largest(k, |_| 0.0);
-    if k < ranked.len() {
+    if k <= ranked.len() {
         let (_, last, _) = ranked.select_nth_unstable_by(k - 1, |a, b| b.rank.cmp(&a.rank));
         let cut = last.rank;
         candidates.keep_from(cut);
