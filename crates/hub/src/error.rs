@@ -371,7 +371,7 @@ fn list_failures(failures: &[(String, Error)]) -> String {
 /// Text of a server or a tool made fit for one line of a terminal: printable, at most `max` characters.
 pub(crate) fn printable(text: &str, max: usize) -> String {
     let mut clean = String::new();
-    for (n, word) in text.split(|c: char| c.is_whitespace() || c.is_control()).enumerate() {
+    for (n, word) in text.split(|c: char| c.is_whitespace() || is_unprintable(c)).enumerate() {
         if word.is_empty() {
             continue;
         }
@@ -384,4 +384,36 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
         }
     }
     clean
+}
+
+/// Control characters, and those that reorder or hide the text around them.
+pub(crate) fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let error = |kind| Error::io(Path::new("/m/x"), "write")(io::Error::from(kind)).to_string();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            assert!(
+                error(kind).starts_with("/m/x: not enough space: the disk is full\nhint: free")
+            );
+        }
+        assert_eq!(error(io::ErrorKind::PermissionDenied), "/m/x: cannot write: permission denied");
+    }
+
+    #[test]
+    fn text_of_strangers_is_made_printable() {
+        let check = |text: &str, expected: &str| assert_eq!(printable(text, 10), expected);
+        check("a\n\t b\u{1b}[2Jc", "a b [2Jc");
+        check("  ", "");
+        check("0123456789", "0123456789");
+        check("01234 56789", "01234 5678...");
+        check("a\u{202e}b", "a b");
+    }
 }

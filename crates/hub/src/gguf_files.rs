@@ -6,6 +6,8 @@
 //! mmproj-model-f16.gguf                      a vision projector, no language model
 //! ```
 
+use crate::error::is_unprintable;
+
 /// Quantizations in the order in which they are preferred when none is asked for: first the usual compromise,
 /// then its neighbours upwards and downwards, then what is large, then what is small and rough.
 const PREFERENCE: &[&str] = &[
@@ -197,7 +199,7 @@ pub(crate) fn is_safe_name(name: &str) -> bool {
     (1..=200).contains(&name.len())
         && !name.starts_with('.')
         && !name.ends_with(['.', ' '])
-        && !name.chars().any(|c| c.is_control() || "/\\:*?\"<>|".contains(c))
+        && !name.chars().any(|c| is_unprintable(c) || "/\\:*?\"<>|".contains(c))
         && !matches!(device.as_str(), "CON" | "PRN" | "AUX" | "NUL")
         && !numbered("COM")
         && !numbered("LPT")
@@ -297,6 +299,7 @@ mod tests {
             "C:x",
             "a\nb",
             "a\0b",
+            "a\u{202e}b",
             "a.",
             "NUL",
             "com1.gguf",

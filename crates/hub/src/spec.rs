@@ -340,7 +340,14 @@ mod tests {
         match Spec::parse(text, Some(Path::new("/home/u"))) {
             Ok(Spec::Name(name)) => format!("name {name}"),
             Ok(Spec::Path(path)) => format!("path {}", path.display()),
-            Ok(spec) => spec.to_string(),
+            Ok(spec) => {
+                let written = spec.to_string();
+                // Without user name and password, which no other test has.
+                if !text.contains('@') {
+                    assert_eq!(Spec::parse(&written, None).unwrap(), spec);
+                }
+                written
+            }
             Err(Error::BadSpec { spec, .. }) => {
                 assert_eq!(spec, text);
                 "!".into()

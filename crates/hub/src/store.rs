@@ -76,11 +76,11 @@ impl Store {
         Self { root }
     }
 
-    /// Every complete model that hurtle fetched, in the order of their folders' names.
+    /// Every complete model that hurtle fetched, newest first.
     pub(crate) fn fetched(&self) -> Vec<Stored> {
         let mut found: Vec<Stored> =
             self.visible_entries().iter().filter_map(|path| Stored::open(path)).collect();
-        found.sort_by(|a, b| a.folder.cmp(&b.folder));
+        found.sort_by(|a, b| (b.manifest.fetched, &b.folder).cmp(&(a.manifest.fetched, &a.folder)));
         found
     }
 
@@ -107,14 +107,22 @@ impl Store {
             .collect()
     }
 
-    /// Everything in the store.
+    /// Everything in the store, each by a name that leads to it.
     pub(crate) fn list(&self) -> Vec<LocalModel> {
-        let mut models: Vec<LocalModel> = self.fetched().iter().map(Stored::to_local).collect();
+        let mut models: Vec<LocalModel> = Vec::new();
+        for stored in self.fetched() {
+            let mut model = stored.to_local();
+            // An older version under the same name is reached by where it came from.
+            if models.iter().any(|m| m.name.eq_ignore_ascii_case(&model.name)) {
+                model.name = stored.manifest.source;
+            }
+            models.push(model);
+        }
         models.extend(self.loose());
         models
     }
 
-    /// The fetched model whose name, source, folder or file is called `name`.
+    /// The newest fetched model whose name, source, folder or file is called `name`.
     pub(crate) fn find_fetched(&self, name: &str) -> Option<Stored> {
         self.fetched().into_iter().find(|stored| {
             stored.manifest.name.eq_ignore_ascii_case(name)
@@ -143,29 +151,44 @@ impl Store {
         Ok(Installation { store: self, key: key.to_owned(), work, _lock: lock })
     }
 
-    /// Removes a fetched model, or a file put there by hand; returns the bytes freed.
-    pub(crate) fn remove(&self, name: &str) -> Result<Option<u64>, Error> {
-        if let Some(stored) = self.find_fetched(name) {
-            let folder_name = stored.folder.file_name().unwrap_or_default().to_string_lossy();
-            // Out of sight first, so that nobody finds half a model.
-            let Some(_lock) = Lock::try_now(&self.lock_path(&stored.manifest.key))? else {
-                return Err(Error::Busy(name.to_owned()));
-            };
-            let bytes = stored.to_local().bytes;
-            let doomed = self.root.join(".partial").join(format!("{folder_name}.removed"));
-            files::remove_dir_all(&doomed)?;
-            files::create_dir_all(&self.root.join(".partial"))?;
-            files::rename(&stored.folder, &doomed)?;
-            files::remove_dir_all(&doomed)?;
-            return Ok(Some(bytes));
-        }
-        let Some(model) = self.loose().into_iter().find(|model| model.name == name) else {
-            return Ok(None);
+    /// Removes a model that [`Store::find`] or [`Store::list`] gave; returns the bytes freed.
+    pub(crate) fn remove(&self, model: &LocalModel) -> Result<u64, Error> {
+        let Some(stored) = self.fetched().into_iter().find(|s| s.to_local().path == model.path)
+        else {
+            for path in &model.files {
+                fs::remove_file(path).map_err(Error::io(path, "remove"))?;
+            }
+            return Ok(model.bytes);
         };
-        for path in &model.files {
-            fs::remove_file(path).map_err(Error::io(path, "remove"))?;
+        let Some(_lock) = Lock::try_now(&self.lock_path(&stored.manifest.key))? else {
+            return Err(Error::Busy(model.name.clone()));
+        };
+        // Out of sight first, so that nobody finds half a model.
+        let partial = self.root.join(".partial");
+        let doomed = files::with_suffix(
+            &partial.join(stored.folder.file_name().unwrap_or_default()),
+            ".removed",
+        );
+        files::create_dir_all(&partial)?;
+        files::remove_dir_all(&doomed)?;
+        files::rename(&stored.folder, &doomed)?;
+        files::remove_dir_all(&doomed)?;
+        Ok(model.bytes)
+    }
+
+    /// Removes what an unfinished download of `key` left; returns the bytes freed, or `None` if there is nothing.
+    pub(crate) fn remove_partial(&self, key: &str) -> Result<Option<u64>, Error> {
+        let work = self.root.join(".partial").join(key);
+        if !work.is_dir() {
+            return Ok(None);
         }
-        Ok(Some(model.bytes))
+        let Some(_lock) = Lock::try_now(&self.lock_path(key))? else {
+            return Err(Error::Busy(key.to_owned()));
+        };
+        let entries = fs::read_dir(&work).into_iter().flatten().flatten();
+        let bytes = entries.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
+        files::remove_dir_all(&work)?;
+        Ok(Some(bytes))
     }
 
     fn lock_path(&self, key: &str) -> PathBuf {

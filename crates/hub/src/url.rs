@@ -20,6 +20,11 @@ pub(crate) fn find(store: &Store, spec: &UrlSpec) -> Option<Stored> {
     })
 }
 
+/// The lock and the work folder of an address.
+pub(crate) fn store_key(spec: &UrlSpec) -> String {
+    format!("url-{}", &hex(&Sha256::digest(without_userinfo(&spec.url)))[..16])
+}
+
 /// Downloads the file, or all files of a split model, into the store.
 pub(crate) fn fetch(
     client: &Client,
@@ -30,7 +35,7 @@ pub(crate) fn fetch(
     progress: &mut dyn Progress,
 ) -> Result<Stored, Error> {
     let shown = without_userinfo(&spec.url);
-    let key = format!("url-{}", &hex(&Sha256::digest(&shown))[..16]);
+    let key = store_key(spec);
     let installation = store.begin(&key, &shown, progress)?;
     if !force && let Some(stored) = find(store, spec) {
         return Ok(stored);
@@ -69,9 +74,10 @@ pub(crate) fn fetch(
         settle(&partial, &place)?;
     }
     let source = UrlSpec { url: shown, sha256: spec.sha256.clone() }.to_string();
-    // An address is a poor name; the file's is better where it was not fetched under an alias.
-    let name = if name.contains("://") { &source } else { name };
-    installation.finish(&new, &folder_name(&stored, &key), name, source.clone(), stored)
+    // An address is a poor name for a list.
+    let folder = folder_name(&stored, &key);
+    let name = if name.contains("://") { folder.as_str() } else { name };
+    installation.finish(&new, &folder, name, source, stored)
 }
 
 /// `STEM-` and enough of the key to tell addresses apart.

@@ -228,6 +228,12 @@ fn the_store_comes_before_aliases_and_ollama() {
 }
 
 #[test]
+fn a_hub_is_shared_between_threads() {
+    fn check<T: Send + Sync>(_: &T) {}
+    check(&Sandbox::new().hub());
+}
+
+#[test]
 fn aliases_are_described() {
     let aliases: Vec<_> = Hub::aliases().collect();
     assert!(aliases.iter().any(|(name, _)| *name == DEFAULT_MODEL));
@@ -301,13 +307,19 @@ fn the_token_file_is_read() {
 }
 
 #[test]
-fn certificates_of_ones_own() {
+fn unusable_settings_are_refused_at_once() {
     let mut sandbox = Sandbox::new();
     sandbox.config.ca_file = Some(sandbox.path("none.pem"));
     assert_says(
         &Hub::new(sandbox.config.clone()).unwrap_err().to_string(),
         &["none.pem", "read the certificates"],
     );
+    for endpoint in ["", "huggingface.co", "ftp://h", "https://", "a b"] {
+        sandbox.config.hf_endpoint = endpoint.into();
+        sandbox.config.ca_file = None;
+        let error = Hub::new(sandbox.config.clone()).unwrap_err();
+        assert_says(&error.to_string(), &["HF_ENDPOINT: expected https://"]);
+    }
     sandbox.config.ca_file = Some(sandbox.write("empty.pem", "nothing"));
     assert_says(
         &Hub::new(sandbox.config.clone()).unwrap_err().to_string(),

