@@ -55,10 +55,13 @@ impl Bytes {
         }
     }
 
-    /// Asks the system to start reading a range. Only a hint: failures are of no consequence.
+    /// Asks the system to start reading a range. Only a hint: failures are of no consequence, and
+    /// a range that is not in the file is ignored.
     pub(crate) fn prefetch(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(map) = self
+            && map.get(range.clone()).is_some()
+        {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
         #[cfg(not(unix))]
@@ -66,13 +69,16 @@ impl Bytes {
     }
 
     /// Gives the memory of a range back to the system, which reads it again if it is touched.
-    /// Only a hint: failures are of no consequence.
+    /// Only a hint: failures are of no consequence, and a range that is not in the file is ignored.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(map) = self
+            && map.get(range.clone()).is_some()
+        {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: dropped pages of a mapping are filled again from the file. Nothing was ever
-            // written to this read-only mapping, so they hold the same bytes as before.
+            // SAFETY: the range was just found to lie in the mapping, so no other memory is
+            // concerned. Dropped pages of a mapping are filled again from the file, and nothing
+            // was ever written to this read-only one, so they hold the same bytes as before.
             let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
         }
         #[cfg(not(unix))]

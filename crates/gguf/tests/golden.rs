@@ -36,7 +36,7 @@ fn a_llama_file_holds_what_llama_cpp_says() {
     let path = golden().join("archs/llama.gguf");
     let gguf = Gguf::open(&path).unwrap();
     let metadata = gguf.metadata();
-    assert_eq!(gguf.paths(), [path.clone()]);
+    assert_eq!(gguf.paths(), std::slice::from_ref(&path));
     assert_eq!(gguf.file_len(), std::fs::metadata(&path).unwrap().len());
     assert_eq!(gguf.version(), 3);
     assert_eq!(gguf.architecture().unwrap(), "llama");
