@@ -57,7 +57,7 @@ impl<W: Write> AnswerPrinter<W> {
     }
 
     /// Writes what was held back and ends the line.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         let mut rest = String::new();
         if let Style::Pretty { terminal, thoughts, markdown } = &mut self.style {
             let parts = thoughts.finish();
@@ -68,7 +68,7 @@ impl<W: Write> AnswerPrinter<W> {
         if !self.ends_line {
             self.write("\n")?;
         }
-        Ok(self.out)
+        Ok(())
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
@@ -240,10 +240,12 @@ mod tests {
     #[test]
     fn pipes_get_the_text_as_it_is() {
         let print = |terminal| {
-            let mut printer = AnswerPrinter::new(Vec::new(), terminal, true, false);
+            let mut out = Vec::new();
+            let mut printer = AnswerPrinter::new(&mut out, terminal, true, false);
             printer.push("<think>a\x1b[31m").expect("written");
             printer.push("**b**").expect("written");
-            String::from_utf8(printer.finish().expect("written")).expect("UTF-8")
+            printer.finish().expect("written");
+            String::from_utf8(out).expect("UTF-8")
         };
         let pipe = Terminal { interactive: false, stdout: false, color: false };
         assert_eq!(print(pipe), "<think>a\x1b[31m**b**\n");

@@ -314,7 +314,12 @@ struct SamplingArgs {
     #[arg(long, value_name = "NAMES")]
     samplers: Option<String>,
     /// The same in letters [default: edskypmxt]
-    #[arg(long, value_name = "LETTERS", visible_alias = "sampling-seq", conflicts_with = "samplers")]
+    #[arg(
+        long,
+        value_name = "LETTERS",
+        visible_alias = "sampling-seq",
+        conflicts_with = "samplers"
+    )]
     sampler_seq: Option<String>,
 }
 

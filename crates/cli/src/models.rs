@@ -50,9 +50,10 @@ impl hurtle_hub::Progress for Bar {
                 ProgressBar::new(total),
                 "{msg} [{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
             ),
-            None => {
-                (ProgressBar::new_spinner(), "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}")
-            }
+            None => (
+                ProgressBar::new_spinner(),
+                "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
+            ),
         };
         let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("=> "));

@@ -24,9 +24,8 @@ pub(crate) struct Prompt {
 impl Template {
     /// The template that the flags name, else the file's, else one that suits the vocabulary.
     pub(crate) fn load(args: &TemplateArgs, metadata: &Metadata, tok: &Tokenizer) -> Result<Self> {
-        let text = |id: Option<u32>| {
-            id.and_then(|id| tok.token_text(id)).unwrap_or_default().into_owned()
-        };
+        let text =
+            |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default().into_owned();
         let (bos, eos) = (text(tok.bos()), text(tok.eos()));
         if let Some(template) = Self::from_args(args, &bos, &eos)? {
             return Ok(template);

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn ages() {
-        let check = |seconds, expected: &str| assert_eq!(ago(Duration::from_secs(seconds)), expected);
+        let check =
+            |seconds, expected: &str| assert_eq!(ago(Duration::from_secs(seconds)), expected);
         check(0, "just now");
         check(59, "just now");
         check(60, "1 minute ago");

@@ -86,7 +86,9 @@ fn parse(text: &str) -> Result<RenderInput> {
     let add_generation_prompt = match object.shift_remove("add_generation_prompt") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(yes)) => yes,
-        other => bail!("add_generation_prompt: expected a boolean, found {}", found(other.as_ref())),
+        other => {
+            bail!("add_generation_prompt: expected a boolean, found {}", found(other.as_ref()))
+        }
     };
     let extra: Map<String, Value> = object;
     Ok(RenderInput { messages, tools, add_generation_prompt, extra, now: None })
@@ -113,8 +115,9 @@ mod tests {
 
     #[test]
     fn conversations_are_read() {
-        let input = parse(r#"{"enable_thinking": false, "messages": [{"role": "user"}], "tools": null}"#)
-            .expect("a conversation");
+        let input =
+            parse(r#"{"enable_thinking": false, "messages": [{"role": "user"}], "tools": null}"#)
+                .expect("a conversation");
         assert_eq!(input.messages.len(), 1);
         assert_eq!(input.tools, None);
         assert!(!input.add_generation_prompt);
@@ -132,6 +135,9 @@ mod tests {
         check("{}", "messages: expected an array, found nothing");
         check(r#"{"messages": {}}"#, "messages: expected an array, found an object");
         check(r#"{"messages": [], "tools": 1}"#, "tools: expected an array, found a number");
-        check(r#"{"messages": [], "add_generation_prompt": "no"}"#, "expected a boolean, found a string");
+        check(
+            r#"{"messages": [], "add_generation_prompt": "no"}"#,
+            "expected a boolean, found a string",
+        );
     }
 }

@@ -7,7 +7,9 @@ use clap::Args;
 
 /// Removes models from hurtle's store. Files of other programs are left alone.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  hurtle rm smollm2\n  hurtle rm gemma3:270m qwen2.5-coder:1.5b")]
+#[command(
+    after_help = "Examples:\n  hurtle rm smollm2\n  hurtle rm gemma3:270m qwen2.5-coder:1.5b"
+)]
 pub(crate) struct RmArgs {
     /// Names as 'hurtle list' shows them
     #[arg(required = true, value_name = "NAME")]

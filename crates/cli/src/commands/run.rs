@@ -113,7 +113,7 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     written?;
 
     match printer {
-        Some(printer) => drop(printer.finish()?),
+        Some(printer) => printer.finish()?,
         None => super::print_json(&Answer {
             text: &generation.text,
             token_ids: &generation.token_ids,
