@@ -141,22 +141,21 @@ impl ThoughtSplitter {
                         self.state = State::Answer;
                     }
                 }
-                State::ThoughtStart | State::AnswerStart => {
+                State::ThoughtStart => {
                     self.held = self.held.trim_start().to_owned();
-                    if self.held.is_empty() {
+                    if let Some(rest) = self.held.strip_prefix(CLOSE) {
+                        self.held = rest.to_owned();
+                        self.state = State::AnswerStart; // it did not think
+                    } else if CLOSE.starts_with(&self.held) {
                         return parts;
+                    } else {
+                        self.state = State::Thought;
                     }
-                    self.state = match self.state {
-                        State::ThoughtStart => State::Thought,
-                        _ => State::Answer,
-                    };
                 }
                 State::Thought => {
                     if let Some(at) = self.held.find(CLOSE) {
                         let thought = self.held[..at].trim_end();
-                        if at > 0 {
-                            parts.push(Part::Thought(format!("{thought}\n\n")));
-                        }
+                        parts.push(Part::Thought(format!("{thought}\n\n")));
                         self.held = self.held[at + CLOSE.len()..].to_owned();
                         self.state = State::AnswerStart;
                     } else {
@@ -166,6 +165,13 @@ impl ThoughtSplitter {
                         self.held = rest;
                         return parts;
                     }
+                }
+                State::AnswerStart => {
+                    self.held = self.held.trim_start().to_owned();
+                    if self.held.is_empty() {
+                        return parts;
+                    }
+                    self.state = State::Answer;
                 }
                 State::Answer => {
                     parts.extend(take(&mut self.held).map(Part::Answer));

@@ -71,7 +71,7 @@ pub(crate) struct ComputeArgs {
     /// Threads; 0 or less: as many as this process may use
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     threads: i64,
-    /// Threads for prompts (also -tb): the same ones; another number is refused
+    /// Threads for prompts (also -tb) [default: as --threads]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     threads_batch: Option<i64>,
     /// Prompt tokens processed at once [default: 2048]
@@ -112,14 +112,7 @@ impl From<CacheType> for KvType {
 impl ComputeArgs {
     /// As the engine wants them, with the model's own context size.
     pub(crate) fn options(&self) -> Result<EngineOptions> {
-        if self.threads_batch.is_some_and(|n| n != self.threads) {
-            usage!(
-                "--threads-batch {}: prompts are processed by the threads of --threads ({})\n\
-                 hint: leave --threads-batch away",
-                self.threads_batch.unwrap_or_default(),
-                self.threads
-            );
-        }
+        let positive = |n: i64| usize::try_from(n).ok().filter(|&n| n > 0);
         for (name, size) in [("batch", self.batch_size), ("ubatch", self.ubatch_size)] {
             if size == Some(0) {
                 usage!("--{name}-size 0: expected at least 1");
@@ -131,7 +124,8 @@ impl ComputeArgs {
             ));
         }
         Ok(EngineOptions {
-            threads: usize::try_from(self.threads).ok().filter(|&n| n > 0),
+            threads: positive(self.threads),
+            threads_batch: self.threads_batch.and_then(positive),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             kv_type_k: self.cache_type_k.into(),
             kv_type_v: self.cache_type_v.into(),

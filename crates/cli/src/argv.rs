@@ -73,8 +73,8 @@ pub(crate) fn translate(args: Vec<OsString>, root: &Command) -> Vec<OsString> {
 /// The long form of `-ngl`, `-ngl=99` or `-ngl99`, if `arg` is one and the command has it.
 fn long_flag(arg: &OsStr, scopes: &[&Command]) -> Option<OsString> {
     let arg = arg.to_str()?;
-    let end = arg[1.min(arg.len())..].find(|c: char| !c.is_ascii_lowercase());
-    let (flag, value) = arg.split_at(end.map_or(arg.len(), |i| i + 1));
+    let letters = arg.strip_prefix('-')?.bytes().take_while(u8::is_ascii_lowercase).count();
+    let (flag, value) = arg.split_at(1 + letters);
     let (_, long) = LONG_FLAGS.iter().find(|(short, _)| *short == flag)?;
     lookup(OsStr::new(long), scopes)?;
     let value = match value.as_bytes().first() {

@@ -5,7 +5,7 @@ use crate::error::usage;
 use crate::models;
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 /// Prints {"logits": [...]}: the logits after the last token, one for each token of the vocabulary.
 ///
@@ -29,6 +29,12 @@ pub(crate) struct LogitsArgs {
     engine: EngineArgs,
 }
 
+/// What is printed. Not a `serde_json::Value`, which would print 32-bit floats as 64-bit ones.
+#[derive(Debug, Serialize)]
+struct Report<T> {
+    logits: T,
+}
+
 pub(crate) fn execute(args: &LogitsArgs, globals: &GlobalArgs) -> Result<()> {
     let ids = token_ids(&args.ids)?;
     let options = args.engine.options()?;
@@ -39,8 +45,8 @@ pub(crate) fn execute(args: &LogitsArgs, globals: &GlobalArgs) -> Result<()> {
     check_ids(&ids, engine.tokenizer())?;
     let mut logits = engine.logits(&ids, args.all)?;
     if args.all {
-        super::print_json(&json!({ "logits": logits }))
+        super::print_json(&Report { logits })
     } else {
-        super::print_json(&json!({ "logits": logits.pop().unwrap_or_default() }))
+        super::print_json(&Report { logits: logits.pop().unwrap_or_default() })
     }
 }

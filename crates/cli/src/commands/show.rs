@@ -253,7 +253,7 @@ fn json_value(value: &Value) -> serde_json::Value {
         Value::I16(x) => json!(x),
         Value::U32(x) => json!(x),
         Value::I32(x) => json!(x),
-        Value::F32(x) => json!(x),
+        Value::F32(x) => short(*x),
         Value::Bool(x) => json!(x),
         Value::String(x) => json!(x),
         Value::U64(x) => json!(x),
@@ -270,6 +270,11 @@ fn json_value(value: &Value) -> serde_json::Value {
     }
 }
 
+/// A number as short as a 32-bit float can be written: 0.1, not 0.10000000149011612.
+fn short(x: f32) -> serde_json::Value {
+    x.to_string().parse::<f64>().map_or(serde_json::Value::Null, |x| json!(x))
+}
+
 /// The length of an array, and its first elements.
 fn first_elements(array: &Array) -> (usize, Vec<serde_json::Value>) {
     fn first<T: Serialize>(values: &[T]) -> (usize, Vec<serde_json::Value>) {
@@ -282,7 +287,7 @@ fn first_elements(array: &Array) -> (usize, Vec<serde_json::Value>) {
         Array::I16(x) => first(x),
         Array::U32(x) => first(x),
         Array::I32(x) => first(x),
-        Array::F32(x) => first(x),
+        Array::F32(x) => (x.len(), x.iter().take(SHOWN_ELEMENTS).map(|&x| short(x)).collect()),
         Array::Bool(x) => first(x),
         Array::U64(x) => first(x),
         Array::I64(x) => first(x),
