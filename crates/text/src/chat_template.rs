@@ -38,11 +38,6 @@ impl ChatTemplate {
         let _ = (metadata, tokenizer, name);
         todo!()
     }
-    /// fallback
-    pub fn fallback_for(metadata: &Metadata, tokenizer: &Tokenizer) -> (Self, &'static str) {
-        let _ = (metadata, tokenizer);
-        todo!()
-    }
     /// Compiles Jinja source.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         let _ = (source, bos, eos);
