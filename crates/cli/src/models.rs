@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub(crate) fn hub(globals: &GlobalArgs) -> Result<Hub> {
     let mut config = HubConfig::from_env()?;
     config.offline |= globals.offline;
-    Ok(Hub::new(config))
+    Ok(Hub::new(config)?)
 }
 
 /// The model `spec` on this machine, fetched if need be.
@@ -66,8 +66,8 @@ impl hurtle_hub::Progress for Bar {
 
     fn advance(&mut self, done: u64) {
         if let Some(bar) = &self.bar {
-            // A resumed transfer must not count as speed.
-            if bar.position() == 0 && done > 0 {
+            // Neither what a resumed transfer starts with nor a fall back to 0 is speed.
+            if (bar.position() == 0 && done > 0) || done < bar.position() {
                 bar.set_position(done);
                 bar.reset_eta();
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Lists the models on this machine: hurtle's own, those in the Hugging Face cache and Ollama's.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  hurtle list\n  hurtle list --json | jq -r '.[].name'")]
 pub(crate) struct ListArgs {
     /// Print a JSON array of {name, path, source, bytes, modified}, the time in seconds since 1970
     #[arg(long)]
