@@ -28,7 +28,7 @@ impl fmt::Display for Place {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Cursor<'a> {
     pub(crate) file: Arc<str>,
     pub(crate) place: Place,
@@ -44,6 +44,11 @@ impl<'a> Cursor<'a> {
     /// Bytes read so far.
     pub(crate) fn position(&self) -> usize {
         self.at
+    }
+
+    /// What was read since an earlier position.
+    pub(crate) fn since(&self, start: usize) -> &'a [u8] {
+        &self.bytes[start..self.at]
     }
 
     pub(crate) fn malformed(
@@ -83,6 +88,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `n` bytes.
+    #[inline]
     pub(crate) fn take(&mut self, n: u64) -> Result<&'a [u8], Error> {
         let n = self.check_remaining(n, 1)?;
         let taken = &self.bytes[self.at..self.at + n];
@@ -120,6 +126,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string: its length in 8 bytes, then its bytes.
+    #[inline] // vocabularies call this half a million times
     pub(crate) fn string(&mut self) -> Result<&'a [u8], Error> {
         let len = self.u64()?;
         self.take(len)

@@ -12,14 +12,14 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{file}: cannot {action}: {source}")]
+    #[error("{file}: cannot {action}: {reason}")]
     Io {
         /// The file concerned.
         file: Arc<str>,
         /// What was attempted: `open`, `map`, `write` …
         action: &'static str,
-        /// The reason given.
-        source: std::io::Error,
+        /// The reason given. Not a `source()`, since the message has it already.
+        reason: std::io::Error,
     },
     /// The path names a directory, a pipe or a device.
     #[error("{file}: expected a file, found {found}")]

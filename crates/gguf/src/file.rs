@@ -62,7 +62,8 @@ impl Gguf {
     }
 
     fn read(file: Arc<str>, bytes: Bytes) -> Result<Self, Error> {
-        let Header { version, metadata, tensors } = parse(&file, bytes.as_slice(), 0)?;
+        let Header { version, metadata, tensors, n_bytes } = parse(&file, bytes.as_slice(), 0)?;
+        bytes.release(0..n_bytes); // all of it was copied: 16 MB for the largest vocabularies
         let mut model = Self {
             paths: Vec::new(),
             shards: vec![bytes],

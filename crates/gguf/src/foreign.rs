@@ -9,7 +9,7 @@ pub enum Foreign {
     Empty,
     /// A safetensors file.
     Safetensors,
-    /// A formats of llama.cpp from before August 2023 (`ggml`, `ggmf`, `ggjt`).
+    /// A format of llama.cpp from before August 2023 (`ggml`, `ggmf`, `ggjt`).
     LegacyGgml,
     /// A Git LFS pointer in place of the file itself.
     GitLfsPointer,

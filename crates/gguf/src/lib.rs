@@ -15,6 +15,20 @@
 //! The bytes are untrusted: no input makes this crate panic, every offset and product is checked,
 //! and a count is checked against the bytes left in the file before anything is allocated by it,
 //! so that opening a file takes at most a small multiple of the size of its header.
+//!
+//! ```
+//! use hurtle_gguf::{Gguf, Metadata, Writer};
+//!
+//! let metadata: Metadata = [("general.architecture", "llama")].into_iter().collect();
+//! let mut file = Vec::new();
+//! Writer::new(metadata).write_to("tiny.gguf", &mut file)?;
+//!
+//! let gguf = Gguf::from_bytes("tiny.gguf", file)?;
+//! assert_eq!(gguf.architecture()?, "llama");
+//! let error = gguf.metadata().require("llama.block_count", Metadata::u32).unwrap_err();
+//! assert!(error.to_string().starts_with("tiny.gguf: key llama.block_count: expected a value"));
+//! # Ok::<(), hurtle_gguf::Error>(())
+//! ```
 
 #![deny(unsafe_code)] // but for mmap.rs
 

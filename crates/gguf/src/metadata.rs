@@ -210,3 +210,64 @@ impl Metadata {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_of_any_type_that_fits() {
+        fn check<T: Into<Value>>(value: T, u32: Option<u32>, u64: Option<u64>, f32: f32) {
+            let metadata = Metadata::from_iter([("k", value)]);
+            assert_eq!(metadata.u32("k").ok().flatten(), u32);
+            assert_eq!(metadata.u64("k").ok().flatten(), u64);
+            assert_eq!(metadata.f32("k").unwrap(), Some(f32));
+        }
+        check(200u8, Some(200), Some(200), 200.0);
+        check(-1i8, None, None, -1.0);
+        check(60_000u16, Some(60_000), Some(60_000), 60_000.0);
+        check(-1i16, None, None, -1.0);
+        check(u32::MAX, Some(u32::MAX), Some(0xffff_ffff), 4_294_967_296.0);
+        check(7i32, Some(7), Some(7), 7.0);
+        check(1u64 << 32, None, Some(1 << 32), 4_294_967_296.0);
+        check(5i64, Some(5), Some(5), 5.0);
+        check(0.5f32, None, None, 0.5);
+        check(0.5f64, None, None, 0.5);
+    }
+
+    #[test]
+    fn arrays_are_widened_and_narrowed() {
+        fn ints(array: impl Into<Array>) -> Option<Vec<i64>> {
+            Metadata::from_iter([("k", array.into())]).ints("k").ok().flatten()
+        }
+        assert_eq!(ints(vec![1u8, 255]), Some(vec![1, 255]));
+        assert_eq!(ints(vec![-1i8]), Some(vec![-1]));
+        assert_eq!(ints(vec![60_000u16]), Some(vec![60_000]));
+        assert_eq!(ints(vec![-2i16]), Some(vec![-2]));
+        assert_eq!(ints(vec![u32::MAX]), Some(vec![0xffff_ffff]));
+        assert_eq!(ints(vec![-3i32]), Some(vec![-3]));
+        assert_eq!(ints(vec![i64::MIN]), Some(vec![i64::MIN]));
+        assert_eq!(ints(vec![4u64]), Some(vec![4]));
+        assert_eq!(ints(vec![true, false]), Some(vec![1, 0]));
+        assert_eq!(ints(vec![u64::MAX]), None);
+        assert_eq!(ints(vec![1f32]), None);
+        let floats =
+            Metadata::from_iter([("a", Array::F32(vec![1.5])), ("b", Array::F64(vec![0.1]))]);
+        assert_eq!(floats.floats("a").unwrap(), Some(vec![1.5]));
+        assert_eq!(floats.floats("b").unwrap(), Some(vec![0.1]));
+    }
+
+    #[test]
+    fn keys_keep_their_order() {
+        let mut metadata = Metadata::from_iter([("a", 1u8), ("b", 2), ("c", 3)]);
+        assert_eq!(metadata.insert("b", 4u8), Some(Value::U8(2)));
+        assert_eq!(metadata.remove("a"), Some(Value::U8(1)));
+        assert_eq!(metadata.remove("a"), None);
+        assert_eq!(metadata.insert("a", 5u8), None);
+        let pairs: Vec<_> = metadata.iter().collect();
+        assert_eq!(pairs, [("b", &Value::U8(4)), ("c", &Value::U8(3)), ("a", &Value::U8(5))]);
+        for (key, value) in pairs {
+            assert_eq!(metadata.get(key), Some(value));
+        }
+    }
+}

@@ -19,10 +19,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The bytes of one file: mapped, or held in memory.
-#[derive(Debug)]
 pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
+}
+
+/// Without the gigabytes.
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self {
+            Self::Mapped(_) => "Mapped",
+            Self::Owned(_) => "Owned",
+        };
+        write!(f, "{kind}({} bytes)", self.as_slice().len())
+    }
 }
 
 impl Bytes {
@@ -30,7 +40,7 @@ impl Bytes {
     pub(crate) fn map(path: &Path, name: &Arc<str>) -> Result<Self, Error> {
         let io = |action| {
             let file = Arc::clone(name);
-            move |source| Error::Io { file, action, source }
+            move |reason| Error::Io { file, action, reason }
         };
         // Looked at before it is opened, because opening a pipe waits for its other end.
         let found = std::fs::metadata(path).map_err(io("open"))?;

@@ -27,6 +27,8 @@ pub(crate) struct Header {
     pub(crate) version: u32,
     pub(crate) metadata: Metadata,
     pub(crate) tensors: Vec<TensorInfo>,
+    /// Where the header ends.
+    pub(crate) n_bytes: usize,
 }
 
 /// Reads the header in `bytes`, the whole of shard number `shard`, and checks that every tensor's
@@ -50,9 +52,10 @@ pub(crate) fn parse(file: &Arc<str>, bytes: &[u8], shard: usize) -> Result<Heade
     for i in 0..n_tensors {
         tensors.push(tensor(&mut cursor, i, alignment)?);
     }
-    let data_start = cursor.position().checked_next_multiple_of(alignment);
+    let n_bytes = cursor.position();
+    let data_start = n_bytes.checked_next_multiple_of(alignment);
     let tensors = place_tensors(&mut cursor, tensors, data_start, bytes.len(), shard)?;
-    Ok(Header { version, metadata, tensors })
+    Ok(Header { version, metadata, tensors, n_bytes })
 }
 
 fn version(cursor: &mut Cursor<'_>, bytes: &[u8]) -> Result<u32, Error> {
@@ -177,20 +180,14 @@ fn array(cursor: &mut Cursor<'_>, depth: usize) -> Result<Array, Error> {
     })
 }
 
-/// Reads the strings twice: first the lengths, so that the bytes then fit one exact allocation.
 fn strings(cursor: &mut Cursor<'_>, n: u64) -> Result<StringArray, Error> {
     let mut ends = Vec::with_capacity(cursor.check_remaining(n, MIN_STRING_BYTES)?);
-    let mut again = cursor.clone();
-    let mut total = 0;
+    let start = cursor.position();
     for _ in 0..n {
-        total += cursor.string()?.len();
-        ends.push(total);
+        cursor.string()?;
+        ends.push(cursor.position() - start);
     }
-    let mut bytes = Vec::with_capacity(total);
-    for _ in 0..n {
-        bytes.extend_from_slice(again.string()?);
-    }
-    Ok(StringArray::from_parts(ends, bytes))
+    Ok(StringArray::from_parts(cursor.since(start).to_vec(), ends))
 }
 
 /// A tensor as the header describes it; its offset counts from the start of the data.

@@ -204,10 +204,10 @@ impl PendingFile {
         #[cfg(unix)]
         // As for any new file: what the umask leaves of this.
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(|source| Error::Io {
+        let file = builder.tempfile_in(folder).map_err(|reason| Error::Io {
             file: Arc::clone(&name),
             action: "create",
-            source,
+            reason,
         })?;
         Ok(Self { name, path: path.to_owned(), file })
     }
@@ -221,7 +221,7 @@ impl PendingFile {
         let Self { name, path, file } = self;
         let sync = file.as_file().sync_all();
         sync.and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
-            .map_err(|source| Error::Io { file: name, action: "write", source })
+            .map_err(|reason| Error::Io { file: name, action: "write", reason })
     }
 }
 
@@ -231,7 +231,7 @@ fn write_file(
     metadata: &Metadata,
     tensors: Vec<NewTensor<'_>>,
 ) -> Result<(), Error> {
-    let failed = |source| Error::Io { file: Arc::clone(file), action: "write", source };
+    let failed = |reason| Error::Io { file: Arc::clone(file), action: "write", reason };
     let alignment = alignment(metadata)?;
     let header = encode_header(metadata, &tensors, alignment)?;
     out.write_all(&header).map_err(failed)?;
@@ -348,7 +348,7 @@ fn encode_array(out: &mut Vec<u8>, array: &Array, depth: usize) -> bool {
         Array::I32(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::F32(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::Bool(v) => out.extend(v.iter().map(|&v| u8::from(v))),
-        Array::String(v) => v.iter().for_each(|v| encode_string(out, v)),
+        Array::String(v) => out.extend(v.encoded()),
         Array::U64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::I64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),
         Array::F64(v) => out.extend(v.iter().flat_map(|v| v.to_le_bytes())),

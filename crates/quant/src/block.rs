@@ -2,7 +2,9 @@
 //!
 //! All of it is `#[inline(always)]`: a function of another crate that is compiled for other CPU
 //! features (`#[target_feature(enable = "avx2,fma")]`) and calls [`decode_row`] gets a loop
-//! vectorised for those features, without a second decoder.
+//! vectorised for those features, without a second decoder. The bits stay the same, because Rust
+//! fuses no multiplication with an addition on its own. In an AVX2 caller Q4_K decodes five times
+//! as fast as for baseline x86-64 (4.6 against 0.8 values a nanosecond).
 
 use crate::{Error, WeightType};
 
@@ -11,25 +13,22 @@ pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// An array `[T; N]`, where `N` cannot be named.
-pub trait Array: Sized {
-    /// What it holds.
-    type Item;
-    /// How many it holds.
+/// An array `[T; N]` for an `N` that generic code cannot name.
+pub trait Array<T>: AsRef<[T]> + AsMut<[T]> + Sized {
+    /// How many elements it has.
     const LEN: usize;
     /// All elements zero.
     const ZERO: Self;
 
     /// Splits a slice into arrays and what is left over.
-    fn chunks(slice: &[Self::Item]) -> (&[Self], &[Self::Item]);
+    fn chunks(slice: &[T]) -> (&[Self], &[T]);
     /// Splits a slice into arrays and what is left over.
-    fn chunks_mut(slice: &mut [Self::Item]) -> (&mut [Self], &mut [Self::Item]);
+    fn chunks_mut(slice: &mut [T]) -> (&mut [Self], &mut [T]);
 }
 
 macro_rules! impl_array {
     ($($item:ty = $zero:literal),+) => {$(
-        impl<const N: usize> Array for [$item; N] {
-            type Item = $item;
+        impl<const N: usize> Array<$item> for [$item; N] {
             const LEN: usize = N;
             const ZERO: Self = [$zero; N];
 
@@ -46,21 +45,24 @@ macro_rules! impl_array {
 }
 impl_array!(u8 = 0, f32 = 0.0);
 
+/// Encodes one block.
+pub type Encoder<B> = fn(&<B as Block>::Values, &mut <B as Block>::Bytes);
+
 /// How a block of one weight type becomes numbers, and the reverse where there is an encoder.
 pub trait Block: sealed::Sealed {
     /// The row of the type table.
     const TYPE: WeightType;
     /// `[u8; BYTES]`: an encoded block.
-    type Bytes: Array<Item = u8>;
+    type Bytes: Array<u8>;
     /// `[f32; LEN]`: its values.
-    type Values: Array<Item = f32>;
+    type Values: Array<f32>;
     /// Values in a block.
-    const LEN: usize = <Self::Values as Array>::LEN;
+    const LEN: usize = Self::Values::LEN;
     /// Bytes of a block.
-    const BYTES: usize = <Self::Bytes as Array>::LEN;
+    const BYTES: usize = Self::Bytes::LEN;
     /// The encoder, where the type has one. Any values may come in, NaN and infinities included;
     /// then the block decodes to something meaningless.
-    const ENCODE: Option<fn(&Self::Values, &mut Self::Bytes)> = None;
+    const ENCODE: Option<Encoder<Self>> = None;
 
     /// Decodes one block, bit for bit as ggml does. Any bytes are a valid block.
     fn decode(bytes: &Self::Bytes, out: &mut Self::Values);
@@ -91,7 +93,7 @@ fn blocks_of<'a, B: Block>(
         return Err(length(values_name, n_values.next_multiple_of(B::LEN), n_values));
     }
     let n_blocks = n_values / B::LEN;
-    let (blocks, rest) = <B::Bytes as Array>::chunks(bytes);
+    let (blocks, rest) = B::Bytes::chunks(bytes);
     if blocks.len() != n_blocks || !rest.is_empty() {
         return Err(length(bytes_name, n_blocks.saturating_mul(B::BYTES), bytes.len()));
     }
@@ -102,7 +104,7 @@ fn blocks_of<'a, B: Block>(
 #[inline(always)]
 pub fn decode_row<B: Block>(src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
     let blocks = blocks_of::<B>(src, "source bytes", dst.len(), "destination values")?;
-    let (values, _) = <B::Values as Array>::chunks_mut(dst);
+    let (values, _) = B::Values::chunks_mut(dst);
     for (bytes, out) in blocks.iter().zip(values) {
         B::decode(bytes, out);
     }
@@ -112,10 +114,10 @@ pub fn decode_row<B: Block>(src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
 /// Encodes a row. See [`quantize`](crate::quantize).
 #[inline(always)]
 pub fn encode_row<B: Block>(src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
-    let encode = B::ENCODE.ok_or(Error::Unsupported { ty: B::TYPE, what: "encoding" })?;
+    let encode = B::ENCODE.ok_or(Error::NoEncoder { ty: B::TYPE })?;
     blocks_of::<B>(dst, "destination bytes", src.len(), "source values")?;
-    let (values, _) = <B::Values as Array>::chunks(src);
-    let (blocks, _) = <B::Bytes as Array>::chunks_mut(dst);
+    let (values, _) = B::Values::chunks(src);
+    let (blocks, _) = B::Bytes::chunks_mut(dst);
     for (x, bytes) in values.iter().zip(blocks) {
         encode(x, bytes);
     }
@@ -134,9 +136,9 @@ pub fn dot_row<B: Block>(row: &[u8], x: &[f32]) -> Result<f32, Error> {
     const { assert!(DOT_CHUNK.is_multiple_of(B::LEN) && B::LEN <= DOT_CHUNK) };
     let blocks = blocks_of::<B>(row, "row bytes", x.len(), "values")?;
     let mut sums = [0.0f32; DOT_LANES];
-    let mut weights = [0.0f32; DOT_CHUNK];
+    let mut weights = [0.0; DOT_CHUNK];
     for (blocks, x) in blocks.chunks(DOT_CHUNK / B::LEN).zip(x.chunks(DOT_CHUNK)) {
-        let (values, _) = <B::Values as Array>::chunks_mut(&mut weights);
+        let (values, _) = B::Values::chunks_mut(&mut weights);
         for (bytes, out) in blocks.iter().zip(values) {
             B::decode(bytes, out);
         }

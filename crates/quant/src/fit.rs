@@ -6,14 +6,28 @@
 /// Groups whose values are all below this are taken for zeros.
 pub(crate) const ZERO_GROUP: f32 = 1e-15;
 
-/// The nearest integer, ties to even, of a value up to 4194303 in magnitude; meaningless (but no
-/// panic) beyond, and 0 for NaN.
+/// The nearest integer, ties to even, of a value up to 4194303 in magnitude. Beyond, and for NaN,
+/// the result is some integer of at most 23 bits.
 ///
 /// Adding 1.5 · 2^23 leaves no room for a fraction in the mantissa: the integer is its lower bits.
 #[inline(always)]
 pub(crate) fn nearest_int(x: f32) -> i32 {
     let mantissa = (x + 12_582_912.0).to_bits() & 0x007f_ffff;
     mantissa as i32 - 0x0040_0000
+}
+
+/// The nearest integer that an i8 holds, ties away from zero, of a value in the range of
+/// [`nearest_int`].
+///
+/// Not `x.round() as i8`, because neither the library call nor the saturating conversion
+/// vectorises for every target.
+#[inline(always)]
+pub(crate) fn round_to_i8(x: f32) -> i8 {
+    let even = nearest_int(x);
+    let rest = x - even as f32;
+    let up = i32::from((x > 0.0) & (rest == 0.5));
+    let down = i32::from((x < 0.0) & (rest == -0.5));
+    (even + up - down).clamp(-128, 127) as i8
 }
 
 /// `1 / x`, or 0 for 0.
@@ -25,13 +39,26 @@ pub(crate) fn reciprocal(x: f32) -> f32 {
 /// The value of the largest magnitude (the first of equals) with its sign, 0 if there is none.
 #[inline(always)]
 pub(crate) fn signed_extreme(x: &[f32]) -> f32 {
-    let mut extreme = 0.0f32;
-    for &x in x {
-        if x.abs() > extreme.abs() {
-            extreme = x;
+    let largest = largest_magnitude(x);
+    if largest == 0.0 {
+        return 0.0;
+    }
+    x.iter().copied().find(|x| x.abs() == largest).unwrap_or(0.0)
+}
+
+/// The largest magnitude, 0 if there is none; NaN is passed over.
+#[inline(always)]
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x.abs());
         }
     }
-    extreme
+    lanes.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, larger)
 }
 
 /// The smallest and the largest value.
@@ -237,7 +264,20 @@ mod tests {
         for x in [4_194_303.0, -4_194_303.0] {
             assert_eq!(nearest_int(x), x as i32);
         }
-        assert_eq!(nearest_int(f32::NAN), 0);
+        for x in [f32::NAN, f32::INFINITY, -f32::MAX] {
+            assert!(nearest_int(x).abs() <= 1 << 22, "{x}");
+        }
+    }
+
+    #[test]
+    fn round_to_i8_rounds_ties_away_from_zero() {
+        // Every f32 in steps of 1000 of its bits, and the neighbours of the ties.
+        let all = (0..=u32::MAX).step_by(1000).map(f32::from_bits);
+        let in_range = all.filter(|x| x.abs() <= 4_194_303.0);
+        let ties = (-300..=300).map(|i| i as f32 + 0.5);
+        for x in in_range.chain(ties.flat_map(|x| [x.next_down(), x, x.next_up()])) {
+            assert_eq!(round_to_i8(x), x.round() as i8, "{x:?}");
+        }
     }
 
     #[test]
@@ -245,5 +285,9 @@ mod tests {
         assert_eq!(signed_extreme(&[1.0, -3.0, 3.0]), -3.0);
         assert_eq!(signed_extreme(&[f32::NAN, 2.0]), 2.0);
         assert_eq!(signed_extreme(&[]), 0.0);
+        assert_eq!(signed_extreme(&[-0.0; 3]).to_bits(), 0);
+        let long: Vec<f32> =
+            (0..40).map(|i| if i == 37 { -5.0 } else { i as f32 / 10.0 }).collect();
+        assert_eq!(signed_extreme(&long), -5.0);
     }
 }

@@ -1,7 +1,7 @@
 //! F32, F16, BF16 and F64: one value a block, little-endian.
 
 use crate::WeightType;
-use crate::block::Block;
+use crate::block::{Block, Encoder};
 
 /// The f32 of an f16's bits.
 ///
@@ -41,7 +41,7 @@ macro_rules! float_block {
             const TYPE: WeightType = WeightType::$name;
             type Bytes = [u8; $n];
             type Values = [f32; 1];
-            const ENCODE: Option<fn(&[f32; 1], &mut [u8; $n])> = $encode;
+            const ENCODE: Option<Encoder<Self>> = $encode;
 
             #[inline(always)]
             fn decode(bytes: &[u8; $n], out: &mut [f32; 1]) {

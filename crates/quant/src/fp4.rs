@@ -80,7 +80,9 @@ impl Block for Mxfp4<'_> {
     fn decode(bytes: &[u8; 17], out: &mut [f32; 32]) {
         let block = Mxfp4::split(bytes);
         let scale = e8m0_half(block.e[0]);
-        *out = block.quants().map(|q| f32::from(q) * scale);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * scale;
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{ZERO_GROUP, reciprocal, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -81,13 +81,15 @@ impl Block for Iq4Nl<'_> {
     const TYPE: WeightType = WeightType::IQ4_NL;
     type Bytes = [u8; 18];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 18])> = Some(encode_iq4_nl);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_iq4_nl);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 18], out: &mut [f32; 32]) {
         let block = Iq4Nl::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|level| d * f32::from(level));
+        for (y, level) in out.iter_mut().zip(block.quants()) {
+            *y = d * f32::from(level);
+        }
     }
 }
 

@@ -39,7 +39,7 @@ mod q8_k;
 mod ternary;
 mod types;
 
-pub use block::{Array, Block, IntegerDot, decode_row, dot_integer, dot_row, encode_row};
+pub use block::{Array, Block, Encoder, IntegerDot, decode_row, dot_integer, dot_row, encode_row};
 pub use float::{BF16, F16, F32, F64, f16_to_f32};
 pub use fp4::{E2M1_DOUBLED, Mxfp4, Nvfp4, e8m0_half, ue4m3_half};
 pub use iq1::{Iq1M, Iq1S};
@@ -78,14 +78,26 @@ pub enum Error {
         /// Length that was given.
         found: usize,
     },
-    /// The type has no encoder (or no decoder to f32, as the integer types).
-    #[error("{ty}: {what} is not supported")]
+    /// The type is one of the integer types, which hold no weights.
+    #[error("{ty}: {what} is not supported, for {ty} values are no weights")]
     Unsupported {
         /// The weight type concerned.
         ty: WeightType,
         /// The operation asked for.
         what: &'static str,
     },
+    /// The type can be decoded only.
+    #[error("{ty}: there is no encoder\nhint: choose one of {}", encodable())]
+    NoEncoder {
+        /// The weight type concerned.
+        ty: WeightType,
+    },
+}
+
+/// The types that [`quantize`] knows, for a message.
+fn encodable() -> String {
+    let types = WeightType::ALL.iter().filter(|ty| ty.has_encoder());
+    types.map(|ty| ty.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Runs `visitor` with the block of `ty`; integer types have none.
@@ -116,12 +128,13 @@ pub fn dequantize(ty: WeightType, src: &[u8], dst: &mut [f32]) -> Result<(), Err
 /// Encodes `src` as blocks of `ty`, as ggml's reference encoder does without an importance matrix.
 ///
 /// `src.len()` must be a multiple of the block length and `dst.len()` the bytes of that many
-/// blocks. There are encoders for F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K to
-/// Q8_K and IQ4_NL. NaN and infinite values are no error; the blocks that hold them decode to
-/// something meaningless.
+/// blocks. [`WeightType::has_encoder`] says which types have one. NaN and infinite values, and
+/// finite ones whose scale is too large for an f16, are no error; the blocks that hold them decode
+/// to something meaningless.
 ///
 /// # Errors
-/// [`Error::Length`] if the lengths disagree, [`Error::Unsupported`] if there is no encoder.
+/// [`Error::Length`] if the lengths disagree, [`Error::NoEncoder`] or, for the integer types,
+/// [`Error::Unsupported`] if there is no encoder.
 pub fn quantize(ty: WeightType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
     struct Quantize<'a>(&'a [f32], &'a mut [u8]);
     impl BlockVisitor for Quantize<'_> {

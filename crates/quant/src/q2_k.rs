@@ -10,7 +10,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{AffineSearch, fit_affine, nearest_int};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -43,7 +43,7 @@ impl Block for Q2K<'_> {
     const TYPE: WeightType = WeightType::Q2_K;
     type Bytes = [u8; 84];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 84])> = Some(encode);
+    const ENCODE: Option<Encoder<Self>> = Some(encode);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 84], out: &mut [f32; 256]) {

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{fit_symmetric_descent, nearest_int, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -57,7 +57,7 @@ impl Block for Q3K<'_> {
     const TYPE: WeightType = WeightType::Q3_K;
     type Bytes = [u8; 110];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 110])> = Some(encode);
+    const ENCODE: Option<Encoder<Self>> = Some(encode);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 110], out: &mut [f32; 256]) {

@@ -8,7 +8,7 @@
 //! Byte `j` of `qs` holds value `j` in its low and value `j + 16` in its high half.
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{min_max, reciprocal, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -56,13 +56,15 @@ impl Block for Q4_0<'_> {
     const TYPE: WeightType = WeightType::Q4_0;
     type Bytes = [u8; 18];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 18])> = Some(encode_q4_0);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q4_0);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 18], out: &mut [f32; 32]) {
         let block = Q4_0::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|q| f32::from(q) * d);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d;
+        }
     }
 }
 
@@ -70,13 +72,15 @@ impl Block for Q4_1<'_> {
     const TYPE: WeightType = WeightType::Q4_1;
     type Bytes = [u8; 20];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 20])> = Some(encode_q4_1);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q4_1);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 20], out: &mut [f32; 32]) {
         let block = Q4_1::split(bytes);
         let (d, m) = (read_f16(block.d), read_f16(block.m));
-        *out = block.quants().map(|q| f32::from(q) * d + m);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d + m;
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{AffineSearch, fit_affine, nearest_int};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -166,7 +166,7 @@ impl Block for Q4K<'_> {
     const TYPE: WeightType = WeightType::Q4_K;
     type Bytes = [u8; 144];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 144])> = Some(encode);
+    const ENCODE: Option<Encoder<Self>> = Some(encode);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 144], out: &mut [f32; 256]) {

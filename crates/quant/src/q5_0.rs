@@ -9,7 +9,7 @@
 //! half. Bit `j` of `qh`, read as a little-endian integer, is the fifth bit of value `j`.
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{min_max, reciprocal, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -66,13 +66,15 @@ impl Block for Q5_0<'_> {
     const TYPE: WeightType = WeightType::Q5_0;
     type Bytes = [u8; 22];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 22])> = Some(encode_q5_0);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q5_0);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 22], out: &mut [f32; 32]) {
         let block = Q5_0::split(bytes);
         let d = read_f16(block.d);
-        *out = block.quants().map(|q| f32::from(q) * d);
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d;
+        }
     }
 }
 
@@ -80,13 +82,15 @@ impl Block for Q5_1<'_> {
     const TYPE: WeightType = WeightType::Q5_1;
     type Bytes = [u8; 24];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 24])> = Some(encode_q5_1);
+    const ENCODE: Option<Encoder<Self>> = Some(encode_q5_1);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 24], out: &mut [f32; 32]) {
         let block = Q5_1::split(bytes);
         let (d, m) = (read_f16(block.d), read_f16(block.m));
-        *out = join_bits(block.qs, block.qh).map(|q| f32::from(q) * d + m);
+        for (y, q) in out.iter_mut().zip(join_bits(block.qs, block.qh)) {
+            *y = f32::from(q) * d + m;
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::AffineSearch;
 use crate::float::read_f16;
 use crate::planes::{pack, unpack};
@@ -48,7 +48,7 @@ impl Block for Q5K<'_> {
     const TYPE: WeightType = WeightType::Q5_K;
     type Bytes = [u8; 176];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 176])> = Some(encode);
+    const ENCODE: Option<Encoder<Self>> = Some(encode);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 176], out: &mut [f32; 256]) {

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::WeightType;
-use crate::block::{Block, IntegerDot, block_layout};
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
 use crate::fit::{ZERO_GROUP, fit_symmetric, nearest_int, signed_extreme};
 use crate::float::{read_f16, write_f16};
 use crate::planes::{pack, unpack};
@@ -45,7 +45,7 @@ impl Block for Q6K<'_> {
     const TYPE: WeightType = WeightType::Q6_K;
     type Bytes = [u8; 210];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 210])> = Some(encode);
+    const ENCODE: Option<Encoder<Self>> = Some(encode);
 
     #[inline(always)]
     fn decode(bytes: &[u8; 210], out: &mut [f32; 256]) {

@@ -10,8 +10,8 @@
 
 use half::f16;
 
-use crate::block::{Block, IntegerDot, block_layout};
-use crate::fit::reciprocal;
+use crate::block::{Block, Encoder, IntegerDot, block_layout};
+use crate::fit::{largest_magnitude, reciprocal, round_to_i8};
 use crate::float::{f16_to_f32, read_f16};
 use crate::{Error, WeightType};
 
@@ -67,7 +67,7 @@ impl Q8_0Block {
     pub const ZERO: Self = Self { d: f16::ZERO, qs: [0; 32] };
 
     /// Quantizes 32 activations.
-    #[inline]
+    #[inline(always)]
     pub fn quantize(x: &[f32; 32]) -> Self {
         let (d, qs) = quantize_symmetric(x);
         Self { d: f16::from_f32(d), qs }
@@ -100,7 +100,7 @@ impl Q8_1Block {
     pub const ZERO: Self = Self { d: f16::ZERO, s: f16::ZERO, qs: [0; 32] };
 
     /// Quantizes 32 activations.
-    #[inline]
+    #[inline(always)]
     pub fn quantize(x: &[f32; 32]) -> Self {
         let (d, qs) = quantize_symmetric(x);
         let sum: i32 = qs.iter().map(|&q| i32::from(q)).sum();
@@ -141,11 +141,15 @@ impl Q8_1Block {
 }
 
 /// Scale and quants; the largest magnitude becomes 127.
+#[inline(always)]
 fn quantize_symmetric(x: &[f32; 32]) -> (f32, [i8; 32]) {
-    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let d = largest / 127.0;
+    let d = largest_magnitude(x) / 127.0;
     let inverse = reciprocal(d);
-    (d, x.map(|x| (x * inverse).round() as i8))
+    let mut qs = [0; 32];
+    for (q, x) in qs.iter_mut().zip(x) {
+        *q = round_to_i8(x * inverse);
+    }
+    (d, qs)
 }
 
 /// Quantizes activations for the dot products with Q8_0 blocks. Allocates nothing.
@@ -154,6 +158,7 @@ fn quantize_symmetric(x: &[f32; 32]) -> (f32, [i8; 32]) {
 ///
 /// # Errors
 /// [`Error::Length`] if the lengths disagree.
+#[inline(always)]
 pub fn quantize_activations_q8_0_into(x: &[f32], out: &mut [Q8_0Block]) -> Result<(), Error> {
     quantize_blocks(WeightType::Q8_0, x, out, Q8_0Block::quantize)
 }
@@ -164,11 +169,13 @@ pub fn quantize_activations_q8_0_into(x: &[f32], out: &mut [Q8_0Block]) -> Resul
 ///
 /// # Errors
 /// [`Error::Length`] if the lengths disagree.
+#[inline(always)]
 pub fn quantize_activations_q8_1_into(x: &[f32], out: &mut [Q8_1Block]) -> Result<(), Error> {
     quantize_blocks(WeightType::Q8_1, x, out, Q8_1Block::quantize)
 }
 
 /// Quantizes `N` values for each element of `out`.
+#[inline(always)]
 pub(crate) fn quantize_blocks<T, const N: usize>(
     ty: WeightType,
     x: &[f32],
@@ -196,14 +203,15 @@ impl Block for Q8_0<'_> {
     const TYPE: WeightType = WeightType::Q8_0;
     type Bytes = [u8; 34];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 34])> =
-        Some(|x, out| *out = Q8_0Block::quantize(x).to_bytes());
+    const ENCODE: Option<Encoder<Self>> = Some(|x, out| *out = Q8_0Block::quantize(x).to_bytes());
 
     #[inline(always)]
     fn decode(bytes: &[u8; 34], out: &mut [f32; 32]) {
         let block = Q8_0::split(bytes);
         let d = read_f16(block.d);
-        *out = block.qs.map(|q| f32::from(q as i8) * d);
+        for (y, &q) in out.iter_mut().zip(block.qs) {
+            *y = f32::from(q as i8) * d;
+        }
     }
 }
 
@@ -211,14 +219,15 @@ impl Block for Q8_1<'_> {
     const TYPE: WeightType = WeightType::Q8_1;
     type Bytes = [u8; 36];
     type Values = [f32; 32];
-    const ENCODE: Option<fn(&[f32; 32], &mut [u8; 36])> =
-        Some(|x, out| *out = Q8_1Block::quantize(x).to_bytes());
+    const ENCODE: Option<Encoder<Self>> = Some(|x, out| *out = Q8_1Block::quantize(x).to_bytes());
 
     #[inline(always)]
     fn decode(bytes: &[u8; 36], out: &mut [f32; 32]) {
         let block = Q8_1::split(bytes);
         let d = read_f16(block.d);
-        *out = block.qs.map(|q| f32::from(q as i8) * d);
+        for (y, &q) in out.iter_mut().zip(block.qs) {
+            *y = f32::from(q as i8) * d;
+        }
     }
 }
 

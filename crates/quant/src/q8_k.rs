@@ -7,7 +7,7 @@
 //! `sums[g]` is the sum of the quants of group `g` of 16. Weights with a minimum need it, and
 //! kernels that can only multiply unsigned with signed bytes.
 
-use crate::block::{Block, block_layout};
+use crate::block::{Block, Encoder, block_layout};
 use crate::fit::{nearest_int, signed_extreme};
 use crate::q8_0::quantize_blocks;
 use crate::{Error, WeightType};
@@ -44,17 +44,21 @@ impl Q8KSuperBlock {
     pub const ZERO: Self = Self { d: 0.0, qs: [0; 256], sums: [0; 16] };
 
     /// Quantizes 256 activations; that of the largest magnitude becomes -127.
-    #[inline]
+    #[inline(always)]
     pub fn quantize(x: &[f32; 256]) -> Self {
         let extreme = signed_extreme(x);
         if extreme == 0.0 {
             return Self::ZERO;
         }
         let inverse = -127.0 / extreme;
-        let qs = x.map(|x| nearest_int(inverse * x).clamp(-127, 127) as i8);
-        let (groups, _) = qs.as_chunks::<16>();
-        let sums = std::array::from_fn(|g| groups[g].iter().map(|&q| i16::from(q)).sum());
-        Self { d: 1.0 / inverse, qs, sums }
+        let mut block = Self { d: 1.0 / inverse, ..Self::ZERO };
+        for (q, x) in block.qs.iter_mut().zip(x) {
+            *q = nearest_int(inverse * x).clamp(-127, 127) as i8;
+        }
+        for (sum, group) in block.sums.iter_mut().zip(block.qs.as_chunks::<16>().0) {
+            *sum = group.iter().map(|&q| i16::from(q)).sum();
+        }
+        block
     }
 
     /// Reads an encoded super-block.
@@ -90,6 +94,7 @@ impl Q8KSuperBlock {
 ///
 /// # Errors
 /// [`Error::Length`] if the lengths disagree.
+#[inline(always)]
 pub fn quantize_activations_q8k_into(x: &[f32], out: &mut [Q8KSuperBlock]) -> Result<(), Error> {
     quantize_blocks(WeightType::Q8_K, x, out, Q8KSuperBlock::quantize)
 }
@@ -98,13 +103,15 @@ impl Block for Q8K<'_> {
     const TYPE: WeightType = WeightType::Q8_K;
     type Bytes = [u8; 292];
     type Values = [f32; 256];
-    const ENCODE: Option<fn(&[f32; 256], &mut [u8; 292])> =
+    const ENCODE: Option<Encoder<Self>> =
         Some(|x, out| *out = Q8KSuperBlock::quantize(x).to_bytes());
 
     #[inline(always)]
     fn decode(bytes: &[u8; 292], out: &mut [f32; 256]) {
         let block = Q8K::split(bytes);
         let d = f32::from_le_bytes(*block.d);
-        *out = block.qs.map(|q| d * f32::from(q as i8));
+        for (y, &q) in out.iter_mut().zip(block.qs) {
+            *y = d * f32::from(q as i8);
+        }
     }
 }

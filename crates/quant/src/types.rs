@@ -170,6 +170,18 @@ impl WeightType {
         Self::ALL.iter().copied().find(|ty| ty.name().eq_ignore_ascii_case(name))
     }
 
+    /// Whether [`quantize`](crate::quantize) can write this type.
+    pub fn has_encoder(self) -> bool {
+        struct HasEncoder;
+        impl BlockVisitor for HasEncoder {
+            type Output = bool;
+            fn visit<B: Block>(self) -> bool {
+                B::ENCODE.is_some()
+            }
+        }
+        self.visit(HasEncoder).unwrap_or(false)
+    }
+
     /// Bytes of `n` values, if `n` is a multiple of the block length and the product fits.
     pub const fn row_bytes(self, n: usize) -> Option<usize> {
         if !n.is_multiple_of(self.block_len()) {
