@@ -75,7 +75,8 @@ impl Ranked {
 #[inline]
 pub(super) fn rank(x: f32, id: u32) -> u64 {
     let bits = (x + 0.0).to_bits(); // -0 becomes 0
-    let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    // Negative numbers: all bits flipped, positive ones: the sign. No branch to mispredict.
+    let ordered = bits ^ ((bits as i32 >> 31) as u32 | 1 << 31);
     u64::from(ordered) << 32 | u64::from(!id)
 }
 
@@ -279,7 +280,7 @@ impl<'a> Candidates<'a> {
 
     /// The k largest candidates and perhaps some more, in no order, each with the weight that
     /// `weigh(logit)` gives it. All possible ones if there are no more than k.
-    pub(super) fn largest(&mut self, k: usize, weigh: impl Fn(f32) -> f32) -> &mut [Ranked] {
+    pub(super) fn largest(&mut self, k: usize, weigh: impl Fn(f32) -> f32) -> &mut Vec<Ranked> {
         let (view, ranked, selection) = self.split();
         let mut floor = f32::NEG_INFINITY;
         if view.ids.is_none() && (1..view.maxima.len()).contains(&k) {
@@ -298,7 +299,7 @@ impl<'a> Candidates<'a> {
         &mut self,
         order: impl Fn(f32) -> f32,
         weigh: impl Fn(f32) -> f32,
-    ) -> &mut [Ranked] {
+    ) -> &mut Vec<Ranked> {
         let (view, ranked, _) = self.split();
         ranked.clear();
         view.visit(f32::NEG_INFINITY, |id, x| {
@@ -330,47 +331,85 @@ impl<'a> Candidates<'a> {
             return (lowest.copied().unwrap_or(0), 1.0);
         }
         let target = uniform * total;
-        let mut below = 0.0;
-        let mut drawn = None;
-        // The sums differ in their last bits: past the end, the last possible one is meant.
-        self.for_each(|id, x| {
-            if below <= target {
-                let weight = f64::from(exp(x - max));
-                if weight > 0.0 {
-                    drawn = Some((id, weight / total));
-                    below += weight;
+        let logits = self.logits();
+        // The block in which the cumulated mass passes the target. Sums differ in their last bits:
+        // if it never does, the last possible candidate is meant.
+        let (mut block, mut below, mut sum) = (0, 0.0, 0.0);
+        for (index, logits) in logits.chunks(BLOCK).enumerate() {
+            let mass = mass(logits, max);
+            if mass > 0.0 {
+                (block, below) = (index * BLOCK, sum);
+            }
+            sum += mass;
+            if sum > target {
+                break;
+            }
+        }
+        let (mut drawn, mut probability) = (block, 1.0);
+        for (index, &x) in logits.iter().enumerate().skip(block).take(BLOCK) {
+            let weight = f64::from(exp(x - max));
+            if weight > 0.0 {
+                (drawn, probability) = (index, weight / total);
+                below += weight;
+                if below > target {
+                    break;
                 }
             }
-        });
-        drawn.unwrap_or((0, 1.0))
+        }
+        let id = if self.form == Form::List { self.buffers.ids[drawn] } else { drawn as u32 };
+        (id, probability)
     }
 }
 
 /// The rank of the last candidate to keep, if they are taken from the highest rank down until there
 /// are `min_keep` of them and their mass is `enough`. `None` if there are none.
 ///
-/// Selection instead of sorting: the upper half's mass says in which half the end lies.
+/// Buckets instead of sorting: the mass of each bucket of ranks says in which one the end lies, and
+/// only that one is looked into. On return, `ranked` holds some of what it held.
 pub(super) fn cut_by_mass(
-    mut ranked: &mut [Ranked],
+    ranked: &mut Vec<Ranked>,
     min_keep: usize,
     enough: impl Fn(f64) -> bool,
 ) -> Option<u64> {
-    let mut kept = 0;
-    let mut mass = 0.0;
-    while ranked.len() > 1 {
-        let half = ranked.len() / 2;
-        ranked.select_nth_unstable_by(half, |a, b| b.rank.cmp(&a.rank));
-        let (upper, lower) = ranked.split_at_mut(half);
-        let with_upper = mass + total_weight(upper);
-        if kept + half >= min_keep && enough(with_upper) {
-            ranked = upper;
-        } else {
-            kept += half;
-            mass = with_upper;
-            ranked = lower;
+    const BUCKETS: usize = 1024;
+    let (mut kept, mut mass) = (0, 0.0); // of the buckets above
+    while ranked.len() > 64 {
+        let (low, high) = ranked.iter().fold((u64::MAX, 0), |(low, high), candidate| {
+            (low.min(candidate.rank), high.max(candidate.rank))
+        });
+        let shift = (u64::BITS - (high - low).leading_zeros()).saturating_sub(BUCKETS.ilog2());
+        let bucket_of = |candidate: &Ranked| ((candidate.rank - low) >> shift) as usize;
+        let mut buckets = [(0usize, 0.0f64); BUCKETS]; // number and mass
+        for candidate in ranked.iter() {
+            let bucket = &mut buckets[bucket_of(candidate)];
+            bucket.0 += 1;
+            bucket.1 += f64::from(candidate.weight);
+        }
+        let end = buckets.iter().rposition(|&(number, in_bucket)| {
+            let ends = number > 0 && kept + number >= min_keep && enough(mass + in_bucket);
+            if !ends {
+                kept += number;
+                mass += in_bucket;
+            }
+            ends
+        });
+        match end {
+            Some(end) => ranked.retain(|candidate| bucket_of(candidate) == end),
+            None => return Some(low),
         }
     }
-    ranked.first().map(|last| last.rank)
+    sort(ranked);
+    let last = ranked.iter().find(|candidate| {
+        kept += 1;
+        mass += f64::from(candidate.weight);
+        kept >= min_keep && enough(mass)
+    });
+    last.or(ranked.last()).map(|last| last.rank)
+}
+
+/// Highest rank first.
+pub(super) fn sort(ranked: &mut [Ranked]) {
+    ranked.sort_unstable_by_key(|candidate| std::cmp::Reverse(candidate.rank));
 }
 
 /// Σ weight.

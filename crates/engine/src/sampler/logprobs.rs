@@ -1,6 +1,5 @@
 //! How probable the model itself finds its tokens.
-use super::candidates::Candidates;
-use super::truncation::sort;
+use super::candidates::{Candidates, sort};
 
 /// A token and the natural logarithm of its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -29,21 +29,31 @@ pub(super) fn exp(x: f32) -> f32 {
         poly = poly * r + coefficient;
     }
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23); // 2^n
-    if x >= LOWEST { poly * power } else { 0.0 }
+    let mask = u32::from(x >= LOWEST).wrapping_neg();
+    f32::from_bits((poly * power).to_bits() & mask)
 }
 
 /// Σ exp(x - max) over `logits`. NaN counts as negative infinity, positive infinity as `max`.
 pub(super) fn mass(logits: &[f32], max: f32) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let (chunks, rest) = logits.as_chunks::<8>();
-    for chunk in chunks {
-        let weights = chunk.map(|x| exp(x - max));
-        for (lane, weight) in lanes.iter_mut().zip(weights) {
-            *lane += f64::from(weight);
+    let mut total = 0.0;
+    let mut weights = [0.0; 128];
+    for block in logits.chunks(weights.len()) {
+        // Apart, these two loops vectorise.
+        let weights = &mut weights[..block.len()];
+        for (weight, &x) in weights.iter_mut().zip(block) {
+            *weight = exp(x - max);
         }
+        let mut lanes = [0.0f64; 8];
+        let (chunks, rest) = weights.as_chunks::<8>();
+        for chunk in chunks {
+            for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(weight);
+            }
+        }
+        let rest: f64 = rest.iter().map(|&weight| f64::from(weight)).sum();
+        total += lanes.iter().sum::<f64>() + rest;
     }
-    let rest: f64 = rest.iter().map(|&x| f64::from(exp(x - max))).sum();
-    lanes.iter().sum::<f64>() + rest
+    total
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::{
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 /// A vocabulary of words; ids are indices. The last one ends a generation.
 pub(super) struct Words(pub(super) Vec<String>);
@@ -49,11 +50,11 @@ fn sampler(params: SamplerParams, n_vocab: usize) -> Sampler {
     Sampler::new(params, &Words::numbered(n_vocab)).unwrap()
 }
 
-/// Possible candidates, best first, with their probabilities.
-fn sorted(logits: &[f32]) -> Vec<(u32, f64, f64)> {
+/// Sorted by logit, then by id.
+fn sorted(logits: &[f32]) -> Sorted {
     let possible = (0..).zip(logits).filter(|(_, x)| !x.is_nan() && **x > f32::NEG_INFINITY);
-    let mut all: Vec<(u32, f64, f64)> =
-        possible.map(|(id, &x)| (id, f64::from(x.min(f32::MAX)), 0.0)).collect();
+    let mut all: Sorted =
+        possible.map(|(id, &x)| (id, f64::from(x.min(f32::MAX)) + 0.0, 0.0)).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let max = all.first().map_or(0.0, |best| best.1);
     let total: f64 = all.iter().map(|c| (c.1 - max).exp()).sum();
@@ -73,7 +74,18 @@ fn prefix(all: &[(u32, f64, f64)], min_keep: usize, enough: impl Fn(f64) -> bool
     all.len()
 }
 
-/// Logits of many shapes and sizes.
+/// Possible candidates, best first: id, logit, probability.
+type Sorted = Vec<(u32, f64, f64)>;
+
+/// Logits of many shapes and sizes, with their candidates sorted.
+static MANY_LOGITS: LazyLock<Vec<(Vec<f32>, Sorted)>> = LazyLock::new(|| {
+    let sort = |logits: Vec<f32>| {
+        let all = sorted(&logits);
+        (logits, all)
+    };
+    many_logits().into_iter().map(sort).collect()
+});
+
 fn many_logits() -> Vec<Vec<f32>> {
     let mut rng = Rng::new(1);
     let mut many = vec![
@@ -88,7 +100,7 @@ fn many_logits() -> Vec<Vec<f32>> {
         vec![1e-40, -1e-40, 0.0],
         vec![2.5; 2000],
     ];
-    for n in [2, 3, 10, 127, 128, 129, 1000, 5000, 40_000] {
+    for n in [2, 3, 10, 127, 128, 129, 1000, 20_000] {
         for spread in [0.1, 1.0, 10.0] {
             // A sum of uniform numbers is about normal.
             let normal: Vec<f32> = (0..n)
@@ -114,18 +126,17 @@ fn check(
     stage: impl Fn(&mut Candidates<'_>),
     expected: impl Fn(&[(u32, f64, f64)]) -> Vec<u32>,
 ) {
-    for logits in many_logits() {
-        let all = sorted(&logits);
-        let expected: BTreeSet<u32> = expected(&all).into_iter().collect();
+    for (logits, all) in &*MANY_LOGITS {
+        let expected: BTreeSet<u32> = expected(all).into_iter().collect();
         // From each form that candidates can have.
-        let from_source = after(&logits, &stage);
-        let from_edited = after(&logits, |c| {
+        let from_source = after(logits, &stage);
+        let from_edited = after(logits, |c| {
             if let Some(best) = all.first() {
                 c.adjust(best.0, |x| x);
             }
             stage(c);
         });
-        let from_list = after(&logits, |c| {
+        let from_list = after(logits, |c| {
             c.keep(f32::NEG_INFINITY, |_, _| true);
             stage(c);
         });
@@ -164,7 +175,8 @@ const MIN_KEEPS: [usize; 5] = [0, 1, 3, 300, usize::MAX];
 fn top_p_keeps_the_nucleus() {
     for p in [0.0, 0.1, 0.5, 0.95, 0.999, 1.0] {
         for min_keep in MIN_KEEPS {
-            let enough = |mass| p < 1.0 && mass >= f64::from(p);
+            // Equal logits: the sum of their probabilities is off by its rounding.
+            let enough = |mass| p < 1.0 && mass >= f64::from(p) - 1e-10;
             let expected = |all: &[_]| ids(&all[..prefix(all, min_keep, enough)]);
             let stage = |c: &mut Candidates<'_>| truncation::top_p(c, p, min_keep);
             check(&format!("top_p {p}, min_keep {min_keep}"), stage, expected);
@@ -177,7 +189,8 @@ fn min_p_keeps_what_is_near_the_best() {
     for p in [0.0, 1e-30, 0.05, 0.5, 1.0] {
         for min_keep in MIN_KEEPS {
             let expected = |all: &[(u32, f64, f64)]| {
-                let near = |c: &(u32, f64, f64)| c.2 >= f64::from(p) * all[0].2 * (1.0 - 1e-6);
+                let distance = f64::from(p).ln();
+                let near = |c: &(u32, f64, f64)| c.1 >= all[0].1 + distance * (1.0 + 1e-6);
                 let kept = all.iter().take_while(|c| p == 0.0 || near(c)).count();
                 ids(&all[..kept.max(min_keep).min(all.len())])
             };
@@ -195,7 +208,7 @@ fn top_n_sigma_keeps_what_is_within_n_deviations() {
             let mean = all.iter().map(|c| c.1).sum::<f64>() / count;
             let variance = all.iter().map(|c| (c.1 - mean).powi(2)).sum::<f64>() / count;
             let near = |c: &&(u32, f64, f64)| {
-                n <= 0.0 || c.1 >= all[0].1 - f64::from(n) * variance.sqrt() - 1e-6
+                n <= 0.0 || c.1 >= all[0].1 - f64::from(n) * variance.sqrt() * (1.0 + 1e-6)
             };
             all.iter().filter(near).map(|c| c.0).collect()
         };
@@ -209,13 +222,12 @@ fn typical_p_keeps_what_is_near_the_entropy() {
         for min_keep in MIN_KEEPS {
             // Where scores tie but for rounding, which one comes first is open: the set is not
             // compared, but its properties are.
-            for logits in many_logits() {
-                let all = sorted(&logits);
+            for (logits, all) in &*MANY_LOGITS {
                 let surprise = |c: &(u32, f64, f64)| -c.2.ln();
                 let entropy: f64 =
                     all.iter().filter(|c| c.2 > 0.0).map(|c| c.2 * surprise(c)).sum();
                 let score = |c: &(u32, f64, f64)| (surprise(c) - entropy).abs();
-                let left = after(&logits, |c| truncation::typical_p(c, p, min_keep));
+                let left = after(logits, |c| truncation::typical_p(c, p, min_keep));
                 let kept: BTreeSet<u32> = left.iter().map(|&(id, _)| id).collect();
                 if p >= 1.0 {
                     assert_eq!(kept.len(), all.len());
@@ -314,9 +326,11 @@ fn dynamic_temperature_follows_the_entropy() {
             let left = after(logits, |c| {
                 temperature::dynamic_temperature(c, temp as f32, range as f32, exponent as f32);
             });
+            let (best, best_x) = left[0];
             for (id, x) in left {
-                let exact = f64::from(logits[id as usize]) / expected;
-                assert!((f64::from(x) - exact).abs() <= 1e-4 * exact.abs(), "{x} {exact}");
+                let exact = f64::from(logits[id as usize] - logits[best as usize]) / expected;
+                let error = f64::from(x) - f64::from(best_x) - exact;
+                assert!(error.abs() <= 1e-4 * exact.abs(), "{x} - {best_x}, {exact}");
             }
         }
     }
@@ -374,9 +388,9 @@ fn draws_follow_the_probabilities() {
 #[test]
 fn zero_temperature_is_argmax() {
     let mut greedy = sampler(SamplerParams { temp: 0.0, ..Default::default() }, 100);
-    for logits in many_logits() {
-        let expected = sorted(&logits).first().map_or(0, |best| best.0);
-        assert_eq!(greedy.sample(&logits), expected);
+    for (logits, all) in &*MANY_LOGITS {
+        let expected = all.first().map_or(0, |best| best.0);
+        assert_eq!(greedy.sample(logits), expected);
     }
 }
 
@@ -429,7 +443,7 @@ fn the_seed_decides() {
 fn the_stream_of_choices_is_stable() {
     let tokens =
         generate(&mut sampler(SamplerParams { seed: Some(42), ..Default::default() }, 300));
-    assert_eq!(tokens[..12], [0; 12]);
+    assert_eq!(tokens[..12], [244, 98, 298, 204, 245, 178, 33, 188, 70, 294, 170, 249]);
 }
 
 #[test]
@@ -484,12 +498,11 @@ fn logprobs_are_the_models_own() {
         ..Default::default()
     };
     let mut sampler = sampler(params, 5000);
-    for logits in many_logits() {
-        let all = sorted(&logits);
+    for (logits, all) in &*MANY_LOGITS {
         for n in [0, 1, 5, usize::MAX] {
-            let Sampled { token, top } = sampler.sample_with_logprobs(&logits, n);
+            let Sampled { token, top } = sampler.sample_with_logprobs(logits, n);
             assert_eq!(top.len(), n.min(all.len()));
-            for (found, expected) in top.iter().zip(&all) {
+            for (found, expected) in top.iter().zip(all) {
                 assert_eq!(found.id, expected.0);
                 let error = f64::from(found.logprob) - expected.2.ln();
                 assert!(expected.2 == 0.0 || error.abs() < 1e-4 * (1.0 - expected.2.ln()));

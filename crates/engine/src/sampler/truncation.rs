@@ -1,5 +1,5 @@
 //! The links of the chain that cut candidates away.
-use super::candidates::{Candidates, Ranked, cut_by_mass, rank, total_weight};
+use super::candidates::{Candidates, cut_by_mass, rank, total_weight};
 use super::rng::Rng;
 use super::softmax::exp;
 
@@ -13,7 +13,7 @@ pub(super) fn top_k(candidates: &mut Candidates<'_>, k: i32) {
 /// Keeps the `k` ≥ 1 most probable.
 pub(super) fn keep_largest(candidates: &mut Candidates<'_>, k: usize) {
     let ranked = candidates.largest(k, |_| 0.0);
-    if k < ranked.len() {
+    if k <= ranked.len() {
         let (_, last, _) = ranked.select_nth_unstable_by(k - 1, |a, b| b.rank.cmp(&a.rank));
         let cut = last.rank;
         candidates.keep_from(cut);
@@ -30,15 +30,11 @@ pub(super) fn top_p(candidates: &mut Candidates<'_>, p: f32, min_keep: usize) {
     let target = f64::from(p) * candidates.mass(max);
     let enough = |mass: f64| mass >= target;
     // The nucleus of a vocabulary is mostly small: look for it among the first few.
-    let mut k = min_keep.max(256);
-    let cut = loop {
-        let len = candidates.len();
-        let ranked = candidates.largest(k, |x| exp(x - max));
-        if k >= len || ranked.len() >= min_keep && enough(total_weight(ranked)) {
-            break cut_by_mass(ranked, min_keep, enough);
-        }
-        k = k.saturating_mul(8);
-    };
+    let mut ranked = candidates.largest(min_keep.max(256), |x| exp(x - max));
+    if !enough(total_weight(ranked)) {
+        ranked = candidates.largest(usize::MAX, |x| exp(x - max));
+    }
+    let cut = cut_by_mass(ranked, min_keep, enough);
     if let Some(cut) = cut {
         candidates.keep_from(cut);
     }
@@ -146,9 +142,4 @@ pub(super) fn xtc(
     if tops > 1 && candidates.len() - (tops - 1) >= min_keep {
         candidates.keep(f32::NEG_INFINITY, |id, x| rank(x, id) <= last);
     }
-}
-
-/// Ranks descending.
-pub(super) fn sort(ranked: &mut [Ranked]) {
-    ranked.sort_unstable_by(|a, b| b.rank.cmp(&a.rank));
 }
