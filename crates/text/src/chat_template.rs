@@ -1,12 +1,71 @@
-//! Chat templates.
+//! Chat templates: the Jinja program in a model file that turns a conversation into its prompt.
+//!
+//! ```text
+//! messages, tools ─► [guard.rs] ─► template (jinja.rs, json.rs: Python's semantics) ─► prompt
+//!                                     ▲ from the file, or builtin.rs
+//! ```
+mod builtin;
+mod guard;
+mod jinja;
+mod json;
+mod python;
+mod source;
+
 use crate::Tokenizer;
+use guard::Guard;
 use hurtle_gguf::Metadata;
-use serde_json::{Map, Value};
+use minijinja::Environment;
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// Why a template could not be compiled or rendered.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TemplateError(String); // its owner replaces it by a real enum
+#[non_exhaustive]
+pub enum TemplateError {
+    /// The source is no valid Jinja.
+    #[error("chat template, line {line}: {message}")]
+    Syntax {
+        /// Line in the template's source, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// The template called `raise_exception`: it does not accept this conversation.
+    #[error("the chat template refuses this conversation: {message}")]
+    Raised {
+        /// Line in the template's source, from 1.
+        line: usize,
+        /// What the template says.
+        message: String,
+    },
+    /// An operation in the template failed.
+    #[error("chat template, line {line}: {message}")]
+    Render {
+        /// Line in the template's source, from 1.
+        line: usize,
+        /// What failed.
+        message: String,
+    },
+    /// The template runs for too long or produces too much.
+    #[error(
+        "chat template, line {line}: stopped after using up the time and memory one rendering may take\nhint: use another template with '--chat-template NAME' or '--chat-template-file FILE'"
+    )]
+    Limit {
+        /// Where it was stopped.
+        line: usize,
+    },
+    /// No private-use character is free to guard the texts with.
+    #[error(
+        "the conversation uses every private-use character, so its special tokens cannot be told from the template's"
+    )]
+    NoGuard,
+    /// `RenderInput::now` is no date.
+    #[error("the time '{0}' is not of the form 2025-03-14T09:26:53")]
+    Now(String),
+    /// The file's template is of the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] hurtle_gguf::Error),
+}
 
 /// What a template is rendered with.
 #[derive(Debug, Clone, Default)]
@@ -24,8 +83,13 @@ pub struct RenderInput {
 }
 
 /// A compiled chat template.
-#[derive(Debug)]
-pub struct ChatTemplate {}
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    source: String,
+    bos: String,
+    eos: String,
+}
 
 impl ChatTemplate {
     /// The template of a file (`tokenizer.chat_template`, or `tokenizer.chat_template.NAME` for a
@@ -35,41 +99,222 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         name: Option<&str>,
     ) -> Result<Option<Self>, TemplateError> {
-        let _ = (metadata, tokenizer, name);
-        todo!()
+        let key = match name {
+            None | Some("default") => "tokenizer.chat_template".to_owned(),
+            Some(name) => format!("tokenizer.chat_template.{name}"),
+        };
+        let Some(source) = metadata.string(&key)? else { return Ok(None) };
+        let text = |id: Option<u32>| {
+            id.and_then(|id| tokenizer.token_text(id)).map_or_else(String::new, Cow::into_owned)
+        };
+        Self::new(source, &text(tokenizer.bos()), &text(tokenizer.eos())).map(Some)
     }
-    /// Compiles Jinja source.
-    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        let _ = (source, bos, eos);
-        todo!()
+
+    /// The names of a file's further templates (`tool_use`, `rag` ...), for [`Self::from_metadata`].
+    pub fn names_in_metadata(metadata: &Metadata) -> Result<Vec<String>, TemplateError> {
+        let Some(names) = metadata.strings("tokenizer.chat_templates")? else {
+            return Ok(Vec::new());
+        };
+        Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
     }
-    /// A template known by name (`chatml`, `llama3`, `gemma`, ...), llama.cpp's `--chat-template` names.
+
+    /// A template for a file that has none, and its name: chosen by the special tokens of the
+    /// vocabulary, then by the architecture; `plain` puts the messages one after another if nothing
+    /// is known, which callers should tell the user.
+    pub fn fallback_for(
+        metadata: &Metadata,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Self, &'static str), TemplateError> {
+        let architecture = metadata.string("general.architecture")?.unwrap_or_default();
+        let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or_default();
+        let name = builtin::guess(|text| tokenizer.token_id(text).is_some(), architecture, pre);
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let bos = bos.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let source = builtin::source(name).unwrap_or_default();
+        Ok((Self::new(&source, &bos, "")?, name))
+    }
+
+    /// A template known by name (`chatml`, `llama3`, `gemma`, ...), llama.cpp's `--chat-template`
+    /// names. It puts `bos` first: pass an empty one if the model is run without. `eos` is what
+    /// templates see as `eos_token`; these have their own ends of turn and do not look at it.
     pub fn builtin(name: &str, bos: &str, eos: &str) -> Option<Self> {
-        let _ = (name, bos, eos);
-        todo!()
+        Self::new(&builtin::source(name)?, bos, eos).ok()
     }
+
     /// The names `builtin` knows.
     pub fn builtin_names() -> impl Iterator<Item = &'static str> {
-        [].into_iter()
+        builtin::names()
     }
+
+    /// Compiles Jinja source.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
+        let env = jinja::environment(source).map_err(|e| TemplateError::Syntax {
+            line: e.line().unwrap_or(1),
+            message: message(&e),
+        })?;
+        Ok(Self { env, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
     /// The Jinja source.
     pub fn source(&self) -> &str {
-        todo!()
+        &self.source
     }
+
     /// The prompt, exactly as Hugging Face's `apply_chat_template` renders it.
     pub fn render(&self, input: &RenderInput) -> Result<String, TemplateError> {
-        let _ = input;
-        todo!()
+        let mut bytes = 0;
+        let mut list = |values: &[Value]| {
+            minijinja::Value::from_iter(values.iter().map(|v| jinja::value(v, &mut bytes)))
+        };
+        let messages = list(&input.messages);
+        let tools = input.tools.as_deref().map_or(().into(), &mut list);
+        let mut variables: Vec<(String, minijinja::Value)> = vec![
+            ("documents".into(), ().into()),
+            ("strftime_now".into(), jinja::clock(input.now.as_deref())?),
+            ("bos_token".into(), self.bos.as_str().into()),
+            ("eos_token".into(), self.eos.as_str().into()),
+        ];
+        variables.extend(input.extra.iter().map(|(k, v)| (k.clone(), jinja::value(v, &mut bytes))));
+        variables.extend([
+            ("messages".into(), messages),
+            ("tools".into(), tools),
+            ("add_generation_prompt".into(), input.add_generation_prompt.into()),
+        ]);
+        let mut env = self.env.clone();
+        env.set_fuel(Some(jinja::fuel(bytes)));
+        let ctx = minijinja::Value::from_pairs(variables);
+        env.get_template(jinja::NAME).and_then(|t| t.render(ctx)).map_err(render_error)
     }
+
     /// As `render`, but whatever in the messages' texts (all roles but assistant) or tools spells a special
     /// token of `tokenizer` is broken up by a guard character that occurs nowhere in the input.
     /// Returns the prompt and the guard, for [`Tokenizer::encode_guarded`].
+    ///
+    /// A message's `role` is the caller's to check: templates build special tokens of it.
     pub fn render_guarded(
         &self,
         input: &RenderInput,
         tokenizer: &Tokenizer,
     ) -> Result<(String, char), TemplateError> {
-        let _ = (input, tokenizer);
-        todo!()
+        self.render_guarding(input, tokenizer.special_texts())
+    }
+
+    /// As [`Self::render_guarded`], with the special texts given.
+    pub fn render_guarding<'a>(
+        &self,
+        input: &RenderInput,
+        specials: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(String, char), TemplateError> {
+        let template = [self.source.as_str(), &self.bos, &self.eos];
+        let guard = Guard::new(specials, input, &template).ok_or(TemplateError::NoGuard)?;
+        Ok((self.render(&guard.apply(input))?, guard.mark))
+    }
+
+    /// Whether the template shows tools to the model.
+    pub fn supports_tools(&self) -> bool {
+        let probe = "probe_of_tool_support";
+        let tool = json!({"type": "function", "function": {
+            "name": probe,
+            "description": "",
+            "parameters": {"type": "object", "properties": {}, "required": []},
+        }});
+        let input = RenderInput {
+            messages: vec![json!({"role": "user", "content": "u"})],
+            tools: Some(vec![tool]),
+            add_generation_prompt: true,
+            ..Default::default()
+        };
+        self.render(&input).is_ok_and(|text| text.contains(probe))
+    }
+
+    /// Whether the template accepts a system message and shows it to the model.
+    pub fn supports_system_role(&self) -> bool {
+        let probe = "probe of system support";
+        let input = RenderInput {
+            messages: vec![
+                json!({"role": "system", "content": probe}),
+                json!({"role": "user", "content": "u"}),
+            ],
+            add_generation_prompt: true,
+            ..Default::default()
+        };
+        self.render(&input).is_ok_and(|text| text.contains(probe))
+    }
+
+    /// The conversation as this template can take it: with [`RenderInput::merge_system`] if it has
+    /// no system role. [`Self::render`] itself never does this.
+    pub fn adapt<'a>(&self, input: &'a RenderInput) -> Cow<'a, RenderInput> {
+        if input.messages.iter().any(is_system) && !self.supports_system_role() {
+            Cow::Owned(input.merge_system())
+        } else {
+            Cow::Borrowed(input)
+        }
+    }
+}
+
+impl RenderInput {
+    /// The same conversation without a system role: its system messages, joined by line breaks,
+    /// begin the first user message; if there is none, they become one.
+    pub fn merge_system(&self) -> Self {
+        let (system, mut messages): (Vec<Value>, Vec<Value>) =
+            self.messages.iter().cloned().partition(is_system);
+        let text = system.iter().map(text_of).collect::<Vec<_>>().join("\n");
+        if !text.is_empty() {
+            match messages.iter_mut().find(|m| m["role"] == "user") {
+                Some(user) => match &mut user["content"] {
+                    Value::Array(parts) => {
+                        parts.insert(0, json!({"type": "text", "text": text + "\n"}));
+                    }
+                    content => {
+                        let user = content.as_str().unwrap_or_default();
+                        *content = Value::String(format!("{text}\n{user}"));
+                    }
+                },
+                None => messages.insert(0, json!({"role": "user", "content": text})),
+            }
+        }
+        Self { messages, ..self.clone() }
+    }
+}
+
+fn is_system(message: &Value) -> bool {
+    message.get("role").is_some_and(|role| role == "system")
+}
+
+/// A message's content, or the texts of its parts.
+fn text_of(message: &Value) -> String {
+    match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect()
+        }
+        _ => String::new(),
+    }
+}
+
+/// The innermost line and cause of minijinja's chain.
+fn render_error(e: minijinja::Error) -> TemplateError {
+    let mut line = e.line().unwrap_or(1);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
+    while let Some(at) = cause {
+        if let Some(raised) = at.downcast_ref::<jinja::Raised>() {
+            return TemplateError::Raised { line, message: raised.0.clone() };
+        }
+        if let Some(inner) = at.downcast_ref::<minijinja::Error>() {
+            line = inner.line().unwrap_or(line);
+            if inner.kind() == minijinja::ErrorKind::OutOfFuel {
+                return TemplateError::Limit { line };
+            }
+        }
+        cause = at.source();
+    }
+    TemplateError::Render { line, message: message(&e) }
+}
+
+/// minijinja's kind and detail, without its own mention of file and line.
+fn message(e: &minijinja::Error) -> String {
+    match e.detail() {
+        Some(detail) => format!("{}: {detail}", e.kind()),
+        None => e.kind().to_string(),
     }
 }

@@ -1,0 +1,229 @@
+//! Chat templates against Python's jinja2 and llama.cpp.
+use hurtle_text::{ChatTemplate, RenderInput, TemplateError};
+use serde_json::{Map, Value, json};
+use std::time::{Duration, Instant};
+
+const NOW: &str = "2025-03-14T09:26:53";
+
+fn input(variables: &Map<String, Value>) -> RenderInput {
+    let mut extra = variables.clone();
+    let list = |v: Value| v.as_array().cloned();
+    RenderInput {
+        messages: extra.shift_remove("messages").and_then(list).unwrap_or_default(),
+        tools: extra.shift_remove("tools").and_then(list),
+        add_generation_prompt: extra.shift_remove("add_generation_prompt") == Some(json!(true)),
+        extra,
+        now: Some(NOW.to_owned()),
+    }
+}
+
+fn render(template: &str, variables: &Value) -> Result<String, TemplateError> {
+    let input = input(variables.as_object().expect("an object"));
+    ChatTemplate::new(template, "<B>", "<E>")?.render(&input)
+}
+
+/// The golden data: real templates rendered by jinja2.
+#[test]
+fn real_templates() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/templates/");
+    let cases = std::fs::read_to_string(format!("{dir}cases.json")).expect("golden data");
+    let cases: Value = serde_json::from_str(&cases).expect("JSON");
+    let mut n = 0;
+    for (file, template) in cases["templates"].as_object().expect("templates") {
+        let path = format!("{dir}{}.jinja", file.trim_end_matches(".jinja"));
+        let source = std::fs::read_to_string(path).expect("a template");
+        let compiled = ChatTemplate::new(&source, "<BOS>", "<EOS>").expect("compiles");
+        for (name, want) in template["expected"].as_object().expect("expected") {
+            let got = compiled.render(&input(cases["inputs"][name].as_object().expect("an input")));
+            let context = format!("{file}, {name}: {got:?}");
+            if let Some(text) = want["text"].as_str() {
+                assert_eq!(got.expect(&context), text, "{file}, {name}");
+            } else if want["error"] == "raised" {
+                let Err(TemplateError::Raised { message, .. }) = got else { panic!("{context}") };
+                assert_eq!(message, want["message"].as_str().expect("a message"), "{file}, {name}");
+            }
+            n += 1;
+        }
+    }
+    assert!(n >= 200, "only {n} cases");
+}
+
+/// Expected texts from jinja2 (null: an error); see `data/jinja_semantics.py`.
+#[test]
+fn expressions_and_statements() {
+    let data: Value =
+        serde_json::from_str(include_str!("data/jinja_semantics.json")).expect("JSON");
+    let mut wrong = Vec::new();
+    for case in data["cases"].as_array().expect("cases") {
+        let template = case[0].as_str().expect("a template");
+        match (case[1].as_str(), render(template, &data["variables"])) {
+            (Some(want), Ok(got)) if got == want => {}
+            (None, Err(_)) => {}
+            (want, got) => wrong.push(format!("{template}\n  want {want:?}\n  got  {got:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Expected texts from llama.cpp's `llm_chat_apply_template`.
+#[test]
+fn builtin_formats() {
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let long = vec![
+        message("system", "You are a helpful assistant"),
+        message("user", "Hello"),
+        message("assistant", "Hi there"),
+        message("user", "Who are you"),
+        message("assistant", "   I am an assistant   "),
+        message("user", "Another question"),
+    ];
+    let conversations = [
+        (long.clone(), true),
+        (long[1..5].to_vec(), false),
+        (vec![message("system", " S "), message("user", " U ")], true),
+        (
+            vec![message("user", "U"), message("assistant_tool_call", "[1]"), message("tool", "T")],
+            true,
+        ),
+    ];
+    let mut seen = vec!["plain"];
+    for line in include_str!("data/builtin_formats.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).expect("JSON");
+        let name = case["name"].as_str().expect("a name");
+        let template = ChatTemplate::builtin(name, "", "").expect(name);
+        for (i, (messages, open)) in conversations.iter().enumerate() {
+            let input = RenderInput {
+                messages: messages.clone(),
+                add_generation_prompt: *open,
+                ..Default::default()
+            };
+            let got = template.render(&input).expect(name);
+            assert_eq!(got, case["expected"][i].as_str().expect("a text"), "{name}, {i}");
+        }
+        seen.extend(ChatTemplate::builtin_names().find(|n| *n == name));
+    }
+    let missing: Vec<_> = ChatTemplate::builtin_names().filter(|n| !seen.contains(n)).collect();
+    assert!(missing.is_empty(), "not tested: {missing:?}");
+    assert!(ChatTemplate::builtin("no such format", "", "").is_none());
+}
+
+#[test]
+fn builtin_formats_take_parts_null_and_bos() {
+    let messages = vec![
+        json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+        json!({"role": "assistant", "content": null}),
+    ];
+    let input = RenderInput { messages, ..Default::default() };
+    let text = ChatTemplate::builtin("chatml", "<B>", "").expect("chatml").render(&input);
+    assert_eq!(
+        text.expect("renders"),
+        "<B><|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+    );
+    let text = ChatTemplate::builtin("plain", "<B>", "").expect("plain").render(&input);
+    assert_eq!(text.expect("renders"), "<B>ab\n\n\n\n");
+}
+
+#[test]
+fn errors_name_line_and_cause() {
+    let check = |template: &str, want: &str| {
+        let got = render(template, &json!({})).expect_err(template).to_string();
+        assert_eq!(got, want, "{template}");
+    };
+    check("a\n{{ 1 + }}", "chat template, line 2: syntax error: unexpected end of variable block");
+    check("a\r\n\r\n{{ x.y.z }}", "chat template, line 3: undefined value");
+    check("\n{{ 'a' | nope }}", "chat template, line 2: unknown filter: filter nope is unknown");
+    check(
+        "\n\n{{ raise_exception('no ' ~ 'way') }}",
+        "the chat template refuses this conversation: no way",
+    );
+    let error = render("\n\n{{ raise_exception('x') }}", &json!({})).expect_err("raises");
+    assert!(matches!(error, TemplateError::Raised { line: 3, .. }), "{error:?}");
+}
+
+/// Templates are untrusted: none may hang, use up the memory or overflow the stack.
+#[test]
+fn hostile_templates_are_stopped() {
+    let nested = |open: &str, close: &str| {
+        format!("{{{{ {}1{} }}}}", open.repeat(20_000), close.repeat(20_000))
+    };
+    let templates = [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}".to_owned(),
+        "{{ 'x' * 9999999999 }}".to_owned(),
+        "{{ ('x' * 1000000) | replace('x', 'x' * 1000000) }}".to_owned(),
+        "{{ 'x'.ljust(99999999999) | length }}{{ ('x' * 99999).replace('', 'x' * 99999) }}".to_owned(),
+        "{% for i in range(99999) %}{{ ('\\n' * 99999) | indent(99999) }}{% endfor %}".to_owned(),
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
+        "{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}".to_owned(),
+        "{{ '%99999999999d' | format(1) }}{{ '{:>9999999999}'.format(1) }}".to_owned(),
+        "{{ range(99999999) | list }}".to_owned(),
+        nested("(", ")"),
+        nested("[", "]"),
+        nested("-", ""),
+        nested("not ", ""),
+        "{% if true %}".repeat(20_000),
+    ];
+    for template in templates {
+        let start = Instant::now();
+        let result = render(&template, &json!({}));
+        let shown: String = template.chars().take(80).collect();
+        assert!(result.is_err(), "{shown}: gave {} bytes", result.map_or(0, |text| text.len()));
+        assert!(start.elapsed() < Duration::from_secs(20), "{shown}: took {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn long_conversations_are_not_stopped() {
+    let turn = |i: usize| {
+        let role = if i % 2 == 0 { "user" } else { "assistant" };
+        json!({"role": role, "content": "A few words of text. ".repeat(500)})
+    };
+    let messages: Vec<Value> = (0..200).map(turn).collect();
+    let source = "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t ~ m.content.strip() %}{% endfor %}{{ ns.t|tojson }}";
+    let text = render(source, &json!({"messages": messages})).expect("renders");
+    assert!(text.len() > 2_000_000);
+}
+
+#[test]
+fn capabilities_and_templates_without_system_role() {
+    let gemma = "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string else m.content|map(attribute='text')|join }}{% endfor %}";
+    let silent =
+        "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let chatml = ChatTemplate::builtin("chatml", "", "").expect("chatml");
+    assert!(chatml.supports_system_role() && !chatml.supports_tools());
+    let tools = ChatTemplate::new("{{ tools|tojson }}", "", "").expect("compiles");
+    assert!(tools.supports_tools() && !tools.supports_system_role());
+    let conversation = |user: Value| RenderInput {
+        messages: vec![
+            json!({"role": "system", "content": "S1"}),
+            json!({"role": "user", "content": user}),
+            json!({"role": "system", "content": [{"type": "text", "text": "S2"}]}),
+        ],
+        ..Default::default()
+    };
+    let input = conversation(json!("U"));
+    for source in [gemma, silent] {
+        let template = ChatTemplate::new(source, "", "").expect("compiles");
+        assert!(!template.supports_system_role());
+        assert_eq!(template.render(&template.adapt(&input)).expect(source), "<user>S1\nS2\nU");
+    }
+    let template = ChatTemplate::new(gemma, "", "").expect("compiles");
+    assert!(matches!(template.render(&input), Err(TemplateError::Raised { .. })));
+    let parts = conversation(json!([{"type": "text", "text": "U"}]));
+    assert_eq!(template.render(&template.adapt(&parts)).expect("renders"), "<user>S1\nS2\nU");
+    assert_eq!(chatml.adapt(&input).messages, input.messages);
+    let only = RenderInput { messages: input.messages[..1].to_vec(), ..Default::default() };
+    assert_eq!(only.merge_system().messages, [json!({"role": "user", "content": "S1"})]);
+}
+
+#[test]
+fn the_clock_may_be_frozen_or_run() {
+    let template = ChatTemplate::new("{{ strftime_now('%Y-%m-%d') }}", "", "").expect("compiles");
+    let at = |now: Option<&str>| {
+        template.render(&RenderInput { now: now.map(str::to_owned), ..Default::default() })
+    };
+    assert_eq!(at(Some("2024-02-29T23:59:59")).expect("renders"), "2024-02-29");
+    assert!(at(None).expect("renders").as_str() > "2025-01-01");
+    assert!(matches!(at(Some("yesterday")), Err(TemplateError::Now(text)) if text == "yesterday"));
+}
