@@ -310,9 +310,6 @@ pub(crate) fn without_userinfo(url: &str) -> String {
 pub(crate) fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "the host name is not known".into(),
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            "the connection was cut".into()
-        }
         ureq::Error::Io(e) => describe_io(e),
         ureq::Error::Timeout(_) => "the server is silent".into(),
         other => printable(&other.to_string(), 200),
@@ -321,7 +318,10 @@ pub(crate) fn describe(error: &ureq::Error) -> String {
 
 /// A failed read in words.
 pub(crate) fn describe_io(error: &std::io::Error) -> String {
-    printable(&error.to_string(), 200)
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "the connection was cut".into(),
+        _ => printable(&error.to_string(), 200),
+    }
 }
 
 /// Whether there was nobody to talk to.

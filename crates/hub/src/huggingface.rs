@@ -8,6 +8,7 @@
 //! .locks/models--USER--REPO/hurtle.lock
 //! ```
 //! A blob gets its name by a rename when it is complete, and a snapshot its link after that.
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::download::{Request, download, hex, settle};
 use crate::files::{self, Lock};
 use crate::gguf_files::{all_models, base_name, choose, is_safe_path, quant_of, with_splits};
 use crate::http::{Client, PATH_SEGMENT};
-use crate::spec::{HfFile, HfSpec, is_sha256};
+use crate::spec::{HfFile, HfSpec, Spec, is_sha256};
 use crate::{Error, HubConfig, LocalModel, Origin, Progress};
 
 /// The most bytes that a listing may have; the largest repositories need a few MB.
@@ -88,31 +89,26 @@ impl<'a> HuggingFace<'a> {
         let entries = fs::read_dir(&self.config.hf_cache).into_iter().flatten().flatten();
         for entry in entries {
             let folder = entry.file_name();
-            let Some((user, repo)) =
-                folder.to_str().and_then(|name| name.strip_prefix("models--")?.split_once("--"))
+            let repo = folder.to_str().and_then(|name| name.strip_prefix("models--"));
+            let repo = repo.map(|name| name.replacen("--", "/", 1));
+            let Some(Ok(Spec::Hf(repo))) = repo.map(|r| Spec::parse(&format!("hf:{r}"), None))
             else {
                 continue;
             };
-            let repo = format!("{user}/{repo}");
-            let mut seen = Vec::new();
+            let mut seen = HashSet::new();
             for snapshot in snapshots(&entry.path()) {
-                let paths = files_under(&snapshot);
+                let mut paths = files_under(&snapshot);
+                paths.retain(|path| seen.insert(path.clone()));
                 for path in all_models(paths.iter().map(String::as_str)) {
-                    if seen.iter().any(|s| s == path) {
-                        continue;
-                    }
-                    seen.push(path.to_owned());
-                    let by_quant = quant_of(path)
-                        .map(|q| HfSpec { repo: repo.clone(), file: HfFile::Quant(q.into()) });
-                    let by_path =
-                        HfSpec { repo: repo.clone(), file: HfFile::Path(path.to_owned()) };
-                    let by_path = self.local(&by_path, &snapshot, path);
+                    let file = HfFile::Path(path.to_owned());
+                    let long = HfSpec { repo: repo.repo.clone(), file };
+                    let Some(model) = self.local(&long, &snapshot, path) else { continue };
                     // The short name if it leads to the same file.
-                    let by_quant = by_quant.and_then(|spec| self.find(&spec));
-                    models.extend(match (by_quant, by_path) {
-                        (Some(short), Some(long)) if short.path == long.path => Some(short),
-                        (_, long) => long,
+                    let short = quant_of(path).and_then(|quant| {
+                        let file = HfFile::Quant(quant.to_owned());
+                        self.find(&HfSpec { repo: repo.repo.clone(), file })
                     });
+                    models.push(short.filter(|s| s.path == model.path).unwrap_or(model));
                 }
             }
         }
@@ -317,7 +313,10 @@ fn files_under(snapshot: &Path) -> Vec<String> {
                 if depth < MAX_SNAPSHOT_DEPTH {
                     todo.push((entry.path(), format!("{path}/"), depth + 1));
                 }
-            } else if entry.path().is_file() && found.len() < MAX_SNAPSHOT_FILES {
+            } else if is_safe_path(&path)
+                && found.len() < MAX_SNAPSHOT_FILES
+                && entry.path().is_file()
+            {
                 found.push(path);
             }
         }

