@@ -27,18 +27,24 @@ impl Template {
         let text =
             |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default().into_owned();
         let (bos, eos) = (text(tok.bos()), text(tok.eos()));
-        if let Some(template) = Self::from_args(args, &bos, &eos)? {
+        if let Some(template) = Self::from_args(args, &bos, &eos, tok.adds_bos())? {
             return Ok(template);
         }
         if let Some(template) = ChatTemplate::from_metadata(metadata, tok, None)? {
             return Ok(Self { template, origin: "the model's own".into() });
         }
-        let (template, name) = ChatTemplate::fallback_for(metadata, tok);
+        let (template, name) = ChatTemplate::fallback_for(metadata, tok)?;
         Ok(Self { template, origin: format!("{name} (the model has none)") })
     }
 
-    /// The template that the flags name, if they name one.
-    pub(crate) fn from_args(args: &TemplateArgs, bos: &str, eos: &str) -> Result<Option<Self>> {
+    /// The template that the flags name, if they name one. One that is known by name begins with `bos` if
+    /// the model `adds_bos`; one that is written in Jinja does as it says.
+    pub(crate) fn from_args(
+        args: &TemplateArgs,
+        bos: &str,
+        eos: &str,
+        adds_bos: bool,
+    ) -> Result<Option<Self>> {
         if let Some(path) = &args.chat_template_file {
             let template = ChatTemplate::new(&read_text(path)?, bos, eos)
                 .with_context(|| path.display().to_string())?;
@@ -49,7 +55,8 @@ impl Template {
             let template = ChatTemplate::new(name, bos, eos).context("--chat-template")?;
             return Ok(Some(Self { template, origin: "from the command line".into() }));
         }
-        let Some(template) = ChatTemplate::builtin(name, bos, eos) else {
+        let Some(template) = ChatTemplate::builtin(name, if adds_bos { bos } else { "" }, eos)
+        else {
             let names: Vec<_> = ChatTemplate::builtin_names().collect();
             usage!(
                 "--chat-template {name}: no template is called so\n\
@@ -60,7 +67,8 @@ impl Template {
         Ok(Some(Self { template, origin: name.clone() }))
     }
 
-    /// The prompt of a conversation. What the conversation says cannot become a control token, unless
+    /// The prompt of a conversation. A system prompt goes into the first message where the template knows no
+    /// system role. What the conversation says cannot become a control token, unless
     /// `parse_special` allows it.
     pub(crate) fn prompt(
         &self,
@@ -68,6 +76,7 @@ impl Template {
         input: &RenderInput,
         parse_special: bool,
     ) -> Result<Prompt> {
+        let input = &*self.template.adapt(input);
         let (text, mut ids) = if parse_special {
             let text = self.template.render(input)?;
             let ids = tok.encode(&text, Encode { add_special: false, parse_special: true });

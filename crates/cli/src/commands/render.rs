@@ -56,7 +56,7 @@ fn template(args: &RenderArgs, globals: &GlobalArgs) -> Result<ChatTemplate> {
         return Ok(ChatTemplate::new(found.source(), &bos, &eos)?);
     }
     let text = |given: &Option<String>| given.clone().unwrap_or_default();
-    match Template::from_args(&args.template, &text(&args.bos), &text(&args.eos))? {
+    match Template::from_args(&args.template, &text(&args.bos), &text(&args.eos), true)? {
         Some(found) => Ok(found.template),
         None => usage!(
             "no template: expected --model, --chat-template or --chat-template-file\n\

@@ -6,6 +6,7 @@ use crate::terminal::{bytes, count, harmless};
 use anyhow::{Result, bail};
 use clap::Args;
 use hurtle_gguf::{Array, Gguf, Metadata, StringArray, Value};
+use hurtle_text::ChatTemplate;
 use serde::Serialize;
 use serde_json::{Map, json};
 use std::fmt::Write as _;
@@ -208,7 +209,7 @@ fn capabilities(pools: bool, template: Option<&str>) -> Vec<&'static str> {
     let mut found = vec!["completion"];
     if let Some(template) = template {
         found.push("chat");
-        if template.contains("tools") {
+        if ChatTemplate::new(template, "", "").is_ok_and(|template| template.supports_tools()) {
             found.push("tools");
         }
         if template.contains("<think>") || template.contains("enable_thinking") {
@@ -343,7 +344,7 @@ mod tests {
     fn capabilities_follow_the_template() {
         assert_eq!(capabilities(true, Some("tools")), ["embedding"]);
         assert_eq!(capabilities(false, None), ["completion"]);
-        let both = Some("{% if tools %}{% endif %}<think>");
+        let both = Some("{% if tools %}{{ tools | tojson }}{% endif %}<think>");
         assert_eq!(capabilities(false, both), ["completion", "chat", "tools", "thinking"]);
     }
 }

@@ -1,12 +1,10 @@
 //! Conversations from a pipe. The golden model talks gibberish; what matters is what happens around it.
-mod common;
-
-use common::{Run, model, run_in};
+use crate::common::{Run, model, run_in};
 use tempfile::TempDir;
 
 /// Talks in the folder `home`: each line of `input` is a message or a command.
 fn chat_in(home: &TempDir, more: &[&str], input: &str) -> Run {
-    let args = ["chat", "-m", &model(), "--chat-template", "chatml", "-n", "4", "-s", "1"];
+    let args = ["chat", "-m", model(), "--chat-template", "chatml", "-n", "4", "-s", "1"];
     run_in(home, &[&args[..], more].concat(), input.as_bytes())
 }
 
@@ -87,7 +85,7 @@ fn conversations_and_files_are_kept_and_read() {
 
 #[test]
 fn another_model_is_loaded() {
-    let other = common::golden("archs/qwen2.gguf").display().to_string();
+    let other = crate::common::golden("archs/qwen2.gguf").display().to_string();
     let found = chat(&[], &format!("hi\n/load {other}\n/show info\n/history\n")).ok();
     assert!(found.contains("architecture       qwen2\n"), "{found}");
     assert!(!found.contains("you: hi"), "{found}");

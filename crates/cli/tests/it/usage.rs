@@ -1,7 +1,5 @@
 //! What the program says when it is asked for help, or asked for nonsense.
-mod common;
-
-use common::{golden, model, run, run_with};
+use crate::common::{golden, model, run, run_with};
 
 const COMMANDS: [&str; 12] = [
     "run",
@@ -112,35 +110,35 @@ fn models_that_are_not_there() {
 #[test]
 fn files_that_cannot_be_read() {
     let model = model();
-    check(&["-m", &model, "-f", "/no/such.txt"], 1, &["/no/such.txt: cannot read"]);
-    check(&["-m", &model, "-sysf", "/no/such.txt", "hi"], 1, &["/no/such.txt: cannot read"]);
+    check(&["-m", model, "-f", "/no/such.txt"], 1, &["/no/such.txt: cannot read"]);
+    check(&["-m", model, "-sysf", "/no/such.txt", "hi"], 1, &["/no/such.txt: cannot read"]);
     check(
-        &["-m", &model, "--chat-template-file", "/no.jinja", "hi"],
+        &["-m", model, "--chat-template-file", "/no.jinja", "hi"],
         1,
         &["/no.jinja: cannot read"],
     );
-    check(&["perplexity", "-m", &model, "-f", "/no/such.txt"], 1, &["/no/such.txt: cannot read"]);
+    check(&["perplexity", "-m", model, "-f", "/no/such.txt"], 1, &["/no/such.txt: cannot read"]);
     let not_text = &b"ab\xff"[..];
-    check_with(&["tokenize", "-m", &model], not_text, 1, &["standard input", "0xff", "offset 2"]);
+    check_with(&["tokenize", "-m", model], not_text, 1, &["standard input", "0xff", "offset 2"]);
 }
 
 #[test]
 fn ids_that_do_not_exist() {
     let model = model();
-    check(&["logits", "-m", &model, "--ids", "1,272"], 2, &["number 2", "below 272", "found 272"]);
-    check(&["logits", "-m", &model, "--ids", "1,x"], 2, &["number 2", "'x'", "hint: "]);
-    check(&["logits", "-m", &model, "--ids", ""], 2, &["at least one"]);
-    check(&["detokenize", "-m", &model, "--ids", "4294967295"], 2, &["below 272"]);
-    check_with(&["detokenize", "-m", &model], b"[1, 2", 2, &["'[1'"]);
+    check(&["logits", "-m", model, "--ids", "1,272"], 2, &["number 2", "below 272", "found 272"]);
+    check(&["logits", "-m", model, "--ids", "1,x"], 2, &["number 2", "'x'", "hint: "]);
+    check(&["logits", "-m", model, "--ids", ""], 2, &["at least one"]);
+    check(&["detokenize", "-m", model, "--ids", "4294967295"], 2, &["below 272"]);
+    check_with(&["detokenize", "-m", model], b"[1, 2", 2, &["'[1'"]);
 }
 
 #[test]
 fn templates_that_do_not_work() {
     let model = model();
-    check(&["-m", &model, "--chat-template", "nope", "hi"], 2, &["nope", "chatml", "hint: "]);
-    check(&["-m", &model, "--chat-template", "{% if %}", "hi"], 1, &["--chat-template", "line 1"]);
+    check(&["-m", model, "--chat-template", "nope", "hi"], 2, &["nope", "chatml", "hint: "]);
+    check(&["-m", model, "--chat-template", "{% if %}", "hi"], 1, &["--chat-template", "line 1"]);
     let raises = "{{ raise_exception('only jokes') }}";
-    check(&["-m", &model, "--chat-template", raises, "hi"], 1, &["only jokes"]);
+    check(&["-m", model, "--chat-template", raises, "hi"], 1, &["only jokes"]);
     check_with(&["render", "--chat-template", raises], b"{\"messages\": []}", 1, &["only jokes"]);
     check_with(&["render"], b"{\"messages\": []}", 2, &["--chat-template-file", "hint: "]);
     check_with(&["render", "--chat-template", "chatml"], b"{", 1, &["no JSON", "hint: "]);
@@ -150,12 +148,12 @@ fn templates_that_do_not_work() {
 fn what_does_not_fit() {
     let model = model();
     let long = "word ".repeat(200);
-    check(&["-m", &model, "-c", "64", "--raw", "-p", &long], 1, &["64", "--ctx-size"]);
+    check(&["-m", model, "-c", "64", "--raw", "-p", &long], 1, &["64", "--ctx-size"]);
     let ids = vec!["1"; 65].join(",");
-    check(&["logits", "-m", &model, "-c", "64", "--ids", &ids], 1, &["65", "64"]);
+    check(&["logits", "-m", model, "-c", "64", "--ids", &ids], 1, &["65", "64"]);
     let short = golden("tokenizers/gpt-2.gguf.out").display().to_string();
     check(
-        &["perplexity", "-m", &model, "-f", &short, "-c", "16000"],
+        &["perplexity", "-m", model, "-f", &short, "-c", "16000"],
         1,
         &["16000 tokens of one chunk", "hint: "],
     );

@@ -1,10 +1,8 @@
 //! Conversations in a real (pseudo-)terminal, with the keys that people press.
-#![cfg(unix)]
-mod common;
-
-use common::{environment, model};
+use crate::common::{environment, model};
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 use std::io::{Read as _, Write};
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -30,7 +28,7 @@ impl Terminal {
         let size = PtySize { rows: 30, cols: 100, pixel_width: 0, pixel_height: 0 };
         let pty = native_pty_system().openpty(size).expect("a pseudo-terminal");
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hurtle"));
-        let args = ["chat", "-m", &model(), "--chat-template", "chatml", "-s", "1"];
+        let args = ["chat", "-m", model(), "--chat-template", "chatml", "-s", "1"];
         command.args(args.iter().chain(more));
         command.env_clear();
         for (name, value) in environment(home.path()) {
@@ -39,7 +37,9 @@ impl Terminal {
         command.cwd(home.path());
         let child = pty.slave.spawn_command(command).expect("the program starts");
         drop(pty.slave);
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(30, 100, 1000)));
+        let lines = |n| NonZero::new(n).expect("a positive number");
+        let parser = vt100::Parser::new(lines(size.rows), lines(size.cols), 1000);
+        let screen = Arc::new(Mutex::new(parser));
         let mut output = pty.master.try_clone_reader().expect("output");
         let shown = Arc::clone(&screen);
         std::thread::spawn(move || {
@@ -231,7 +231,7 @@ fn ctrl_c_ends_run_with_130() {
     let size = PtySize { rows: 30, cols: 100, pixel_width: 0, pixel_height: 0 };
     let pty = native_pty_system().openpty(size).expect("a pseudo-terminal");
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hurtle"));
-    command.args(["-m", &model(), "--raw", "-p", "x", "-c", "1000000", "--ignore-eos", "-v"]);
+    command.args(["-m", model(), "--raw", "-p", "x", "-c", "1000000", "--ignore-eos", "-v"]);
     command.env_clear();
     for (name, value) in environment(home.path()) {
         command.env(name, value);

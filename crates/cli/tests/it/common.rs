@@ -2,23 +2,25 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use tempfile::TempDir;
 
 /// A tiny random model with a byte-level vocabulary of 272 tokens and no chat template.
-pub const MODEL: &str = "archs/llama.gguf";
+const MODEL: &str = "archs/llama.gguf";
 
 /// A file of the golden data.
-pub fn golden(name: &str) -> PathBuf {
+pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
 /// The golden model, as an argument.
-pub fn model() -> String {
-    golden(MODEL).display().to_string()
+pub(crate) fn model() -> &'static str {
+    static PATH: LazyLock<String> = LazyLock::new(|| golden(MODEL).display().to_string());
+    &PATH
 }
 
 /// The environment variables of a user who has nothing, under `home`, and no network.
-pub fn environment(home: &Path) -> Vec<(&'static str, PathBuf)> {
+pub(crate) fn environment(home: &Path) -> Vec<(&'static str, PathBuf)> {
     vec![
         ("HOME", home.to_owned()),
         ("HURTLE_OFFLINE", "1".into()),
@@ -33,20 +35,20 @@ pub fn environment(home: &Path) -> Vec<(&'static str, PathBuf)> {
 
 /// What a run of the program gave.
 #[derive(Debug)]
-pub struct Run {
-    pub status: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Runs the program with `input` on standard input.
-pub fn run_with(args: &[&str], input: &[u8]) -> Run {
+pub(crate) fn run_with(args: &[&str], input: &[u8]) -> Run {
     let home = TempDir::new().expect("a folder");
     run_in(&home, args, input)
 }
 
 /// Runs the program for the user whose folder is `home`.
-pub fn run_in(home: &TempDir, args: &[&str], input: &[u8]) -> Run {
+pub(crate) fn run_in(home: &TempDir, args: &[&str], input: &[u8]) -> Run {
     let mut child = Command::new(env!("CARGO_BIN_EXE_hurtle"))
         .args(args)
         .env_clear()
@@ -70,21 +72,21 @@ pub fn run_in(home: &TempDir, args: &[&str], input: &[u8]) -> Run {
 }
 
 /// Runs the program with nothing on standard input.
-pub fn run(args: &[&str]) -> Run {
+pub(crate) fn run(args: &[&str]) -> Run {
     run_with(args, b"")
 }
 
 impl Run {
     /// Standard output of a run that went well.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(self.status, Some(0), "{self:?}");
         self.stdout
     }
 
     /// Standard output of a run that went well, as JSON.
     #[track_caller]
-    pub fn json(self) -> serde_json::Value {
+    pub(crate) fn json(self) -> serde_json::Value {
         let text = self.ok();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
