@@ -143,7 +143,7 @@ impl Engine {
         if let Some(template) = ChatTemplate::from_metadata(metadata, &self.tokenizer, None)? {
             return Ok((template, None));
         }
-        let (template, name) = ChatTemplate::fallback_for(metadata, &self.tokenizer);
+        let (template, name) = ChatTemplate::fallback_for(metadata, &self.tokenizer)?;
         Ok((template, Some(name)))
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod generate;
+pub mod perplexity;
 pub mod sampler;
 mod stop;
 
