@@ -1062,3 +1062,90 @@ const TABLE: &[(&[&str], PreTokenizer)] = &[
     ),
     (&["whitespace"], PreTokenizer { byte_level: false, ..PreTokenizer::new(&[NON_SPACES]) }),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use std::time::{Duration, Instant};
+
+    fn split<'a>(pre: &PreTokenizer, text: &'a str) -> Vec<&'a str> {
+        let mut words = Vec::new();
+        pre.split(text, |word| words.push(word));
+        words
+    }
+
+    fn named(name: &str) -> PreTokenizer {
+        PreTokenizer::by_name(Some(name)).unwrap_or_else(|| panic!("{name}"))
+    }
+
+    fn array(value: &Value) -> &[Value] {
+        value.as_array().unwrap_or_else(|| panic!("no array: {value}"))
+    }
+
+    /// Every name against what llama.cpp makes of the same texts.
+    #[test]
+    fn splits_as_llama_cpp_does() {
+        let data = include_str!("../../tests/data/pre_tokenizers.json");
+        let data: Value = serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}"));
+        let mut n_names = 0;
+        for group in array(&data["splits"]) {
+            for name in array(&group["names"]) {
+                let name = name.as_str().unwrap_or_default();
+                for (text, lengths) in array(&data["texts"]).iter().zip(array(&group["words"])) {
+                    let mut rest = text.as_str().unwrap_or_default();
+                    let mut expected = Vec::new();
+                    for length in array(lengths) {
+                        let word;
+                        (word, rest) = rest.split_at(length.as_u64().unwrap_or_default() as usize);
+                        expected.push(word);
+                    }
+                    assert_eq!(
+                        split(&named(name), text.as_str().unwrap_or_default()),
+                        expected,
+                        "{name}"
+                    );
+                }
+                n_names += 1;
+            }
+        }
+        assert_eq!(n_names, PreTokenizer::names().count());
+    }
+
+    #[test]
+    fn unknown_and_missing_names() {
+        assert!(PreTokenizer::by_name(Some("no-such-cut")).is_none());
+        for name in [None, Some("")] {
+            let pre = PreTokenizer::by_name(name).unwrap_or_else(|| panic!("no default"));
+            assert_eq!(split(&pre, "a 12345!!"), ["a", " ", "123", "45", "!!"]);
+        }
+    }
+
+    /// Long runs of one kind, where a backtracking engine needs quadratic time or its whole stack.
+    #[test]
+    fn takes_linear_time() {
+        let unit =
+            ["a", "A", "é", " ", "\n", "\r\n", "1", "!", "中", "e\u{301}", "'s", "a ", " \t", "/"];
+        let start = Instant::now();
+        for name in PreTokenizer::names() {
+            for unit in unit {
+                let text = unit.repeat(20_000);
+                assert_eq!(split(&named(name), &text).concat(), text, "{name} {unit:?}");
+            }
+        }
+        // 1300 splits of a few milliseconds; a quadratic one takes many seconds by itself.
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_the_text(text in "\\PC{0,40}|[ \t\r\n'a-zA-Z0-9é中/!]{0,60}") {
+            for name in PreTokenizer::names() {
+                let words = split(&named(name), &text);
+                prop_assert!(words.iter().all(|word| !word.is_empty()), "{name}");
+                prop_assert_eq!(words.concat(), text.as_str(), "{}", name);
+            }
+        }
+    }
+}
