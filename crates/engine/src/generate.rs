@@ -1,33 +1,74 @@
 //! A loaded model, and sequences that grow on it.
-use crate::sampler::SamplerParams;
+
+use crate::sampler::{Sampler, SamplerError, SamplerParams};
+use crate::stop::StopMatcher;
 use hurtle_gguf::Gguf;
-use hurtle_text::{ChatTemplate, Tokenizer};
+use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::{BatchToken, KvCache, Model, ModelError, Scratch, SeqId};
+use hurtle_text::{ChatTemplate, StreamDecoder, TemplateError, Tokenizer, TokenizerError};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub use hurtle_model::KvType;
 
 /// Why loading or generating failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct EngineError(String); // replaced by a real enum
-
-/// Element type of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KvType {
-    /// 4 bytes, exact.
-    #[default]
-    F32,
-    /// 2 bytes.
-    F16,
+#[non_exhaustive]
+pub enum EngineError {
+    /// The file cannot be read as GGUF.
+    #[error(transparent)]
+    Gguf(#[from] hurtle_gguf::Error),
+    /// The file holds no model that hurtle runs.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Its vocabulary is not usable.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Its chat template is not usable.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A sampling parameter makes no sense.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// Threads could not be started.
+    #[error("cannot start {n_threads} threads: {source}\nhint: ask for fewer with --threads")]
+    Threads {
+        /// How many.
+        n_threads: usize,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty: the model needs at least one token to start from")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {n_prompt} tokens, but the context holds {n_ctx}\n\
+         hint: shorten the prompt, or enlarge the context with --ctx-size (the model was trained for {n_ctx_train})"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Context size in force.
+        n_ctx: usize,
+        /// Context size of the model.
+        n_ctx_train: usize,
+    },
 }
 
 /// How to load.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Threads; `None`: what the affinity mask and the cgroup quota allow.
+    /// Threads for single tokens; `None`: what the affinity mask and the cgroup quota allow.
     pub threads: Option<usize>,
+    /// Threads for prompts; `None`: as `threads`.
+    pub threads_batch: Option<usize>,
+    /// Instruction set; `None`: the best that this processor has.
+    pub isa: Option<Isa>,
     /// Context size; `None`: the model's own.
     pub ctx_size: Option<usize>,
-    /// Prompt tokens processed at once (`-b`/`-ub`); `None`: 512.
+    /// Prompt tokens processed at once; `None`: 512.
     pub batch_size: Option<usize>,
     /// Element type of K.
     pub kv_type_k: KvType,
@@ -37,43 +78,158 @@ pub struct EngineOptions {
 
 /// A loaded model with its tokenizer.
 #[derive(Debug)]
-pub struct Engine {}
+pub struct Engine {
+    model: Model,
+    tokenizer: Tokenizer,
+    pool: Pool,
+    isa: Isa,
+    threads: usize,
+    threads_batch: usize,
+    n_ctx: usize,
+    batch_size: usize,
+    kv_types: (KvType, KvType),
+    load_time: Duration,
+}
+
+/// How many logits a pass computes at most, in bytes: with a large vocabulary, asking for the logits
+/// of a whole batch would cost more memory than the model.
+const MAX_LOGITS_BYTES: usize = 32 << 20;
 
 impl Engine {
-    /// Loads a GGUF file.
+    /// Loads a GGUF file. Weights are mapped, not read, so this takes little more than building the
+    /// tokenizer.
     pub fn load(path: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
-        let _ = (path, options);
-        todo!()
+        let start = Instant::now();
+        let gguf = Gguf::open(path)?;
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        let model = Model::load(gguf, options.ctx_size)?;
+        let threads = options.threads.unwrap_or_else(Pool::available_threads).max(1);
+        let threads_batch = options.threads_batch.unwrap_or(threads).max(1);
+        let n_threads = threads.max(threads_batch);
+        let pool =
+            Pool::new(n_threads).map_err(|source| EngineError::Threads { n_threads, source })?;
+        Ok(Self {
+            n_ctx: options.ctx_size.unwrap_or(model.hparams().n_ctx_train),
+            model,
+            tokenizer,
+            pool,
+            isa: options.isa.unwrap_or_else(Isa::best),
+            threads,
+            threads_batch,
+            batch_size: options.batch_size.unwrap_or(512).max(1),
+            kv_types: (options.kv_type_k, options.kv_type_v),
+            load_time: start.elapsed(),
+        })
     }
+
     /// The file.
     pub fn gguf(&self) -> &Gguf {
-        todo!()
+        self.model.gguf()
     }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        todo!()
+        &self.tokenizer
     }
-    /// The file's chat template, or a fallback by name, with a note of which.
-    pub fn chat_template(&self) -> Result<ChatTemplate, EngineError> {
-        todo!()
+
+    /// The file's chat template, or the one that fits its vocabulary; and the latter's name.
+    pub fn chat_template(&self) -> Result<(ChatTemplate, Option<&'static str>), EngineError> {
+        let metadata = self.gguf().metadata();
+        if let Some(template) = ChatTemplate::from_metadata(metadata, &self.tokenizer, None)? {
+            return Ok((template, None));
+        }
+        let (template, name) = ChatTemplate::fallback_for(metadata, &self.tokenizer)?;
+        Ok((template, Some(name)))
     }
+
     /// Context size in force.
     pub fn ctx_size(&self) -> usize {
-        todo!()
+        self.n_ctx
     }
+
+    /// Threads for single tokens and for prompts.
+    pub fn threads(&self) -> (usize, usize) {
+        (self.threads, self.threads_batch)
+    }
+
+    /// Instruction set of the kernels.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    fn exec(&self, n_threads: usize) -> Exec<'_> {
+        Exec { isa: self.isa, pool: &self.pool, n_threads }
+    }
+
     /// A new, empty sequence.
     pub fn session(&self) -> Session<'_> {
-        todo!()
+        let mut cache = self.model.kv_cache(self.kv_types.0, self.kv_types.1);
+        let seq = cache.new_sequence();
+        Session { engine: self, cache, seq, scratch: Scratch::default(), tokens: Vec::new() }
     }
+
+    /// Calls `f(position, logits)` for every position of `ids` from `from` on.
+    ///
+    /// # Errors
+    /// If `ids` is empty, does not fit the context or holds an unknown token.
+    pub fn score(
+        &self,
+        ids: &[u32],
+        from: usize,
+        f: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.check_prompt(ids.len(), self.n_ctx)?;
+        let n_vocab = self.model.hparams().n_vocab;
+        let most_logits = (MAX_LOGITS_BYTES / 4 / n_vocab).max(1);
+        let mut session = self.session();
+        let mut at = 0;
+        while at < ids.len() {
+            let silent = from.saturating_sub(at).min(self.batch_size);
+            let n = if silent > 0 { silent } else { self.batch_size.min(most_logits) };
+            let chunk = &ids[at..ids.len().min(at + n)];
+            let batch = session.batch(chunk, |_| silent == 0);
+            let logits = session.forward(&batch)?;
+            for (i, logits) in logits.chunks_exact(n_vocab).enumerate() {
+                f(at + i, logits);
+            }
+            at += chunk.len();
+        }
+        Ok(())
+    }
+
     /// Logits of every position (`all`) or of the last, each `[n_vocab]`.
     pub fn logits(&self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>, EngineError> {
-        let _ = (ids, all);
-        todo!()
+        let mut rows = Vec::new();
+        let from = if all { 0 } else { ids.len().saturating_sub(1) };
+        self.score(ids, from, &mut |_, logits| rows.push(logits.to_vec()))?;
+        Ok(rows)
+    }
+
+    /// Whether `n_prompt` tokens fit; `limit` is the most there may be.
+    fn check_prompt(&self, n_prompt: usize, limit: usize) -> Result<(), EngineError> {
+        if n_prompt == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if n_prompt > limit {
+            let n_ctx_train = self.model.hparams().n_ctx_train;
+            return Err(EngineError::PromptTooLong { n_prompt, n_ctx: self.n_ctx, n_ctx_train });
+        }
+        Ok(())
     }
 }
 
 /// What to generate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct GenerationParams {
     /// Sampling.
     pub sampler: SamplerParams,
@@ -96,7 +252,7 @@ pub enum Progress<'a> {
         /// Of.
         total: usize,
     },
-    /// Text to show.
+    /// Text to show; empty where a token completes no character.
     Text(&'a str),
 }
 
@@ -118,7 +274,13 @@ pub enum StopReason {
 impl StopReason {
     /// The JSON name.
     pub fn as_str(self) -> &'static str {
-        todo!()
+        match self {
+            StopReason::EndOfText => "eos",
+            StopReason::StopString => "stop",
+            StopReason::Length => "length",
+            StopReason::Context => "context",
+            StopReason::Cancelled => "cancelled",
+        }
     }
 }
 
@@ -137,7 +299,7 @@ pub struct Timings {
     pub prompt_tps: f64,
     /// Generated tokens.
     pub predicted_n: usize,
-    /// Time for them.
+    /// Time from the end of the prompt to the last of them.
     pub predicted_ms: f64,
     /// Tokens a second.
     pub predicted_tps: f64,
@@ -160,6 +322,11 @@ pub struct Generation {
 #[derive(Debug)]
 pub struct Session<'a> {
     engine: &'a Engine,
+    cache: KvCache,
+    seq: SeqId,
+    scratch: Scratch,
+    /// What the cache holds.
+    tokens: Vec<u32>,
 }
 
 impl Session<'_> {
@@ -172,7 +339,150 @@ impl Session<'_> {
         params: &GenerationParams,
         on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        let _ = (prompt, params, on_progress, self.engine);
-        todo!()
+        let engine = self.engine;
+        engine.check_prompt(prompt.len(), engine.n_ctx.saturating_sub(1))?;
+        let mut sampler = Sampler::new(params.sampler.clone(), &engine.tokenizer)?;
+        prompt.iter().for_each(|id| sampler.accept(*id));
+
+        let start = Instant::now();
+        let shared = self.keep_common_prefix(prompt);
+        let mut timings = Timings {
+            load_ms: millis(engine.load_time),
+            cache_n: shared,
+            prompt_n: prompt.len() - shared,
+            ..Timings::default()
+        };
+        let mut output = Output {
+            text: String::new(),
+            decoder: StreamDecoder::new(&engine.tokenizer, params.special),
+            stop: StopMatcher::new(&params.stop),
+            on_progress,
+        };
+        let mut logits: Vec<f32> = Vec::new();
+        for chunk in prompt[shared..].chunks(engine.batch_size) {
+            let last = self.tokens.len() + chunk.len() == prompt.len();
+            let batch = self.batch(chunk, |i| last && i == chunk.len() - 1);
+            logits.clear();
+            logits.extend_from_slice(self.forward(&batch)?);
+            let progress = Progress::Prompt { done: self.tokens.len(), total: prompt.len() };
+            if (output.on_progress)(progress).is_break() {
+                timings.prompt_n = self.tokens.len() - shared;
+                timings.finish(start.elapsed(), Duration::ZERO);
+                return Ok(output.finish(Vec::new(), StopReason::Cancelled, timings));
+            }
+        }
+        let prompt_time = start.elapsed();
+
+        let start = Instant::now();
+        let mut token_ids = Vec::new();
+        let stop_reason = loop {
+            if params.n_predict.is_some_and(|n| token_ids.len() >= n) {
+                break StopReason::Length;
+            }
+            let id = sampler.sample(&logits);
+            if engine.tokenizer.is_end_of_generation(id) && !params.sampler.ignore_eos {
+                break StopReason::EndOfText;
+            }
+            sampler.accept(id);
+            token_ids.push(id);
+            if let Some(reason) = output.push(id) {
+                break reason;
+            }
+            if params.n_predict.is_some_and(|n| token_ids.len() >= n) {
+                break StopReason::Length;
+            }
+            if self.tokens.len() >= engine.n_ctx {
+                break StopReason::Context;
+            }
+            let batch = self.batch(&[id], |_| true);
+            logits.clear();
+            logits.extend_from_slice(self.forward(&batch)?);
+        };
+        timings.predicted_n = token_ids.len();
+        timings.finish(prompt_time, start.elapsed());
+        Ok(output.finish(token_ids, stop_reason, timings))
+    }
+
+    /// Drops what the cache holds beyond its common prefix with `prompt`, always leaving at least
+    /// one token of the prompt to be processed, whose logits come next. Returns what is kept.
+    fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let keep = common.min(prompt.len() - 1);
+        self.cache.truncate(self.seq, keep);
+        self.tokens.truncate(keep);
+        keep
+    }
+
+    fn batch(&self, ids: &[u32], logits: impl Fn(usize) -> bool) -> Vec<BatchToken> {
+        let token = |(i, id): (usize, &u32)| BatchToken { id: *id, seq: self.seq, logits: logits(i) };
+        ids.iter().enumerate().map(token).collect()
+    }
+
+    fn forward(&mut self, batch: &[BatchToken]) -> Result<&[f32], EngineError> {
+        let engine = self.engine;
+        let threads = if batch.len() == 1 { engine.threads } else { engine.threads_batch };
+        let exec = engine.exec(threads);
+        let logits = engine.model.forward(exec, batch, &mut self.cache, &mut self.scratch)?;
+        self.tokens.extend(batch.iter().map(|token| token.id));
+        Ok(logits)
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Timings {
+    fn finish(&mut self, prompt: Duration, predicted: Duration) {
+        let rate = |n: usize, time: Duration| {
+            if n == 0 || time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
+        };
+        self.prompt_ms = millis(prompt);
+        self.prompt_tps = rate(self.prompt_n, prompt);
+        self.predicted_ms = millis(predicted);
+        self.predicted_tps = rate(self.predicted_n, predicted);
+    }
+}
+
+/// Text on its way out.
+struct Output<'a> {
+    text: String,
+    decoder: StreamDecoder<'a>,
+    stop: StopMatcher,
+    on_progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+}
+
+impl Output<'_> {
+    /// Takes a token; tells whether generation has to end.
+    fn push(&mut self, id: u32) -> Option<StopReason> {
+        let (text, stopped) = self.stop.push(&self.decoder.push(id));
+        self.text.push_str(&text);
+        let cancelled = (self.on_progress)(Progress::Text(&text)).is_break();
+        match (stopped, cancelled) {
+            (true, _) => Some(StopReason::StopString),
+            (false, true) => Some(StopReason::Cancelled),
+            (false, false) => None,
+        }
+    }
+
+    /// Lets out what was held back.
+    fn finish(
+        mut self,
+        token_ids: Vec<u32>,
+        stop_reason: StopReason,
+        timings: Timings,
+    ) -> Generation {
+        if stop_reason != StopReason::StopString {
+            let (mut rest, stopped) = self.stop.push(&self.decoder.finish());
+            if !stopped {
+                rest.push_str(&self.stop.finish());
+            }
+            self.text.push_str(&rest);
+            if !rest.is_empty() {
+                // The generation has ended: whether the callback breaks off makes no difference.
+                let _ = (self.on_progress)(Progress::Text(&rest));
+            }
+        }
+        Generation { text: self.text, token_ids, stop_reason, timings }
     }
 }

@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod generate;
+pub mod perplexity;
 pub mod sampler;
+mod stop;
 
 pub use generate::{
     Engine, EngineError, EngineOptions, Generation, GenerationParams, KvType, Progress, Session,
     StopReason, Timings,
 };
+pub use hurtle_kernels::Isa;
+pub use stop::StopMatcher;

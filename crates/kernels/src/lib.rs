@@ -1,1 +1,54 @@
 //! The arithmetic of hurtle, and the threads that run it.
+//!
+//! ```text
+//! matmul.rs attention.rs elementwise.rs   safe API: check shapes, split the work over threads
+//!        │ dispatch! picks a shell                │
+//! arch/x86_64.rs  (AVX-512, AVX2)   arch/scalar.rs     thin shells: one per instruction set
+//!        └──────────┬─────────────────────────────┘
+//!                arch/all.rs      each algorithm once, written over `arch::Lanes`
+//! ```
+//!
+//! **Same bits everywhere.** A sum over `k` is kept in 16 lanes (lane `k % 16`), each lane adds in
+//! ascending `k` with a separate multiply and add, and the lanes are folded in one fixed order.
+//! So a result depends on its operands alone: not on the instruction set, the number of threads or
+//! the number of tokens that are processed together. Tests compare bits, not tolerances.
+//!
+//! This crate knows no file and no model, does no I/O and reads no environment.
+
+mod arch;
+pub mod attention;
+pub mod elementwise;
+mod isa;
+pub mod kv;
+pub mod matmul;
+mod pool;
+mod share;
+
+pub use isa::Isa;
+pub use pool::{Pool, Worker};
+
+/// What a kernel runs on: an instruction set and some threads of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Exec<'a> {
+    /// Instruction set, proven to be present.
+    pub isa: Isa,
+    /// Threads.
+    pub pool: &'a Pool,
+    /// How many of the pool's threads take part.
+    pub n_threads: usize,
+}
+
+impl Exec<'_> {
+    /// Runs `f` on disjoint ranges that together cover `0..n`, at most `chunk` long each.
+    ///
+    /// Chunks are handed out as threads ask for them, so `f` must not depend on which thread runs
+    /// which chunk.
+    pub fn for_chunks(
+        &self,
+        n: usize,
+        chunk: usize,
+        f: impl Fn(std::ops::Range<usize>, &mut Worker) + Sync,
+    ) {
+        self.pool.for_chunks(self.n_threads, n, chunk, f);
+    }
+}

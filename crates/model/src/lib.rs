@@ -1,1 +1,88 @@
 //! Model specifications, weights, KV cache and the forward pass.
+//!
+//! ```text
+//! spec.rs     what distinguishes architectures, as enums
+//! arch/*.rs   one constant for each architecture
+//! hparams.rs  a file's numbers           rope.rs  its rotary positions
+//! load.rs     a file's tensors, checked
+//! decoder.rs  THE forward pass           kv_cache.rs  what it remembers
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod arch;
+mod decoder;
+mod error;
+mod hparams;
+mod kv_cache;
+mod load;
+mod rope;
+pub mod spec;
+
+pub use decoder::{BatchToken, Scratch};
+pub use error::ModelError;
+pub use hparams::{ExpertParams, Hparams, LayerParams};
+pub use kv_cache::{KvCache, KvType, SeqId};
+pub use rope::RopeParams;
+
+use hparams::file_name;
+use hurtle_gguf::Gguf;
+use load::{Loader, Weights};
+use rope::RopeFrequencies;
+use spec::ArchSpec;
+
+/// A model ready to run.
+#[derive(Debug)]
+pub struct Model {
+    gguf: Gguf,
+    spec: &'static ArchSpec,
+    hparams: Hparams,
+    weights: Weights,
+    rope: RopeFrequencies,
+    window_rope: RopeFrequencies,
+}
+
+impl Model {
+    /// Checks that the file holds a model that hurtle runs, and prepares it. Weights stay where they
+    /// are, in the mapped file.
+    ///
+    /// `n_ctx` is the context it will run with (the trained one if `None`): LongRoPE chooses its
+    /// factors by it.
+    ///
+    /// # Errors
+    /// If the architecture is unknown, or metadata and tensors are not what it needs.
+    pub fn load(gguf: Gguf, n_ctx: Option<usize>) -> Result<Self, ModelError> {
+        let key = "general.architecture";
+        let name = gguf
+            .metadata()
+            .string(key)?
+            .ok_or_else(|| ModelError::MissingKey { file: file_name(&gguf), key: key.into() })?;
+        let spec = arch::find(name)
+            .ok_or_else(|| ModelError::UnknownArch { file: file_name(&gguf), arch: name.into() })?;
+        let loader = Loader::new(&gguf, spec);
+        let n_vocab = loader.n_vocab()?;
+        let hparams = Hparams::read(&gguf, spec, n_vocab, n_ctx)?;
+        let weights = loader.load(&hparams)?;
+        let (rope, window_rope) = (hparams.rope.frequencies(), hparams.window_rope.frequencies());
+        Ok(Self { gguf, spec, hparams, weights, rope, window_rope })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &'static ArchSpec {
+        self.spec
+    }
+
+    /// The numbers.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// An empty KV cache for this model.
+    pub fn kv_cache(&self, type_k: KvType, type_v: KvType) -> KvCache {
+        KvCache::new(&self.hparams.layers, type_k, type_v)
+    }
+}

@@ -6,4 +6,4 @@ mod chat_template;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, RenderInput, TemplateError};
-pub use tokenizer::{Encode, StreamDecoder, Tokenizer, TokenizerError};
+pub use tokenizer::{Encode, FillInMiddle, StreamDecoder, Tokenizer, TokenizerError};

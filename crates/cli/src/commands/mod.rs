@@ -1,0 +1,88 @@
+//! One module a command.
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod detokenize;
+pub(crate) mod list;
+pub(crate) mod logits;
+pub(crate) mod perplexity;
+pub(crate) mod pull;
+pub(crate) mod render;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod show;
+pub(crate) mod tokenize;
+
+use crate::cli::{Cli, Command};
+use anyhow::Result;
+use serde::Serialize;
+use std::io::Write as _;
+use unicode_width::UnicodeWidthStr;
+
+/// Does what the command line says.
+pub(crate) fn execute(cli: Cli) -> Result<()> {
+    let globals = &cli.globals;
+    match cli.command {
+        Command::Run(args) => run::execute(&args, globals),
+        Command::Chat(args) => chat::execute(&args, globals),
+        Command::Show(args) => show::execute(&args, globals),
+        Command::Pull(args) => pull::execute(&args, globals),
+        Command::List(args) => list::execute(&args, globals),
+        Command::Rm(args) => rm::execute(&args, globals),
+        Command::Tokenize(args) => tokenize::execute(&args, globals),
+        Command::Detokenize(args) => detokenize::execute(&args, globals),
+        Command::Render(args) => render::execute(&args, globals),
+        Command::Logits(args) => logits::execute(&args, globals),
+        Command::Perplexity(args) => perplexity::execute(&args, globals),
+        Command::Completions(args) => completions::execute(&args),
+    }
+}
+
+/// Writes `text` to standard output, exactly.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes `value` and a newline to standard output.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&(serde_json::to_string(value)? + "\n"))
+}
+
+/// Columns under their headings, as wide as what they hold.
+fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = headings.map(UnicodeWidthStr::width);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.width().max(*width);
+        }
+    }
+    let mut out = String::new();
+    let mut line = |cells: [&str; N]| {
+        let start = out.len();
+        for (cell, width) in cells.into_iter().zip(widths) {
+            out.push_str(cell);
+            out.push_str(&" ".repeat(width.saturating_sub(cell.width()) + 3));
+        }
+        out.truncate(start + out[start..].trim_end().len());
+        out.push('\n');
+    };
+    line(headings);
+    for row in rows {
+        line(row.each_ref().map(String::as_str));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [["a", "1 B"].map(String::from), ["日本", "22 B"].map(String::from)];
+        let expected = "N      SIZE\na      1 B\n日本   22 B\n";
+        assert_eq!(table(["N", "SIZE"], &rows), expected);
+    }
+}

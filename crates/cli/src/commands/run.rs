@@ -1,0 +1,210 @@
+//! `hurtle run`: one prompt, one answer.
+use crate::answer::AnswerPrinter;
+use crate::args::{
+    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, read_stdin,
+    read_text, without_last_newline,
+};
+use crate::error::{Interrupted, usage};
+use crate::interrupt::Interrupt;
+use crate::prompt::{Prompt, Template};
+use crate::terminal::{StatusLine, Terminal, say};
+use crate::{models, timings};
+use anyhow::Result;
+use clap::Args;
+use hurtle_engine::{Engine, Progress, StopReason, Timings};
+use hurtle_text::{Encode, RenderInput};
+use serde::Serialize;
+use serde_json::json;
+use std::io::{self, IsTerminal as _};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Answers one prompt and ends.
+///
+/// The prompt is put into the model's chat template, unless --raw asks for the continuation of a text.
+/// It may come from the command line, from --file and from standard input; what is given of these is
+/// joined in this order with blank lines between.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hurtle run \"Why is the sky blue?\"
+  hurtle run -m gemma3:270m --raw -p \"Once upon a time\" -n 50 --temp 0
+  hurtle run -f notes.txt \"Summarize this.\"
+  git diff | hurtle run -sys \"You write terse commit messages.\" \"Describe this change.\"
+  hurtle run --json -s 1 \"Name a colour.\" | jq .text
+
+Ctrl-C stops the answer; what was written stays, and the exit status is 130.")]
+pub(crate) struct RunArgs {
+    /// The prompt; several words need no quotes
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
+    words: Vec<String>,
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// File with (the rest of) the prompt; a newline at its end does not count
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    system: SystemArgs,
+    /// Continue the prompt as plain text: no chat template, BOS as the model says, control tokens in
+    /// the text are parsed
+    #[arg(long, conflicts_with_all = ["system_prompt", "system_prompt_file", "chat_template", "chat_template_file"])]
+    raw: bool,
+    /// Print one JSON object: text, token_ids, prompt_token_ids, stop_reason, timings
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    text: &'a str,
+    token_ids: &'a [u32],
+    prompt_token_ids: &'a [u32],
+    stop_reason: &'a str,
+    timings: Timings,
+}
+
+pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
+    let terminal = Terminal::detect(globals);
+    let params = args.generation.params()?;
+    let options = args.engine.options()?;
+    let system = args.system.text()?;
+    let text = prompt_text(args)?;
+
+    let interrupt = Interrupt::install(true)?;
+    let engine = models::load(&args.model.model, &options, globals)?;
+    let prompt = prompt(args, globals, &engine, system, text)?;
+
+    let mut printer = (!args.json)
+        .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, prompt.thinking));
+    let mut status = StatusLine::new(true);
+    let mut written = Ok(());
+    let held = interrupt.hold();
+    let generation = engine.session().generate(&prompt.ids, &params, &mut |progress| {
+        match progress {
+            Progress::Prompt { done, total } => {
+                status.set(&format!("processing prompt {done}/{total}"));
+            }
+            Progress::Text(text) => {
+                status.clear();
+                if let Some(printer) = &mut printer {
+                    written = printer.push(text);
+                }
+            }
+            _ => {}
+        }
+        if written.is_err() || held.pressed() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    drop(held);
+    status.clear();
+    written?;
+
+    match printer {
+        Some(printer) => printer.finish()?,
+        None => super::print_json(&Answer {
+            text: &generation.text,
+            token_ids: &generation.token_ids,
+            prompt_token_ids: &prompt.ids,
+            stop_reason: generation.stop_reason.as_str(),
+            timings: generation.timings,
+        })?,
+    }
+    if generation.stop_reason == StopReason::Context {
+        say(&format!(
+            "note: the answer ends here because the context of {} tokens is full\n\
+             hint: --ctx-size N makes it larger",
+            engine.ctx_size()
+        ));
+    }
+    if globals.verbose {
+        say(&timings::report(&generation.timings));
+    }
+    match generation.stop_reason {
+        StopReason::Cancelled => Err(Interrupted.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The prompt from all places that it may come from.
+fn prompt_text(args: &RunArgs) -> Result<String> {
+    let mut parts = Vec::new();
+    if let Some(prompt) = &args.prompt {
+        parts.push(args.generation.unescaped(prompt));
+    } else if !args.words.is_empty() {
+        parts.push(args.generation.unescaped(&args.words.join(" ")));
+    }
+    if let Some(path) = &args.file {
+        parts.push(without_last_newline(read_text(path)?));
+    }
+    if if parts.is_empty() { !io::stdin().is_terminal() } else { stdin_has_text() } {
+        parts.push(without_last_newline(read_stdin()?));
+    }
+    if args.raw && !parts.is_empty() {
+        parts.retain(|part| !part.is_empty());
+        return Ok(parts.join("\n\n"));
+    }
+    parts.retain(|part| !part.trim().is_empty());
+    if parts.is_empty() {
+        usage!("no prompt\nhint: hurtle \"Why is the sky blue?\", or 'hurtle chat' to talk");
+    }
+    Ok(parts.join("\n\n"))
+}
+
+/// Whether a prompt on the command line may be meant to be joined with standard input: with a pipe or a
+/// file, yes; not with a terminal, or with what a service or an editor leaves open.
+fn stdin_has_text() -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd as _;
+        use std::os::unix::fs::FileTypeExt as _;
+        let Ok(fd) = io::stdin().as_fd().try_clone_to_owned() else { return false };
+        let Ok(metadata) = std::fs::File::from(fd).metadata() else { return false };
+        metadata.is_file() || metadata.file_type().is_fifo()
+    }
+    #[cfg(not(unix))]
+    {
+        !io::stdin().is_terminal()
+    }
+}
+
+fn prompt(
+    args: &RunArgs,
+    globals: &GlobalArgs,
+    engine: &Engine,
+    system: Option<String>,
+    text: String,
+) -> Result<Prompt> {
+    let tok = engine.tokenizer();
+    if args.raw {
+        let ids = tok.encode(&text, Encode { add_special: true, parse_special: true });
+        if ids.is_empty() {
+            usage!("the prompt is empty, and this model has no token to begin a text with");
+        }
+        return Ok(Prompt { ids, thinking: false });
+    }
+    let template = Template::load(&args.template, engine.gguf().metadata(), tok)?;
+    if globals.verbose {
+        say(&format!("chat template: {}", template.origin));
+    }
+    let system = system.map(|text| json!({"role": "system", "content": text}));
+    let user = json!({"role": "user", "content": text});
+    let input = RenderInput {
+        messages: system.into_iter().chain([user]).collect(),
+        add_generation_prompt: true,
+        ..RenderInput::default()
+    };
+    template.prompt(tok, &input, args.generation.parse_special)
+}

@@ -1,0 +1,148 @@
+//! Operations on single tokens: norms, activations, rotary positions.
+
+use crate::Exec;
+use crate::arch::{all, dispatch};
+use crate::share::Shared;
+
+/// How many values make it worth while to wake other threads.
+const PARALLEL: usize = 16 * 1024;
+
+impl Exec<'_> {
+    /// Calls `f(row, index)` for each of the rows of `x` (`[n, width]`), on all threads if there is
+    /// enough to do.
+    ///
+    /// # Panics
+    /// If `x` does not hold whole rows.
+    pub fn for_rows(&self, x: &mut [f32], width: usize, f: impl Fn(&mut [f32], usize) + Sync) {
+        assert!(
+            width > 0 && x.len().is_multiple_of(width),
+            "{} values in rows of {width}",
+            x.len()
+        );
+        if x.len() < PARALLEL {
+            for (i, row) in x.chunks_exact_mut(width).enumerate() {
+                f(row, i);
+            }
+            return;
+        }
+        let n = x.len() / width;
+        let x = Shared::new(x);
+        self.for_chunks(n, (PARALLEL / 4 / width).max(1), |rows, _| {
+            for i in rows {
+                // SAFETY: each row is visited once.
+                f(unsafe { x.range(i * width, width) }, i);
+            }
+        });
+    }
+}
+
+/// `x[i] = x[i] / sqrt(mean(x²) + eps) · weight` for each row of `x` (`[n, weight.len()]`), after
+/// "Root Mean Square Layer Normalization" (arXiv:1910.07467).
+pub fn rms_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], eps: f32) {
+    let width = weight.len();
+    exec.for_rows(x, width, |row, _| {
+        let mean = dispatch!(exec.isa, sum_of_squares(row)) / width as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x = *x * scale * w;
+        }
+    });
+}
+
+/// The function between the two halves of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+    /// gpt-oss: gate clamped to at most 7, up to ±7, `gate · sigmoid(1.702 gate) · (up + 1)`.
+    SwigluOai,
+}
+
+/// `gate = activation(gate) · up`, element by element.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gate(exec: Exec<'_>, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate and up");
+    /// Divides `PARALLEL`, so that each piece of `gate` finds its piece of `up`.
+    const PIECE: usize = 4096;
+    let whole = gate.len() - gate.len() % PIECE;
+    let (head, tail) = gate.split_at_mut(whole);
+    exec.for_rows(head, PIECE, |gate, i| {
+        dispatch!(exec.isa, gate(activation, gate, &up[i * PIECE..(i + 1) * PIECE]));
+    });
+    dispatch!(exec.isa, gate(activation, tail, &up[whole..]));
+}
+
+/// `cap · tanh(x / cap)`.
+pub fn soft_cap(exec: Exec<'_>, x: &mut [f32], cap: f32) {
+    exec.for_rows(x, 1, |x, _| x[0] = cap * all::tanh(x[0] / cap));
+}
+
+/// Which values of a head form a rotating pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours: `(x[2i], x[2i + 1])`.
+    Norm,
+    /// Halves: `(x[i], x[i + n_rot / 2])`.
+    Neox,
+}
+
+/// Rotates the first `2 · n_pairs` values of each head, after "RoFormer" (arXiv:2104.09864).
+///
+/// `x` is `[n_tokens, n_heads, head_dim]`; `table` is `[n_tokens, n_pairs]` of (cosine, sine).
+///
+/// # Panics
+/// If a length does not fit.
+pub fn rope(
+    exec: Exec<'_>,
+    x: &mut [f32],
+    n_heads: usize,
+    head_dim: usize,
+    style: RopeStyle,
+    table: &[(f32, f32)],
+    n_pairs: usize,
+) {
+    assert!(2 * n_pairs <= head_dim, "{n_pairs} pairs in a head of {head_dim}");
+    assert_eq!(x.len() * n_pairs, table.len() * n_heads * head_dim, "rope table");
+    exec.for_rows(x, n_heads * head_dim, |token, t| {
+        let table = &table[t * n_pairs..(t + 1) * n_pairs];
+        for head in token.chunks_exact_mut(head_dim) {
+            match style {
+                RopeStyle::Norm => {
+                    for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(table) {
+                        let (a, b) = (pair[0], pair[1]);
+                        pair[0] = a * cos - b * sin;
+                        pair[1] = a * sin + b * cos;
+                    }
+                }
+                RopeStyle::Neox => {
+                    let (low, high) = head[..2 * n_pairs].split_at_mut(n_pairs);
+                    for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(table) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Turns `x` into its softmax.
+pub fn softmax(x: &mut [f32]) {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in x.iter_mut() {
+        *x = all::exp(*x - max);
+        sum += *x;
+    }
+    for x in x.iter_mut() {
+        *x /= sum;
+    }
+}
+
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + all::exp(-x))
+}

@@ -1,0 +1,307 @@
+//! Every kernel on every instruction set of this machine against plain loops, bit for bit.
+
+use half::f16;
+use hurtle_kernels::attention::{self, KvElem, Token, attention};
+use hurtle_kernels::elementwise::{self, Activation, RopeStyle};
+use hurtle_kernels::kv::{KvPage, PAGE_TOKENS};
+use hurtle_kernels::matmul::{Matrix, matmul};
+use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_quant::WeightType;
+use proptest::prelude::*;
+
+/// Numbers of many sizes, the same ones every time.
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..n).map(|_| ((next() >> 40) as f32 / 8_388_608.0 - 1.0) * (next() % 7) as f32).collect()
+}
+
+/// The order of a sum that the crate promises.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        lanes[i % 16] += a * b;
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+fn for_each_exec(f: impl Fn(Exec<'_>)) {
+    let pool = Pool::new(3).unwrap();
+    let available = Isa::available();
+    for name in ["scalar", "avx2", "avx512"] {
+        match available.iter().find(|isa| isa.name() == name) {
+            Some(isa) => {
+                for n_threads in [1, 3] {
+                    f(Exec { isa: *isa, pool: &pool, n_threads });
+                }
+            }
+            None => println!("skipped: {name} is not available on this machine"),
+        }
+    }
+}
+
+fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!(a.to_bits() == b.to_bits(), "{what}: {a} instead of {b} at {i}");
+    }
+}
+
+#[test]
+fn matmul_equals_plain_loops_for_every_type_and_ragged_shapes() {
+    use WeightType as T;
+    let types = [
+        T::F32, T::F16, T::BF16, T::Q4_0, T::Q4_1, T::Q5_0, T::Q5_1, T::Q8_0, T::Q2_K, T::Q3_K, T::Q4_K, T::Q5_K,
+        T::Q6_K, T::IQ4_NL,
+    ];
+    for ty in types {
+        for (n_rows, blocks) in [(1, 1), (2, 3), (5, 2), (17, 1)] {
+            let k = match ty.block_len() {
+                1 => [1, 15, 16, 33, 100][n_rows % 5],
+                len => len * blocks,
+            };
+            let source = noise(1, n_rows * k);
+            let mut bytes = vec![0; ty.row_bytes(n_rows * k).unwrap()];
+            hurtle_quant::quantize(ty, &source, &mut bytes).unwrap();
+            let mut rows = vec![0.0; n_rows * k];
+            hurtle_quant::dequantize(ty, &bytes, &mut rows).unwrap();
+            let weights = Matrix::new(ty, n_rows, k, &bytes).unwrap();
+            for n_tokens in [1, 2, 3, 4, 7, 33] {
+                let x = noise(2, n_tokens * k);
+                let expected: Vec<f32> = x
+                    .chunks_exact(k)
+                    .flat_map(|x| rows.chunks_exact(k).map(|row| dot(row, x)).collect::<Vec<_>>())
+                    .collect();
+                for_each_exec(|exec| {
+                    let mut out = vec![f32::NAN; expected.len()];
+                    matmul(exec, &weights, &x, &mut out);
+                    assert_bits(&out, &expected, &format!("{ty} {n_rows}x{k}, {n_tokens} tokens, {}", exec.isa));
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_needs_whole_rows() {
+    assert!(Matrix::new(WeightType::Q4_0, 2, 32, &[0; 36]).is_some());
+    assert!(Matrix::new(WeightType::Q4_0, 2, 32, &[0; 35]).is_none());
+    assert!(Matrix::new(WeightType::Q4_0, 1, 33, &[0; 36]).is_none());
+    assert!(Matrix::new(WeightType::F32, usize::MAX, 4, &[0; 16]).is_none());
+    assert!(Matrix::new(WeightType::F32, 0, 0, &[]).is_none());
+}
+
+/// Softmax attention of one token in f64.
+fn attention_oracle(
+    layer: &attention::Layer<'_>,
+    q: &[f32],
+    k: &[Vec<f32>],
+    v: &[Vec<f32>],
+    pos: usize,
+) -> Vec<f64> {
+    let group = layer.n_heads / layer.n_kv_heads;
+    let first = layer.window.map_or(0, |window| (pos + 1).saturating_sub(window));
+    let mut out = Vec::new();
+    for head in 0..layer.n_heads {
+        let kv = head / group;
+        let q = &q[head * layer.dim_k..(head + 1) * layer.dim_k];
+        let score = |p: usize| {
+            let key = &k[p][kv * layer.dim_k..(kv + 1) * layer.dim_k];
+            let dot: f64 = q.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let score = dot * f64::from(layer.scale);
+            layer.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+        };
+        let scores: Vec<f64> = (first..=pos).map(score).collect();
+        let sink = layer.sinks.map(|sinks| f64::from(sinks[head]));
+        let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().copied().chain(sink).map(|score| (score - max).exp()).sum();
+        out.extend((0..layer.dim_v).map(|d| {
+            let value = |p: usize| f64::from(v[p][kv * layer.dim_v + d]);
+            scores.iter().zip(first..).map(|(s, p)| (s - max).exp() / sum * value(p)).sum::<f64>()
+        }));
+    }
+    out
+}
+
+fn check_attention<K: KvElem + Into<f32>, V: KvElem + Into<f32>>(
+    layer: &attention::Layer<'_>,
+    positions: &[usize],
+) {
+    let n = positions.iter().max().unwrap() + 1;
+    let rows = |seed: u64, dim: usize, round: fn(f32) -> f32| -> Vec<Vec<f32>> {
+        let row = |p| noise(seed + p as u64, layer.n_kv_heads * dim).into_iter().map(round).collect();
+        (0..n).map(row).collect()
+    };
+    let k = rows(10, layer.dim_k, |x| K::from_f32(x).into());
+    let v = rows(99, layer.dim_v, |x| V::from_f32(x).into());
+    // Pages in reverse order; in each the keys, then the values.
+    let n_pages = n.div_ceil(PAGE_TOKENS);
+    let page_ids: Vec<u32> = (0..n_pages as u32).rev().collect();
+    let k_bytes = (PAGE_TOKENS * layer.n_kv_heads * layer.dim_k * size_of::<K>()).next_multiple_of(64);
+    let v_bytes = PAGE_TOKENS * layer.n_kv_heads * layer.dim_v * size_of::<V>();
+    let mut pages: Vec<_> = (0..n_pages).map(|_| KvPage::new(k_bytes + v_bytes)).collect();
+    let layer = attention::Layer { v_offset: k_bytes / size_of::<V>(), ..*layer };
+    for p in 0..n {
+        let page = &mut pages[page_ids[p / PAGE_TOKENS] as usize];
+        for h in 0..layer.n_kv_heads {
+            let at = h * PAGE_TOKENS + p % PAGE_TOKENS;
+            for d in 0..layer.dim_k {
+                page.as_mut_slice()[at * layer.dim_k + d] = K::from_f32(k[p][h * layer.dim_k + d]);
+            }
+            for d in 0..layer.dim_v {
+                let value = V::from_f32(v[p][h * layer.dim_v + d]);
+                page.as_mut_slice()[layer.v_offset + at * layer.dim_v + d] = value;
+            }
+        }
+    }
+    let q = noise(5, positions.len() * layer.n_heads * layer.dim_k);
+    let tokens: Vec<_> =
+        positions.iter().map(|pos| Token { page_ids: &page_ids, pos: *pos }).collect();
+    let run = |exec: Exec<'_>| {
+        let mut out = vec![f32::NAN; positions.len() * layer.n_heads * layer.dim_v];
+        attention::<K, V>(exec, &layer, &pages, &tokens, &q, &mut out);
+        out
+    };
+    let pool = Pool::new(1).unwrap();
+    let reference = run(Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 });
+    let rows = reference.chunks_exact(layer.n_heads * layer.dim_v);
+    let queries = q.chunks_exact(layer.n_heads * layer.dim_k);
+    for ((out, q), pos) in rows.zip(queries).zip(positions) {
+        for (found, expected) in out.iter().zip(attention_oracle(&layer, q, &k, &v, *pos)) {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(error < 1e-4, "{found} instead of {expected} at {pos}");
+        }
+    }
+    for_each_exec(|exec| assert_bits(&run(exec), &reference, &format!("attention, {}", exec.isa)));
+}
+
+#[test]
+fn attention_equals_the_textbook_on_every_isa() {
+    let sinks = noise(3, 6);
+    let plain = attention::Layer {
+        n_heads: 6,
+        n_kv_heads: 2,
+        dim_k: 24,
+        dim_v: 20,
+        k_offset: 0,
+        v_offset: 0,
+        scale: 0.2,
+        soft_cap: None,
+        window: None,
+        sinks: None,
+    };
+    let variants = [
+        plain,
+        attention::Layer { n_heads: 1, n_kv_heads: 1, dim_k: 64, dim_v: 64, ..plain },
+        attention::Layer { n_heads: 2, n_kv_heads: 2, dim_k: 1, dim_v: 3, ..plain },
+        attention::Layer { soft_cap: Some(3.0), window: Some(16), ..plain },
+        attention::Layer { sinks: Some(&sinks), window: Some(1), ..plain },
+    ];
+    for layer in variants {
+        let positions = [0, 1, 15, 16, 63, 64, 130];
+        check_attention::<f32, f32>(&layer, &positions);
+        check_attention::<f16, f16>(&layer, &positions);
+        check_attention::<f16, f32>(&layer, &positions[..3]);
+        check_attention::<f32, f16>(&layer, &positions[..3]);
+    }
+}
+
+#[test]
+fn activations_are_the_same_bits_everywhere_and_near_the_truth() {
+    let truth = |activation, x: f64, u: f64| match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()) * u,
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh()) * u
+        }
+        Activation::SwigluOai => {
+            let (x, u) = (x.min(7.0), u.clamp(-7.0, 7.0));
+            x / (1.0 + (-1.702 * x).exp()) * (u + 1.0)
+        }
+    };
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::SwigluOai] {
+        for n in [1, 15, 4096, 4097, 40_000] {
+            let mut x = noise(7, n);
+            x.iter_mut().step_by(11).for_each(|x| *x *= 30.0);
+            let u = noise(8, n);
+            let run = |exec: Exec<'_>| {
+                let mut gate = x.clone();
+                elementwise::gate(exec, activation, &mut gate, &u);
+                gate
+            };
+            let pool = Pool::new(1).unwrap();
+            let reference = run(Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 });
+            for (i, found) in reference.iter().enumerate() {
+                let expected = truth(activation, f64::from(x[i]), f64::from(u[i]));
+                let error = (f64::from(*found) - expected).abs();
+                assert!(error <= 2e-6 * (1.0 + expected.abs()), "{activation:?} {found} {expected}");
+            }
+            for_each_exec(|exec| {
+                assert_bits(&run(exec), &reference, &format!("{activation:?} {}", exec.isa));
+            });
+        }
+    }
+}
+
+#[test]
+fn norm_rope_softmax_and_caps_are_near_the_truth() {
+    for_each_exec(|exec| {
+        for (n, width) in [(1, 1), (3, 24), (40, 576)] {
+            let (x, w) = (noise(1, n * width), noise(2, width));
+            let mut out = x.clone();
+            elementwise::rms_norm(exec, &mut out, &w, 1e-5);
+            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact(width)) {
+                let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                for i in 0..width {
+                    let expected = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(w[i]);
+                    assert!((f64::from(out[i]) - expected).abs() < 1e-5 * (1.0 + expected.abs()));
+                }
+            }
+        }
+        for style in [RopeStyle::Norm, RopeStyle::Neox] {
+            // A head of 6, of which 4 rotate: one pair by a quarter turn, one by a half turn.
+            let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+            elementwise::rope(exec, &mut x, 1, 6, style, &[(0.0, 1.0), (-1.0, 0.0)], 2);
+            let expected = match style {
+                RopeStyle::Norm => [-2.0, 1.0, -3.0, -4.0, 5.0, 6.0],
+                RopeStyle::Neox => [-3.0, -2.0, 1.0, -4.0, 5.0, 6.0],
+            };
+            assert_eq!(x, expected, "{style:?}");
+        }
+        let before = noise(4, 50_000);
+        let mut x = before.clone();
+        elementwise::soft_cap(exec, &mut x, 2.0);
+        for (x, before) in x.iter().zip(before) {
+            assert!((f64::from(*x) - 2.0 * (f64::from(before) / 2.0).tanh()).abs() < 1e-6);
+        }
+    });
+    let mut x = vec![1000.0, 1000.0, f32::NEG_INFINITY, 999.0];
+    elementwise::softmax(&mut x);
+    let e = 1.0 / (2.0 + (-1.0f64).exp());
+    for (x, expected) in x.iter().zip([e, e, 0.0, e * (-1.0f64).exp()]) {
+        assert!((f64::from(*x) - expected).abs() < 1e-6, "{x} {expected}");
+    }
+}
+
+proptest! {
+    /// `softmax` of two values goes through `exp` over its whole range.
+    #[test]
+    fn exp_is_within_a_few_ulp(x in -86.0f32..0.0) {
+        let mut pair = [x, 0.0];
+        elementwise::softmax(&mut pair);
+        let e = f64::from(x).exp();
+        let expected = e / (1.0 + e);
+        let error = (f64::from(pair[0]) - expected).abs();
+        prop_assert!(error <= expected * 4e-7, "{} {expected}", pair[0]);
+    }
+}

@@ -1,0 +1,63 @@
+//! The architectures that hurtle runs: one constant each.
+
+mod gemma;
+mod gpt_oss;
+mod granite;
+mod llama;
+mod olmo2;
+mod phi3;
+mod qwen;
+
+use crate::spec::{
+    ArchSpec, AttnScale, EmbdScale, NoRope, Norms, QkNorm, SoftCaps, Window, WindowRope,
+};
+use hurtle_kernels::elementwise::{Activation, RopeStyle};
+
+/// Every architecture, in alphabetical order.
+pub const ALL: &[&ArchSpec] = &[
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &gpt_oss::GPT_OSS,
+    &granite::GRANITE,
+    &llama::LLAMA,
+    &olmo2::OLMO2,
+    &phi3::PHI3,
+    &qwen::QWEN2,
+    &qwen::QWEN2MOE,
+    &qwen::QWEN3,
+    &qwen::QWEN3MOE,
+    &llama::SMOLLM3,
+];
+
+/// The architecture of that name.
+pub fn find(name: &str) -> Option<&'static ArchSpec> {
+    ALL.iter().copied().find(|spec| spec.name == name)
+}
+
+/// What most of them share: the plain pre-norm transformer with a gated feed-forward.
+const PLAIN: ArchSpec = ArchSpec {
+    name: "",
+    rope: RopeStyle::Neox,
+    no_rope: NoRope::Never,
+    norms: Norms::Pre { ffn: "ffn_norm" },
+    qk_norm: QkNorm::None,
+    attn_scale: AttnScale::HeadDim,
+    attn_sinks: false,
+    window: Window::None,
+    window_rope: WindowRope::Same,
+    activation: Activation::Silu,
+    moe: None,
+    embd_scale: EmbdScale::One,
+    soft_caps: SoftCaps { attn: None, logits: None },
+    residual_and_logit_scale: false,
+};
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_sorted_and_unique() {
+        assert!(super::ALL.is_sorted_by(|a, b| a.name < b.name));
+        assert!(super::find("llama").is_some() && super::find("").is_none());
+    }
+}

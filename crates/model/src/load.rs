@@ -1,0 +1,426 @@
+//! From a file to weights: finds every tensor that the architecture needs, checks its shape, and
+//! refuses files that hold tensors nobody asked for.
+
+use crate::ModelError;
+use crate::hparams::{ExpertParams, Hparams, LayerParams, file_name};
+use crate::spec::{ArchSpec, Norms, QkNorm};
+use hurtle_gguf::{Gguf, TensorInfo};
+use hurtle_kernels::matmul::Matrix;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Some rows of a tensor of the file.
+#[derive(Debug, Clone)]
+pub(crate) struct Weight {
+    tensor: TensorInfo,
+    n_cols: usize,
+    bytes: Range<usize>,
+    n_rows: usize,
+}
+
+impl Weight {
+    pub(crate) fn matrix<'a>(&self, gguf: &'a Gguf) -> Matrix<'a> {
+        let bytes = &gguf.data(&self.tensor)[self.bytes.clone()];
+        Matrix::new(self.tensor.ty(), self.n_rows, self.n_cols, bytes)
+            .expect("the loader checked type and shape")
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// A part of the rows, which must lie within.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Weight {
+        let row = self.bytes.len() / self.n_rows;
+        let bytes = self.bytes.start + rows.start * row..self.bytes.start + rows.end * row;
+        Weight { bytes, n_rows: rows.len(), ..self.clone() }
+    }
+}
+
+/// `y = weight · x + bias`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    pub(crate) weight: Weight,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attn_norm: Option<Vec<f32>>,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) sinks: Option<Vec<f32>>,
+    pub(crate) attn_output: Linear,
+    pub(crate) attn_post_norm: Option<Vec<f32>>,
+    pub(crate) ffn_norm: Option<Vec<f32>>,
+    pub(crate) ffn: Ffn,
+    pub(crate) ffn_post_norm: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Ffn {
+    Dense(Gated),
+    Experts { router: Linear, experts: Vec<Gated>, shared: Option<SharedExpert> },
+}
+
+/// `down · (activation(gate · x) * (up · x))`.
+#[derive(Debug)]
+pub(crate) struct Gated {
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+#[derive(Debug)]
+pub(crate) struct SharedExpert {
+    /// `[1, n_embd]`
+    pub(crate) router: Weight,
+    pub(crate) expert: Gated,
+}
+
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) token_embd: Weight,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) output_norm: Vec<f32>,
+    pub(crate) output: Linear,
+}
+
+/// Tensors that other programs put into files of these architectures and that play no part in
+/// generating text.
+const IGNORED: &[&str] = &[
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+    "cls.weight",
+    "cls.bias",
+    "cls.output.weight",
+    "cls.output.bias",
+];
+
+pub(crate) struct Loader<'a> {
+    gguf: &'a Gguf,
+    spec: &'static ArchSpec,
+    used: HashSet<String>,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(gguf: &'a Gguf, spec: &'static ArchSpec) -> Self {
+        Self { gguf, spec, used: HashSet::new() }
+    }
+
+    /// Number of tokens: what the embedding has rows for.
+    pub(crate) fn n_vocab(&self) -> Result<usize, ModelError> {
+        let name = "token_embd.weight";
+        let tensor = self.gguf.tensor(name).ok_or_else(|| self.missing(name, vec![]))?;
+        let rows = tensor.dims().get(1).copied().unwrap_or(0);
+        let tokens = self.gguf.metadata().strings("tokenizer.ggml.tokens")?.map(|t| t.len() as u64);
+        if rows == 0 || tokens.is_some_and(|tokens| tokens != rows) {
+            let expected = vec![tensor.dims()[0], tokens.unwrap_or(1)];
+            return Err(self.shape(tensor, expected));
+        }
+        Ok(rows as usize)
+    }
+
+    /// Finds all weights.
+    pub(crate) fn load(mut self, hparams: &Hparams) -> Result<Weights, ModelError> {
+        let Hparams { n_embd, n_vocab, .. } = *hparams;
+        let token_embd = self.weight("token_embd.weight", n_embd, n_vocab)?;
+        let output = match self.optional_weight("output.weight", n_embd, n_vocab, 1)? {
+            Some(weight) => weight,
+            None => token_embd.clone(),
+        };
+        let output = Linear { weight: output, bias: self.optional_vector("output.bias", n_vocab)? };
+        let output_norm = self.vector("output_norm.weight", n_embd)?;
+        let mut layers = Vec::new();
+        for (i, params) in hparams.layers.iter().enumerate() {
+            layers.push(self.layer(
+                &format!("blk.{i}"),
+                n_embd,
+                params,
+                hparams.experts.as_ref(),
+            )?);
+        }
+        let unknown: Vec<String> = (self.gguf.tensors().iter().map(TensorInfo::name))
+            .filter(|name| !self.used.contains(*name) && !IGNORED.contains(name))
+            .map(String::from)
+            .collect();
+        if !unknown.is_empty() {
+            let (file, arch) = (file_name(self.gguf), self.spec.name);
+            return Err(ModelError::UnknownTensors { file, arch, tensors: unknown });
+        }
+        Ok(Weights { token_embd, layers, output_norm, output })
+    }
+
+    fn layer(
+        &mut self,
+        blk: &str,
+        n_embd: usize,
+        params: &LayerParams,
+        experts: Option<&ExpertParams>,
+    ) -> Result<Layer, ModelError> {
+        let LayerParams { n_heads, n_kv_heads, head_dim_k, head_dim_v, .. } = *params;
+        let (n_q, n_k, n_v) =
+            (n_heads * head_dim_k, n_kv_heads * head_dim_k, n_kv_heads * head_dim_v);
+        let pre = self.spec.norms != Norms::Post;
+        let post = matches!(self.spec.norms, Norms::Post | Norms::PreAndPost);
+        let ffn_norm = match self.spec.norms {
+            Norms::Pre { ffn } => ffn,
+            Norms::PreAndPost | Norms::Post => "ffn_norm",
+        };
+        let [q, k, v] = self.qkv(blk, n_embd, [n_q, n_k, n_v])?;
+        let (q_norm_len, k_norm_len) = match self.spec.qk_norm {
+            QkNorm::None => (None, None),
+            QkNorm::Head => (Some(head_dim_k), Some(head_dim_k)),
+            QkNorm::Row => (Some(n_q), Some(n_k)),
+        };
+        let sinks = self.spec.attn_sinks.then_some(n_heads);
+        Ok(Layer {
+            attn_norm: self.vector_if(pre.then_some(n_embd), &format!("{blk}.attn_norm.weight"))?,
+            q,
+            k,
+            v,
+            q_norm: self.vector_if(q_norm_len, &format!("{blk}.attn_q_norm.weight"))?,
+            k_norm: self.vector_if(k_norm_len, &format!("{blk}.attn_k_norm.weight"))?,
+            sinks: self.vector_if(sinks, &format!("{blk}.attn_sinks.weight"))?,
+            attn_output: self.linear(
+                &format!("{blk}.attn_output"),
+                n_heads * head_dim_v,
+                n_embd,
+            )?,
+            attn_post_norm: self
+                .vector_if(post.then_some(n_embd), &format!("{blk}.post_attention_norm.weight"))?,
+            ffn_norm: self.vector_if(pre.then_some(n_embd), &format!("{blk}.{ffn_norm}.weight"))?,
+            ffn: match experts {
+                Some(experts) => self.experts(blk, n_embd, experts)?,
+                None => Ffn::Dense(self.gated(blk, "", n_embd, params.n_ff)?),
+            },
+            ffn_post_norm: self
+                .vector_if(post.then_some(n_embd), &format!("{blk}.post_ffw_norm.weight"))?,
+        })
+    }
+
+    /// Query, key and value projections, split or fused in one tensor.
+    fn qkv(&mut self, blk: &str, n_embd: usize, n: [usize; 3]) -> Result<[Linear; 3], ModelError> {
+        let total = n.iter().sum();
+        let names = ["attn_q", "attn_k", "attn_v"];
+        let name = format!("{blk}.attn_qkv");
+        let Some(weight) = self.optional_weight(&format!("{name}.weight"), n_embd, total, 1)?
+        else {
+            let [q, k, v] = names.map(|name| format!("{blk}.{name}"));
+            return Ok([
+                self.linear(&q, n_embd, n[0])?,
+                self.linear(&k, n_embd, n[1])?,
+                self.linear(&v, n_embd, n[2])?,
+            ]);
+        };
+        let bias = self.optional_vector(&format!("{name}.bias"), total)?;
+        let mut at = 0;
+        let mut part = |i: usize| -> Result<Linear, ModelError> {
+            let rows = at..at + n[i];
+            at = rows.end;
+            let bias = match &bias {
+                Some(bias) => Some(bias[rows.clone()].to_vec()),
+                None => self.optional_vector(&format!("{blk}.{}.bias", names[i]), n[i])?,
+            };
+            Ok(Linear { weight: weight.rows(rows), bias })
+        };
+        Ok([part(0)?, part(1)?, part(2)?])
+    }
+
+    /// A feed-forward network, gate and up split or fused (gate first) in `ffn_up`.
+    fn gated(
+        &mut self,
+        blk: &str,
+        suffix: &str,
+        n_embd: usize,
+        n_ff: usize,
+    ) -> Result<Gated, ModelError> {
+        let name = |part: &str| format!("{blk}.ffn_{part}{suffix}");
+        let down = self.linear(&name("down"), n_ff, n_embd)?;
+        if self.gguf.tensor(&format!("{}.weight", name("gate"))).is_some() {
+            let gate = self.linear(&name("gate"), n_embd, n_ff)?;
+            return Ok(Gated { gate, up: self.linear(&name("up"), n_embd, n_ff)?, down });
+        }
+        let fused = self.linear(&name("up"), n_embd, 2 * n_ff)?;
+        let part = |rows: Range<usize>| Linear {
+            weight: fused.weight.rows(rows.clone()),
+            bias: fused.bias.as_ref().map(|bias| bias[rows].to_vec()),
+        };
+        Ok(Gated { gate: part(0..n_ff), up: part(n_ff..2 * n_ff), down })
+    }
+
+    fn experts(
+        &mut self,
+        blk: &str,
+        n_embd: usize,
+        params: &ExpertParams,
+    ) -> Result<Ffn, ModelError> {
+        let ExpertParams { n_experts, n_ff, n_ff_shared, .. } = *params;
+        let router = self.linear(&format!("{blk}.ffn_gate_inp"), n_embd, n_experts)?;
+        let [gate, up] = match self.expert_tensor(
+            &format!("{blk}.ffn_gate_up_exps"),
+            n_embd,
+            2 * n_ff,
+            n_experts,
+        )? {
+            // Fused: each expert's gate rows, then its up rows.
+            Some(fused) => [0..n_ff, n_ff..2 * n_ff].map(|rows| {
+                let part = |expert: &Linear| Linear {
+                    weight: expert.weight.rows(rows.clone()),
+                    bias: expert.bias.as_ref().map(|bias| bias[rows.clone()].to_vec()),
+                };
+                fused.iter().map(part).collect::<Vec<_>>()
+            }),
+            None => [
+                self.required_experts(&format!("{blk}.ffn_gate_exps"), n_embd, n_ff, n_experts)?,
+                self.required_experts(&format!("{blk}.ffn_up_exps"), n_embd, n_ff, n_experts)?,
+            ],
+        };
+        let down =
+            self.required_experts(&format!("{blk}.ffn_down_exps"), n_ff, n_embd, n_experts)?;
+        let experts = gate.into_iter().zip(up).zip(down);
+        let experts = experts.map(|((gate, up), down)| Gated { gate, up, down }).collect();
+        let shared = if self.spec.moe.is_some_and(|moe| moe.shared) {
+            let router = format!("{blk}.ffn_gate_inp_shexp.weight");
+            Some(SharedExpert {
+                router: self
+                    .optional_weight(&router, n_embd, 1, 1)?
+                    .ok_or_else(|| self.missing(&router, vec![n_embd as u64]))?,
+                expert: self.gated(blk, "_shexp", n_embd, n_ff_shared)?,
+            })
+        } else {
+            None
+        };
+        Ok(Ffn::Experts { router, experts, shared })
+    }
+
+    fn required_experts(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        n: usize,
+    ) -> Result<Vec<Linear>, ModelError> {
+        self.expert_tensor(name, n_in, n_out, n)?.ok_or_else(|| {
+            self.missing(&format!("{name}.weight"), vec![n_in as u64, n_out as u64, n as u64])
+        })
+    }
+
+    /// The experts of one tensor, `[n_in, n_out, n]` with an optional bias `[n_out, n]`.
+    fn expert_tensor(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        n: usize,
+    ) -> Result<Option<Vec<Linear>>, ModelError> {
+        let Some(all) = self.optional_weight(&format!("{name}.weight"), n_in, n_out, n)? else {
+            return Ok(None);
+        };
+        let bias = self.optional_values(&format!("{name}.bias"), &[n_out, n])?;
+        let expert = |i: usize| Linear {
+            weight: all.rows(i * n_out..(i + 1) * n_out),
+            bias: bias.as_ref().map(|bias| bias[i * n_out..(i + 1) * n_out].to_vec()),
+        };
+        Ok(Some((0..n).map(expert).collect()))
+    }
+
+    fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Linear, ModelError> {
+        Ok(Linear {
+            weight: self.weight(&format!("{name}.weight"), n_in, n_out)?,
+            bias: self.optional_vector(&format!("{name}.bias"), n_out)?,
+        })
+    }
+
+    fn weight(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Weight, ModelError> {
+        let weight = self.optional_weight(name, n_in, n_out, 1)?;
+        weight.ok_or_else(|| self.missing(name, vec![n_in as u64, n_out as u64]))
+    }
+
+    /// A tensor `[n_in, n_out, n]` as `n * n_out` rows.
+    fn optional_weight(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        n: usize,
+    ) -> Result<Option<Weight>, ModelError> {
+        let Some(tensor) = self.find(name, &[n_in, n_out, n])? else { return Ok(None) };
+        let n_rows = n_out * n;
+        if n_rows == 0 || Matrix::new(tensor.ty(), n_rows, n_in, self.gguf.data(tensor)).is_none() {
+            return Err(self.weight_type(tensor));
+        }
+        // Proves that the type can be decoded at all: integers cannot.
+        let block = &self.gguf.data(tensor)[..tensor.ty().block_bytes()];
+        let mut values = vec![0.0; tensor.ty().block_len()];
+        hurtle_quant::dequantize(tensor.ty(), block, &mut values)
+            .map_err(|_| self.weight_type(tensor))?;
+        Ok(Some(Weight {
+            n_cols: n_in,
+            bytes: 0..tensor.n_bytes(),
+            n_rows,
+            tensor: tensor.clone(),
+        }))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let vector = self.optional_vector(name, len)?;
+        vector.ok_or_else(|| self.missing(name, vec![len as u64]))
+    }
+
+    fn vector_if(
+        &mut self,
+        len: Option<usize>,
+        name: &str,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        len.map(|len| self.vector(name, len)).transpose()
+    }
+
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        self.optional_values(name, &[len])
+    }
+
+    /// A small tensor, decoded.
+    fn optional_values(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some(tensor) = self.find(name, shape)? else { return Ok(None) };
+        let mut values = vec![0.0; shape.iter().product()];
+        hurtle_quant::dequantize(tensor.ty(), self.gguf.data(tensor), &mut values)
+            .map_err(|_| self.weight_type(tensor))?;
+        Ok(Some(values))
+    }
+
+    /// The tensor, if it is there; sizes of 1 at the end of a shape do not count.
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<Option<&'a TensorInfo>, ModelError> {
+        let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
+        let expected: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
+        let trim = |dims: &[u64]| dims.iter().rposition(|n| *n != 1).map_or(0, |last| last + 1);
+        if expected[..trim(&expected)] != tensor.dims()[..trim(tensor.dims())] {
+            return Err(self.shape(tensor, expected));
+        }
+        self.used.insert(name.to_owned());
+        Ok(Some(tensor))
+    }
+
+    fn missing(&self, tensor: &str, shape: Vec<u64>) -> ModelError {
+        let (file, arch) = (file_name(self.gguf), self.spec.name);
+        ModelError::MissingTensor { file, arch, tensor: tensor.into(), shape }
+    }
+
+    fn shape(&self, tensor: &TensorInfo, expected: Vec<u64>) -> ModelError {
+        let (file, found) = (file_name(self.gguf), tensor.dims().to_vec());
+        ModelError::Shape { file, tensor: tensor.name().into(), expected, found }
+    }
+
+    fn weight_type(&self, tensor: &TensorInfo) -> ModelError {
+        let (file, ty) = (file_name(self.gguf), tensor.ty());
+        ModelError::WeightType { file, tensor: tensor.name().into(), ty }
+    }
+}

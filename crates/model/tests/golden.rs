@@ -1,0 +1,217 @@
+//! Every architecture and every weight type against llama.cpp's logits, and the promise that a
+//! sequence's bits depend on nothing but the sequence.
+
+use hurtle_gguf::Gguf;
+use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::{BatchToken, KvType, Model, Scratch};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    inputs: Vec<Input>,
+    greedy: Option<Greedy>,
+}
+
+#[derive(Deserialize)]
+struct Input {
+    ids: Vec<u32>,
+    #[serde(alias = "last_logits_exact")]
+    last_logits: Vec<f32>,
+    #[serde(alias = "top5_exact")]
+    top5: Vec<(Vec<usize>, Vec<f32>)>,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    ids: Vec<u32>,
+    margin: Vec<f32>,
+}
+
+struct Fixture {
+    model: Model,
+    pool: Pool,
+}
+
+/// How to run a sequence; none of it but `kv` may change a bit.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    n_threads: usize,
+    isa: Isa,
+    chunk: usize,
+    /// Tokens of another sequence between ours.
+    company: bool,
+    kv: KvType,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self { n_threads: 2, isa: Isa::best(), chunk: usize::MAX, company: false, kv: KvType::F32 }
+    }
+}
+
+impl Fixture {
+    fn open(name: &str) -> Self {
+        let gguf = Gguf::open(golden(&format!("{name}.gguf"))).unwrap();
+        Self { model: Model::load(gguf, None).unwrap(), pool: Pool::new(4).unwrap() }
+    }
+
+    /// Logits at every position.
+    fn logits(&self, ids: &[u32], how: How) -> Vec<Vec<f32>> {
+        let exec = Exec { isa: how.isa, pool: &self.pool, n_threads: how.n_threads };
+        let mut cache = self.model.kv_cache(how.kv, how.kv);
+        let mut scratch = Scratch::default();
+        let (other, seq) = (cache.new_sequence(), cache.new_sequence());
+        let mut all = Vec::new();
+        for chunk in ids.chunks(how.chunk.min(ids.len())) {
+            let mut batch = Vec::new();
+            for id in chunk {
+                if how.company {
+                    batch.push(BatchToken { id: id ^ 1, seq: other, logits: id % 2 == 0 });
+                }
+                batch.push(BatchToken { id: *id, seq, logits: true });
+            }
+            let logits = self.model.forward(exec, &batch, &mut cache, &mut scratch).unwrap();
+            let wanted = batch.iter().filter(|token| token.logits);
+            all.extend(
+                (logits.chunks_exact(self.model.hparams().n_vocab).zip(wanted))
+                    .filter(|(_, token)| token.seq == seq)
+                    .map(|(logits, _)| logits.to_vec()),
+            );
+        }
+        assert_eq!(cache.len(seq), ids.len());
+        all
+    }
+}
+
+fn read(name: &str) -> Expected {
+    let text = std::fs::read_to_string(golden(&format!("{name}.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn names(folder: &str) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(golden(folder))
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            name.strip_suffix(".gguf").map(|name| format!("{folder}/{name}"))
+        })
+        .collect();
+    names.sort();
+    assert!(names.len() >= 18, "golden files are missing from {folder}");
+    names
+}
+
+fn argmax(logits: &[f32]) -> usize {
+    (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+}
+
+/// Compares all that the golden file says about logits.
+fn check_logits(name: &str, how: How, tolerance: f32) {
+    let (fixture, expected) = (Fixture::open(name), read(name));
+    let mut worst = 0.0f32;
+    for input in &expected.inputs {
+        let logits = fixture.logits(&input.ids, how);
+        let last = logits.last().unwrap();
+        assert_eq!(last.len(), input.last_logits.len(), "{name}");
+        for (found, expected) in last.iter().zip(&input.last_logits) {
+            worst = worst.max((found - expected).abs());
+        }
+        for (logits, (ids, values)) in logits.iter().zip(&input.top5) {
+            for (id, value) in ids.iter().zip(values) {
+                worst = worst.max((logits[*id] - value).abs());
+            }
+        }
+    }
+    println!("{name}: largest difference {worst:.2e}");
+    assert!(worst <= tolerance, "{name}: largest difference {worst} > {tolerance} ({how:?})");
+}
+
+#[test]
+fn architectures_match_llama_cpp() {
+    for name in names("archs") {
+        check_logits(&name, How::default(), 2e-4);
+    }
+}
+
+#[test]
+fn architectures_match_with_f16_kv() {
+    for name in names("archs") {
+        check_logits(&name, How { kv: KvType::F16, ..How::default() }, 5e-2);
+    }
+}
+
+#[test]
+fn weight_types_match_the_dequantized_model() {
+    for name in names("quantmodels") {
+        check_logits(&name, How::default(), 1e-3);
+    }
+}
+
+#[test]
+fn greedy_tokens_match_until_a_near_tie() {
+    for name in names("archs") {
+        let (fixture, expected) = (Fixture::open(&name), read(&name));
+        let Some(greedy) = expected.greedy else { continue };
+        let mut ids = expected.inputs[1].ids.clone();
+        for (expected, margin) in greedy.ids.iter().zip(&greedy.margin) {
+            let found = argmax(fixture.logits(&ids, How::default()).last().unwrap());
+            if found as u32 != *expected {
+                assert!(*margin < 1e-3, "{name}: {found} instead of {expected}, margin {margin}");
+                break;
+            }
+            ids.push(*expected);
+        }
+    }
+}
+
+#[test]
+fn bits_depend_on_the_sequence_alone() {
+    let names = ["archs/llama", "archs/gemma3", "archs/gpt-oss", "archs/qwen2moe", "quantmodels/q4_k"];
+    for name in names {
+        let fixture = Fixture::open(name);
+        let ids = &read(name).inputs[2].ids;
+        for kv in KvType::ALL {
+            let plain = How { kv, ..How::default() };
+            let reference = fixture.logits(ids, How { n_threads: 1, isa: Isa::scalar(), ..plain });
+            let check = |how: How| {
+                let found = fixture.logits(ids, how);
+                for (pos, (found, expected)) in found.iter().zip(&reference).enumerate() {
+                    let same = found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name}: other bits at position {pos} with {how:?}");
+                }
+            };
+            Isa::available().into_iter().for_each(|isa| check(How { isa, ..plain }));
+            [1, 3, 4].into_iter().for_each(|n_threads| check(How { n_threads, ..plain }));
+            [1, 5, 16, 63].into_iter().for_each(|chunk| check(How { chunk, ..plain }));
+            check(How { company: true, ..plain });
+            check(How { company: true, chunk: 7, n_threads: 3, ..plain });
+        }
+    }
+}
+
+#[test]
+fn a_truncated_sequence_goes_on_as_if_it_had_never_been_longer() {
+    let fixture = Fixture::open("archs/llama");
+    let ids = &read("archs/llama").inputs[2].ids;
+    let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
+    let mut cache = fixture.model.kv_cache(KvType::F32, KvType::F32);
+    let mut scratch = Scratch::default();
+    let seq = cache.new_sequence();
+    let mut run = |cache: &mut _, ids: &[u32]| {
+        let batch: Vec<_> = ids.iter().map(|id| BatchToken { id: *id, seq, logits: true }).collect();
+        fixture.model.forward(exec, &batch, cache, &mut scratch).unwrap().to_vec()
+    };
+    let whole = run(&mut cache, ids);
+    let bytes = cache.n_bytes();
+    cache.truncate(seq, 3);
+    run(&mut cache, &[1, 2, 3, 4]);
+    cache.truncate(seq, 3);
+    let rest = run(&mut cache, &ids[3..]);
+    assert_eq!(rest, whole[whole.len() - rest.len()..]);
+    assert_eq!(cache.n_bytes(), bytes, "freed pages are used again");
+}
