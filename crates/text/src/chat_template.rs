@@ -62,6 +62,9 @@ pub enum TemplateError {
     /// `RenderInput::now` is no date.
     #[error("the time '{0}' is not of the form 2025-03-14T09:26:53")]
     Now(String),
+    /// The system gives no thread to render in.
+    #[error("cannot start the thread that renders chat templates: {0}")]
+    Thread(#[source] std::io::Error),
     /// The file's template is of the wrong type.
     #[error(transparent)]
     Metadata(#[from] hurtle_gguf::Error),
@@ -148,9 +151,12 @@ impl ChatTemplate {
 
     /// Compiles Jinja source.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        let env = jinja::environment(source).map_err(|e| TemplateError::Syntax {
-            line: e.line().unwrap_or(1),
-            message: message(&e),
+        let normalized = source::normalize(source)?;
+        let env = with_stack(|| {
+            jinja::environment(&normalized).map_err(|e| TemplateError::Syntax {
+                line: e.line().unwrap_or(1),
+                message: message(&e),
+            })
         })?;
         Ok(Self { env, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
     }
@@ -162,6 +168,10 @@ impl ChatTemplate {
 
     /// The prompt, exactly as Hugging Face's `apply_chat_template` renders it.
     pub fn render(&self, input: &RenderInput) -> Result<String, TemplateError> {
+        with_stack(|| self.render_here(input))
+    }
+
+    fn render_here(&self, input: &RenderInput) -> Result<String, TemplateError> {
         let mut bytes = 0;
         let mut list = |values: &[Value]| {
             minijinja::Value::from_iter(values.iter().map(|v| jinja::value(v, &mut bytes)))
@@ -290,6 +300,22 @@ fn text_of(message: &Value) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Runs `f` with a stack that is deep enough for whatever a template may nest: minijinja compiles,
+/// prints and drops recursively, and the stack of a server's worker has two megabytes. Only what is
+/// used takes memory.
+fn with_stack<T: Send>(
+    f: impl FnOnce() -> Result<T, TemplateError> + Send,
+) -> Result<T, TemplateError> {
+    const STACK: usize = 256 << 20;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK);
+        match thread.spawn_scoped(scope, f).map_err(TemplateError::Thread)?.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// The innermost line and cause of minijinja's chain.

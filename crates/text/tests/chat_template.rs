@@ -130,7 +130,7 @@ fn errors_name_line_and_cause() {
         assert_eq!(got, want, "{template}");
     };
     check("a\n{{ 1 + }}", "chat template, line 2: syntax error: unexpected end of variable block");
-    check("a\r\n\r\n{{ x.y.z }}", "chat template, line 3: undefined value");
+    check("a\r\n\r\n{{ x.y.z }}", "chat template, line 3: undefined value: `x` is undefined");
     check("\n{{ 'a' | nope }}", "chat template, line 2: unknown filter: filter nope is unknown");
     check(
         "\n\n{{ raise_exception('no ' ~ 'way') }}",
@@ -143,34 +143,67 @@ fn errors_name_line_and_cause() {
 /// Templates are untrusted: none may hang, use up the memory or overflow the stack.
 #[test]
 fn hostile_templates_are_stopped() {
-    let nested = |open: &str, close: &str| {
-        format!("{{{{ {}1{} }}}}", open.repeat(20_000), close.repeat(20_000))
+    let long = |before: &str, part: &str, n: usize, after: &str| {
+        format!("{before}{}{after}", part.repeat(n))
     };
+    let nested = |open: &str, close: &str| long(&long("{{ ", open, 2000, "1"), close, 2000, " }}");
+    let grow = |expression: &str| {
+        format!(
+            "{{% set ns = namespace(l=[1], s='xxxxxxxx') %}}{{% for i in range(99999) %}}{{% set ns.{expression} %}}{{% endfor %}}"
+        )
+    };
+    let loops = "{% for a in range(99999) %}{% for b in range(99999) %}";
     let templates = [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".to_owned(),
-        "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}".to_owned(),
-        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}".to_owned(),
+        format!("{loops}{{% endfor %}}{{% endfor %}}"),
+        grow("s = ns.s ~ ns.s"),
+        grow("s = ns.s + ns.s"),
+        grow("l = ns.l + ns.l"),
+        grow("l = ns.l + (ns.l)"),
+        grow("l = ns.l + [1]"),
+        grow("l = [1] + ns.l"),
+        grow("l = [ns.l, [1] * 99999999]"),
+        grow("s = ('ab' * 100000).strip('ab')"),
+        grow("s = ('ab' * 100000).split('b')"),
+        grow("s = ('ab' * 100000).title()"),
+        grow("s = (range(90000)|list).index(89999)"),
         "{{ 'x' * 9999999999 }}".to_owned(),
         "{{ ('x' * 1000000) | replace('x', 'x' * 1000000) }}".to_owned(),
-        "{{ 'x'.ljust(99999999999) | length }}{{ ('x' * 99999).replace('', 'x' * 99999) }}".to_owned(),
+        "{{ ('x' * 99999).replace('', 'x' * 99999) }}".to_owned(),
+        "{{ ('x' * 1000000).join(range(90000)|map('string')) }}".to_owned(),
+        "{{ range(90000)|join('x' * 1000000) }}".to_owned(),
+        "{{ '{:>9999999999}'.format(1) }}".to_owned(),
+        "{{ '%99999999999d' | format(1) }}".to_owned(),
         "{% for i in range(99999) %}{{ ('\\n' * 99999) | indent(99999) }}{% endfor %}".to_owned(),
-        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
-        "{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}".to_owned(),
-        "{{ '%99999999999d' | format(1) }}{{ '{:>9999999999}'.format(1) }}".to_owned(),
+        "{% for i in range(99999) %}{{ 'x'.ljust(99999999999) }}{% endfor %}".to_owned(),
         "{{ range(99999999) | list }}".to_owned(),
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
+        grow("l = [ns.l]") + "{{ ns.l | tojson }}",
         nested("(", ")"),
         nested("[", "]"),
-        nested("-", ""),
-        nested("not ", ""),
+        long("{{ a", ".b", 100_000, " }}"),
+        long("{{ 1", "+1", 100_000, " }}"),
+        long("{% if a %}", "{% elif b %}", 20_000, "{% endif %}"),
         "{% if true %}".repeat(20_000),
+        "{#".repeat(100_000),
+        "\n".repeat(70_000) + "{{",
     ];
     for template in templates {
         let start = Instant::now();
         let result = render(&template, &json!({}));
-        let shown: String = template.chars().take(80).collect();
+        let shown: String = template.chars().take(150).collect();
         assert!(result.is_err(), "{shown}: gave {} bytes", result.map_or(0, |text| text.len()));
         assert!(start.elapsed() < Duration::from_secs(20), "{shown}: took {:?}", start.elapsed());
     }
+}
+
+/// Deep values are printed, compared and dropped recursively.
+#[test]
+fn deep_values_fit_the_stack() {
+    let nest = format!("{}ns.l{}", "[".repeat(50), "]".repeat(50));
+    let template = format!(
+        "{{% set ns = namespace(l=[]) %}}{{% for i in range(4000) %}}{{% set ns.l = {nest} %}}{{% endfor %}}{{{{ ns.l == [ns.l] }}}}{{{{ ns.l|string|length }}}}"
+    );
+    assert_eq!(render(&template, &json!({})).expect("renders"), "False400002");
 }
 
 #[test]

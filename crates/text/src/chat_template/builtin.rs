@@ -268,3 +268,27 @@ pub(super) fn guess(
         _ => "plain",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_by_vocabulary_then_architecture() {
+        let check = |tokens: &[&str], architecture: &str, pre: &str, want: &str| {
+            let got = guess(|text| tokens.contains(&text), architecture, pre);
+            assert_eq!(got, want, "{tokens:?}, {architecture}, {pre}");
+            assert!(names().any(|name| name == got));
+        };
+        check(&["<|im_start|>", "<|im_end|>"], "qwen2", "qwen2", "chatml");
+        check(&["<|im_start|>", "<|im_sep|>"], "phi3", "dbrx", "phi4");
+        check(&["<start_of_turn>", "[INST]"], "gemma3", "", "gemma");
+        check(&["<|start_header_id|>"], "llama", "llama-bpe", "llama3");
+        check(&["[INST]", "[/INST]"], "llama", "tekken", "mistral-v3-tekken");
+        check(&["[INST]", "[SYSTEM_PROMPT]"], "llama", "tekken", "mistral-v7-tekken");
+        check(&["[INST]"], "llama", "", "mistral-v3");
+        check(&["<|end|>", "<|assistant|>"], "phi3", "", "phi3");
+        check(&[], "rwkv7", "", "rwkv-world");
+        check(&["<s>", "</s>"], "llama", "", "plain");
+    }
+}

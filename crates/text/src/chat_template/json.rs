@@ -1,7 +1,7 @@
 //! `json.dumps` of Python, byte for byte, for the `tojson` filter: the models were trained on its
 //! spacing (`, ` and `: `), its key order and its way to write numbers.
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// Nested deeper than this a value is refused instead of overflowing the stack.
 const MAX_DEPTH: usize = 128;
@@ -19,13 +19,21 @@ pub(super) struct Style {
 }
 
 /// Serializes `value`; an error where Python has no JSON for it.
-pub(super) fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
+pub(super) fn dumps(state: &State<'_, '_>, value: &Value, style: &Style) -> Result<String, Error> {
     let mut out = String::new();
-    write(&mut out, value, style, 0)?;
+    write(state, &mut out, value, style, 0)?;
     Ok(out)
 }
 
-fn write(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+/// Every value costs a little fuel, as a list may be longer than what made it.
+fn write(
+    state: &State<'_, '_>,
+    out: &mut String,
+    value: &Value,
+    style: &Style,
+    depth: usize,
+) -> Result<(), Error> {
+    state.consume_fuel(1 + value.as_str().map_or(0, |text| text.len() as u64 / 16))?;
     if depth > MAX_DEPTH {
         let what = format!("tojson: the value is nested deeper than {MAX_DEPTH} levels");
         return Err(Error::new(ErrorKind::InvalidOperation, what));
@@ -44,7 +52,7 @@ fn write(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result
             out.push('[');
             for (i, item) in items.enumerate() {
                 separate(out, style, i, depth + 1);
-                write(out, &item, style, depth + 1)?;
+                write(state, out, &item, style, depth + 1)?;
             }
             close(out, style, depth);
             out.push(']');
@@ -65,13 +73,13 @@ fn write(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result
                     ValueKind::String => write_string(out, key.as_str().unwrap_or_default(), style),
                     ValueKind::None | ValueKind::Bool | ValueKind::Number => {
                         out.push('"');
-                        write(out, key, style, depth + 1)?;
+                        write(state, out, key, style, depth + 1)?;
                         out.push('"');
                     }
                     kind => return Err(no_json(kind, "as a key")),
                 }
                 out.push_str(&style.key_separator);
-                write(out, &value.get_item(key)?, style, depth + 1)?;
+                write(state, out, &value.get_item(key)?, style, depth + 1)?;
             }
             close(out, style, depth);
             out.push('}');

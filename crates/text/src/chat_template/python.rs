@@ -1,6 +1,7 @@
 //! Python's types as templates see them, where minijinja's own lack something or differ: string
 //! methods, filters built on them, and generators.
 use super::jinja::{bind, invalid};
+use super::source;
 use minijinja::value::{
     Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs, from_args,
 };
@@ -54,6 +55,26 @@ pub(super) fn register(env: &mut Environment<'static>) {
             .filter(|w| !w.is_empty())
             .count()
     });
+    let is_list = |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Iterable);
+    env.add_filter(source::ADDEND, move |state: &State<'_, '_>, value: Value| {
+        if is_list(&value) {
+            state.consume_fuel(value.len().unwrap_or(0) as u64 / 32)?;
+        }
+        Ok::<_, Error>(value)
+    });
+    env.add_filter(source::FACTOR, move |value: Value| match is_list(&value) {
+        true => Err(invalid("lists cannot be repeated with '*'")),
+        false => Ok(value),
+    });
+    env.add_filter(source::SLICED, |state: &State<'_, '_>, value: Value| {
+        if value.kind() != ValueKind::Iterable {
+            return Ok(value);
+        }
+        state.consume_fuel(value.len().unwrap_or(0) as u64 / 2)?;
+        Ok::<_, Error>(value.try_iter()?.collect())
+    });
+    env.remove_global("debug"); // not of jinja2, and takes long to print
+    env.add_filter("pprint", |value: &Value| format!("{value:?}"));
     env.add_function("cycler", |items: Rest<Value>| {
         minijinja_contrib::globals::cycler(items.to_vec())
     });
@@ -63,9 +84,7 @@ pub(super) fn register(env: &mut Environment<'static>) {
     env.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
     // What has `len()` and `[]`, so strings and mappings as well.
     env.add_test("sequence", |v: &Value| {
-        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
-            || v.is_undefined()
-            || (v.kind() == ValueKind::Iterable && v.downcast_object_ref::<Generator>().is_none())
+        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map) || v.is_undefined()
     });
     env.add_test("callable", |v: &Value| v.kind() == ValueKind::Plain);
 }
@@ -100,12 +119,12 @@ fn method(
     args: &[Value],
 ) -> Result<Value, Error> {
     let own = match (value.as_str(), value.kind()) {
-        (Some(text), _) => string_method(text, name, args)?,
+        (Some(text), _) => string_method(state, text, name, args)?,
         (None, ValueKind::Map) if name == "copy" => {
             let () = from_args(args)?;
             Some(value.clone())
         }
-        (None, ValueKind::Seq) => sequence_method(value, name, args)?,
+        (None, ValueKind::Seq) => sequence_method(state, value, name, args)?,
         _ => None,
     };
     match own {
@@ -114,13 +133,22 @@ fn method(
     }
 }
 
-fn sequence_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn sequence_method(
+    state: &State<'_, '_>,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     match name {
         "copy" => {
             let () = from_args(args)?;
             Ok(Some(value.clone()))
         }
-        "index" => {
+        "index" | "count" => {
+            state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+            if name == "count" {
+                return Ok(None);
+            }
             let (what,): (&Value,) = from_args(args)?;
             match value.try_iter()?.position(|item| item == *what) {
                 Some(at) => Ok(Some(Value::from(at))),
@@ -132,7 +160,12 @@ fn sequence_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<V
 }
 
 /// `None` for a method that is left to minijinja-contrib.
-fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn string_method(
+    state: &State<'_, '_>,
+    text: &str,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     let one = |value: &Value| match value.as_str() {
         Some(text) => Ok(text.to_owned()),
         None => Err(invalid(format!("{name}: must be a string, not {}", value.kind()))),
@@ -163,6 +196,39 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
                 None => ["", "", text],
             };
             Value::from(Tuple::from(parts.map(Value::from)))
+        }
+        "join" => {
+            let (items,): (&Value,) = from_args(args)?;
+            let mut out = String::new();
+            for (i, item) in items.try_iter()?.enumerate() {
+                if i > 0 {
+                    out.push_str(text);
+                }
+                let from = out.len();
+                match item.as_str() {
+                    Some(item) => out.push_str(item),
+                    None => {
+                        return Err(invalid(format!(
+                            "join: item {i} must be a string, not {}",
+                            item.kind()
+                        )));
+                    }
+                }
+                state.consume_fuel(1 + (text.len() + out.len() - from) as u64 / 64)?;
+            }
+            Value::from(out)
+        }
+        "replace" => {
+            let [old, new, count] = bind(args, ["old", "new", "count"])?;
+            let (old, new) = (one(&old)?, one(&new)?);
+            let count = if count.is_undefined() { -1 } else { i64::try_from(count)? };
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            let found = text.matches(&old).take(count).count();
+            state.consume_fuel((found.saturating_mul(new.len()) / 64) as u64)?;
+            Value::from(text.replacen(&old, &new, count))
+        }
+        "format" if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) => {
+            return Err(invalid("format: widths and precisions may have at most four digits"));
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -348,10 +414,11 @@ fn indent(state: &State<'_, '_>, text: &Value, args: Rest<ValueOrKwargs>) -> Res
 }
 
 /// `dict(mapping or pairs, **more)`.
-fn dict(from: Option<&Value>, more: Kwargs) -> Result<Value, Error> {
+fn dict(state: &State<'_, '_>, from: Option<&Value>, more: Kwargs) -> Result<Value, Error> {
     let mut pairs: Vec<(Value, Value)> = Vec::new();
     if let Some(from) = from {
         for item in from.try_iter()? {
+            state.consume_fuel(4)?;
             pairs.push(match from.kind() {
                 ValueKind::Map => (item.clone(), from.get_item(&item)?),
                 _ => {
