@@ -34,7 +34,18 @@ pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) ->
     let local = resolve(spec, globals)?;
     let mut status = StatusLine::new(true);
     status.set(&format!("loading {}", local.name));
-    Ok(Engine::load(&local.path, options)?)
+    let engine = Engine::load(&local.path, options)?;
+    drop(status);
+    if globals.verbose {
+        let (threads, threads_batch) = engine.threads();
+        say(&format!(
+            "{}: {} kernels, {threads} threads ({threads_batch} for prompts), context of {} tokens",
+            local.path.display(),
+            engine.isa(),
+            engine.ctx_size()
+        ));
+    }
+    Ok(engine)
 }
 
 /// Shows a download on standard error.

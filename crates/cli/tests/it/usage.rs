@@ -100,7 +100,7 @@ fn models_that_are_not_there() {
     check(&["show", "/no/such.gguf"], 1, &["/no/such.gguf"]);
     check(&["chat", "-m", "/no/such.gguf"], 1, &["/no/such.gguf"]);
     check(&["rm", "smollm2", "gemma3:270m"], 1, &["smollm2", "gemma3:270m"]);
-    check(&["pull", "hf:user/repo", "--offline"], 1, &["offline"]);
+    check(&["pull", "hf:user/repo", "--offline"], 1, &["OFFLINE"]);
     let folder = golden("archs").display().to_string();
     check(&["tokenize", "-m", &folder, "-p", "x"], 1, &["folder"]);
     let text = golden("archs/llama.json").display().to_string();
