@@ -215,6 +215,23 @@ fn ctrl_c_stops_the_answer_and_nothing_else() {
     assert_eq!(terminal.end(), 0);
 }
 
+/// What is typed during an answer does not mix with it, and is obeyed afterwards.
+#[test]
+fn typing_ahead() {
+    let home = home();
+    let mut terminal = Terminal::start(&home, &["-c", "100000", "--ignore-eos", "-n", "3000"]);
+    terminal.ready();
+    terminal.press("talk for long\r");
+    terminal.wait("an answer", |screen| screen.lines().count() > 6);
+    terminal.press("/show system\r");
+    terminal.expect(">>> /show system");
+    terminal.expect("no system prompt");
+    terminal.ready();
+    assert_eq!(terminal.contents().matches("/show system").count(), 1);
+    terminal.press(CTRL_D);
+    assert_eq!(terminal.end(), 0);
+}
+
 #[test]
 fn colours_can_be_refused() {
     let home = home();
