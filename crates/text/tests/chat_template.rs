@@ -282,7 +282,10 @@ fn files_with_and_without_template() {
     let template = |name| ChatTemplate::from_metadata(&metadata, &tokenizer, name);
     let main = template(None).expect("compiles").expect("is there");
     assert_eq!(main.render(&RenderInput::default()).expect("renders"), "<s>|</s>");
-    assert_eq!(template(Some("default")).expect("compiles").expect("is there").source(), main.source());
+    assert_eq!(
+        template(Some("default")).expect("compiles").expect("is there").source(),
+        main.source()
+    );
     assert!(matches!(template(Some("rag")), Err(TemplateError::Syntax { line: 1, .. })));
     assert!(template(Some("tool_use")).expect("no error").is_none());
 
