@@ -47,6 +47,10 @@ impl Likelihood {
     }
 }
 
+/// Evaluates a sequence and calls back with each position from the given one on and its logits.
+pub type Score<'a, E> =
+    dyn FnMut(&[u32], usize, &mut dyn FnMut(usize, &[f32])) -> Result<(), E> + 'a;
+
 /// Measures the perplexity of `ids` in chunks of `n_ctx` tokens (at least 2, else nothing is scored),
 /// the first `max_chunks` of them.
 ///
@@ -61,7 +65,7 @@ pub fn perplexity<E>(
     n_ctx: usize,
     max_chunks: usize,
     bos: Option<u32>,
-    score: &mut dyn FnMut(&[u32], usize, &mut dyn FnMut(usize, &[f32])) -> Result<(), E>,
+    score: &mut Score<'_, E>,
     on_chunk: &mut dyn FnMut(Perplexity) -> Result<(), E>,
 ) -> Result<Option<Perplexity>, E> {
     if n_ctx < 2 {
