@@ -161,12 +161,13 @@ pub(crate) struct SystemArgs {
 }
 
 impl SystemArgs {
-    /// The system prompt, if there is one.
+    /// The system prompt, if there is one; an empty one is none.
     pub(crate) fn text(&self) -> Result<Option<String>> {
-        match &self.system_prompt_file {
-            Some(path) => Ok(Some(without_last_newline(read_text(path)?))),
-            None => Ok(self.system_prompt.clone()),
-        }
+        let text = match &self.system_prompt_file {
+            Some(path) => Some(without_last_newline(read_text(path)?)),
+            None => self.system_prompt.clone(),
+        };
+        Ok(text.filter(|text| !text.is_empty()))
     }
 }
 

@@ -165,6 +165,7 @@ fn prompts_come_from_everywhere() {
     chat(&["what?"], "text\nmore\n", "[user]what?\n\ntext\nmore");
     chat(&["-f", "file.txt", "what?"], "in", "[user]what?\n\nfrom a file\n\nin");
     chat(&["-sys", "Be brief.", "hi"], "", "[system]Be brief.[user]hi");
+    chat(&["-sys", "", "hi"], "", "[user]hi");
     chat(&["-sysf", "system.txt", "hi"], "", "[system]system[user]hi");
     chat(&["-e", r"a\nb"], "", "[user]a\nb");
     chat(&[r"a\nb"], "", "[user]a\\nb");
