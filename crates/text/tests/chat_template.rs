@@ -211,7 +211,7 @@ fn deep_values_fit_the_stack() {
 #[test]
 fn long_conversations_are_not_stopped() {
     let turn = |i: usize| {
-        let role = if i % 2 == 0 { "user" } else { "assistant" };
+        let role = if i.is_multiple_of(2) { "user" } else { "assistant" };
         json!({"role": role, "content": "A few words of text. ".repeat(500)})
     };
     let messages: Vec<Value> = (0..200).map(turn).collect();
