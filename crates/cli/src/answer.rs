@@ -1,7 +1,57 @@
 //! How an answer looks while it arrives: reasoning faint, Markdown drawn, or plain text as it is.
+use crate::interrupt::Interrupt;
 use crate::markdown::MarkdownStream;
-use crate::terminal::{Terminal, harmless};
+use crate::terminal::{StatusLine, Terminal, harmless};
+use anyhow::Result;
+use hurtle_engine::{Generation, GenerationParams, Progress, Session};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+/// From so many prompt tokens on, the user is told how far they are processed.
+const LONG_PROMPT: usize = 64;
+
+/// Generates after the prompt `ids` and prints the answer as it comes, if there is a printer. Ctrl-C stops it.
+///
+/// # Errors
+/// What the engine refuses; an [`io::Error`] if the answer cannot be written.
+pub(crate) fn generate<W: Write>(
+    session: &mut Session<'_>,
+    ids: &[u32],
+    params: &GenerationParams,
+    interrupt: &Interrupt,
+    mut printer: Option<AnswerPrinter<W>>,
+) -> Result<Generation> {
+    let mut status = StatusLine::new();
+    if ids.len() >= LONG_PROMPT {
+        status.set(&format!("processing prompt 0/{}", ids.len()));
+    }
+    let mut written = Ok(());
+    let held = interrupt.hold();
+    let generated = session.generate(ids, params, &mut |progress| {
+        match progress {
+            Progress::Prompt { done, total } if done < total => {
+                status.set(&format!("processing prompt {done}/{total}"));
+            }
+            Progress::Text(text) => {
+                status.clear();
+                if let Some(printer) = &mut printer {
+                    written = printer.push(text);
+                }
+            }
+            _ => {}
+        }
+        if written.is_err() || held.pressed() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    drop(held);
+    drop(status);
+    written?;
+    printer.map_or(Ok(()), AnswerPrinter::finish)?;
+    Ok(generated?)
+}
 
 /// The tags around what a reasoning model thinks before it answers.
 const OPEN: &str = "<think>";

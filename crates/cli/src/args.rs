@@ -13,18 +13,15 @@ static DEFAULTS: LazyLock<SamplerParams> = LazyLock::new(SamplerParams::default)
 /// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ColorChoice {
-    /// On a terminal, unless NO_COLOR is set
     Auto,
-    /// Even into files and pipes
     Always,
-    /// Plain text
     Never,
 }
 
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArgs {
-    /// When to use colours and Markdown on standard output
+    /// When to use colours and draw Markdown; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: ColorChoice,
     /// Use no network; a model must lie on this machine
@@ -80,7 +77,7 @@ pub(crate) struct ComputeArgs {
     /// Prompt tokens processed at once, the smaller of the two counts (also -ub) [default: 512]
     #[arg(long, value_name = "N")]
     ubatch_size: Option<usize>,
-    /// Element type of the K cache (also -ctk)
+    /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache_type_k: CacheType,
     /// Element type of the V cache (also -ctv)
@@ -94,9 +91,7 @@ pub(crate) struct ComputeArgs {
 /// Element type of a cache.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum CacheType {
-    /// 4 bytes a value, exact
     F32,
-    /// 2 bytes a value
     F16,
 }
 

@@ -6,13 +6,14 @@ use clap::{Parser, Subcommand};
 /// Run GGUF language models on this computer's CPU.
 #[derive(Debug, Parser)]
 #[command(name = "hurtle", version, propagate_version = true, max_term_width = 100)]
+#[command(override_usage = "hurtle [OPTIONS] [PROMPT]...\n       hurtle <COMMAND> [OPTIONS]")]
 #[command(after_help = "\
 Examples:
-  hurtle \"Why is the sky blue?\"              ask the default model
+  hurtle \"Why is the sky blue?\"               ask the default model
   hurtle -m gemma3:270m -p \"Once upon\" --raw  continue a text
   git diff | hurtle \"Write a commit message\"  ask about a text
-  hurtle chat -m qwen2.5-coder:1.5b           talk
-  hurtle pull hf:user/repo:Q4_K_M             fetch a model
+  hurtle chat -m qwen2.5-coder:1.5b            talk
+  hurtle pull hf:user/repo:Q4_K_M              fetch a model
 
 Without the name of a command, 'run' is meant. 'hurtle COMMAND --help' tells more.")]
 pub(crate) struct Cli {

@@ -32,9 +32,28 @@ pub(crate) fn open(model: &ModelArgs, globals: &GlobalArgs) -> Result<(Gguf, Tok
 /// Loads the model `spec`, ready to run.
 pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) -> Result<Engine> {
     let local = resolve(spec, globals)?;
-    let mut status = StatusLine::new(true);
+    let mut status = StatusLine::new();
     status.set(&format!("loading {}", local.name));
-    Ok(Engine::load(&local.path, options)?)
+    let engine = Engine::load(&local.path, options)?;
+    drop(status);
+    let trained = engine.model().hparams().n_ctx_train;
+    if engine.ctx_size() > trained {
+        say(&format!(
+            "note: a context of {} tokens was asked for, but the model was made for {trained}: \
+             beyond that it may talk nonsense",
+            engine.ctx_size()
+        ));
+    }
+    if globals.verbose {
+        let (threads, threads_batch) = engine.threads();
+        say(&format!(
+            "{}: {} kernels, {threads} threads ({threads_batch} for prompts), context of {} tokens",
+            local.path.display(),
+            engine.isa(),
+            engine.ctx_size()
+        ));
+    }
+    Ok(engine)
 }
 
 /// Shows a download on standard error.

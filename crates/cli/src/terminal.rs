@@ -2,6 +2,7 @@
 use crate::args::{ColorChoice, GlobalArgs};
 use std::io::{IsTerminal as _, Write as _, stderr, stdin, stdout};
 use std::time::{Duration, Instant};
+use unicode_width::UnicodeWidthStr as _;
 
 /// Columns when nobody tells.
 const DEFAULT_WIDTH: usize = 80;
@@ -34,14 +35,19 @@ impl Terminal {
 
     /// Columns of the terminal.
     pub(crate) fn width(self) -> usize {
-        let size = if self.stdout { crossterm::terminal::size().ok() } else { None };
-        size.map_or(DEFAULT_WIDTH, |(columns, _)| usize::from(columns)).max(1)
+        if self.stdout { columns() } else { DEFAULT_WIDTH }
     }
 
     /// `text` faint, where colours are used.
     pub(crate) fn dim(self, text: &str) -> String {
         if self.color { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// Columns of the terminal that one of the standard streams is connected to.
+fn columns() -> usize {
+    let size = crossterm::terminal::size().ok();
+    size.map_or(DEFAULT_WIDTH, |(columns, _)| usize::from(columns)).max(1)
 }
 
 /// Writes a line to standard error. That nobody listens there is no reason to stop.
@@ -70,28 +76,31 @@ impl StatusLine {
     /// The least time between two versions of the line.
     const PAUSE: Duration = Duration::from_millis(50);
 
-    /// An empty line; `enabled` false never shows anything.
-    pub(crate) fn new(enabled: bool) -> Self {
-        Self { enabled: enabled && stderr().is_terminal(), shown: 0, since: None }
+    /// An empty line.
+    pub(crate) fn new() -> Self {
+        Self { enabled: stderr().is_terminal(), shown: 0, since: None }
     }
 
-    /// Shows `text` in place of what the line said.
+    /// Shows `text`, as far as it fits, in place of what the line said.
     pub(crate) fn set(&mut self, text: &str) {
         if !self.enabled || self.since.is_some_and(|since| since.elapsed() < Self::PAUSE) {
             return;
         }
-        let width = text.chars().count();
-        let padding = self.shown.saturating_sub(width);
-        let _ = write!(stderr().lock(), "\r{text}{:padding$}", "");
-        self.shown = width;
+        // A line that wraps could not be taken away; half a line is space even for wide characters.
+        let fits = if text.is_ascii() { columns() - 1 } else { columns() / 2 };
+        let text: String = harmless(text).chars().take(fits).collect();
+        self.clear();
+        self.shown = text.width();
+        let mut err = stderr().lock();
+        let _ = write!(err, "{text}").and_then(|()| err.flush());
         self.since = Some(Instant::now());
     }
 
     /// Takes the line away.
     pub(crate) fn clear(&mut self) {
         if self.shown > 0 {
-            let _ = write!(stderr().lock(), "\r{:1$}\r", "", self.shown);
-            let _ = stderr().lock().flush();
+            let mut err = stderr().lock();
+            let _ = write!(err, "\r{:1$}\r", "", self.shown).and_then(|()| err.flush());
         }
         self.shown = 0;
         self.since = None;

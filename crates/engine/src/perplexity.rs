@@ -38,11 +38,18 @@ impl Likelihood {
         let variance = self.sum_of_squares / n - mean * mean;
         let ppl = mean.exp();
         // The error of the mean, carried through exp.
-        let stderr =
-            if self.count > 1 && variance > 0.0 { (variance / (n - 1.0)).sqrt() * ppl } else { 0.0 };
+        let stderr = if self.count > 1 && variance > 0.0 {
+            (variance / (n - 1.0)).sqrt() * ppl
+        } else {
+            0.0
+        };
         Perplexity { ppl, stderr }
     }
 }
+
+/// Evaluates a sequence and calls back with each position from the given one on and its logits.
+pub type Score<'a, E> =
+    dyn FnMut(&[u32], usize, &mut dyn FnMut(usize, &[f32])) -> Result<(), E> + 'a;
 
 /// Measures the perplexity of `ids` in chunks of `n_ctx` tokens (at least 2, else nothing is scored),
 /// the first `max_chunks` of them.
@@ -58,7 +65,7 @@ pub fn perplexity<E>(
     n_ctx: usize,
     max_chunks: usize,
     bos: Option<u32>,
-    score: &mut dyn FnMut(&[u32], usize, &mut dyn FnMut(usize, &[f32])) -> Result<(), E>,
+    score: &mut Score<'_, E>,
     on_chunk: &mut dyn FnMut(Perplexity) -> Result<(), E>,
 ) -> Result<Option<Perplexity>, E> {
     if n_ctx < 2 {

@@ -1,6 +1,7 @@
 //! Short names for models that are worth trying, each with the sources to try in turn.
 //!
-//! A source is any specification that [`Spec::parse`](crate::spec::Spec::parse) reads, except an alias.
+//! A source is any specification that [`Spec::parse`](crate::spec::Spec::parse) reads, except an
+//! alias.
 
 /// One row of the table.
 #[derive(Debug)]

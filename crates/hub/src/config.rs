@@ -99,7 +99,8 @@ impl HubConfig {
     /// The configuration that this process's environment describes; each field names its variables.
     ///
     /// # Errors
-    /// [`Error::Config`] if a variable has an unusable value or no folder for the store can be derived.
+    /// [`Error::Config`] if a variable has an unusable value or no folder for the store can be
+    /// derived.
     pub fn from_env() -> Result<Self, Error> {
         Self::from_vars(&|name| std::env::var_os(name), std::env::home_dir())
     }

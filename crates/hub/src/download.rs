@@ -4,10 +4,10 @@
 //! NAME.partial        the bytes so far
 //! NAME.partial.json   what they are the beginning of: address, validator (ETag), sha256
 //! ```
-//! The file is complete and synced when [`download`] returns; [`settle`] then moves it to its place. What identifies
-//! the content, in order of trust: a sha256 that the caller knows, the sha256 that Hugging Face sends, the ETag.
-//! Without any of these an interrupted download starts over, since nothing says that the rest belongs to the
-//! beginning.
+//! The file is complete and synced when [`download`] returns; [`settle`] then moves it to its
+//! place. What identifies the content, in order of trust: a sha256 that the caller knows, the
+//! sha256 that Hugging Face sends, the ETag. Without any of these an interrupted download starts
+//! over, since nothing says that the rest belongs to the beginning.
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -67,7 +67,8 @@ struct Partial {
 ///
 /// # Errors
 /// [`Error::Network`] after too many failures in a row, [`Error::Status`], [`Error::Checksum`] and
-/// [`Error::Size`] (the bad file is discarded), [`Error::NoSpace`] (the good part is kept), [`Error::NotGguf`].
+/// [`Error::Size`] (the bad file is discarded), [`Error::NoSpace`] (the good part is kept),
+/// [`Error::NotGguf`].
 pub(crate) fn download(
     client: &Client,
     request: &Request<'_>,
@@ -276,7 +277,8 @@ impl Download<'_> {
             self.discard();
             return Err(error);
         }
-        // Now the partial file is its own description: asked for again, the server only confirms it.
+        // Now the partial file is its own description: asked for again, the server only confirms
+        // it.
         self.note.bytes = Some(done);
         self.note.sha256 = Some(fetched.sha256.clone());
         files::write_json(&self.note_path, &self.note)?;

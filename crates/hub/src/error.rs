@@ -1,7 +1,7 @@
 //! What can go wrong between a model's name and its file.
 //!
-//! Every message says what, where and both values; where there is a remedy it follows on a line that
-//! begins with `hint:`. [`Error::headline`] is the message without its hints.
+//! Every message says what, where and both values; where there is a remedy it follows on a line
+//! that begins with `hint:`. [`Error::headline`] is the message without its hints.
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -368,7 +368,8 @@ fn list_failures(failures: &[(String, Error)]) -> String {
     text
 }
 
-/// Text of a server or a tool made fit for one line of a terminal: printable, at most `max` characters.
+/// Text of a server or a tool made fit for one line of a terminal: printable, at most `max`
+/// characters.
 pub(crate) fn printable(text: &str, max: usize) -> String {
     let mut clean = String::new();
     for (n, word) in text.split(|c: char| c.is_whitespace() || is_unprintable(c)).enumerate() {

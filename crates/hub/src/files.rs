@@ -76,8 +76,8 @@ pub(crate) fn remove_dir_all(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Refuses a write of `needed` bytes near `path` that the disk has no room for. A file system that does not say
-/// how much is free is given the benefit of the doubt.
+/// Refuses a write of `needed` bytes near `path` that the disk has no room for. A file system that
+/// does not say how much is free is given the benefit of the doubt.
 pub(crate) fn check_space(path: &Path, needed: u64) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(path);
     match fs4::available_space(folder) {
@@ -113,7 +113,8 @@ pub(crate) fn check_magic(path: &Path, what: &str) -> Result<(), Error> {
     Err(Error::NotGguf { what: what.to_owned(), found })
 }
 
-/// A lock that processes share; released when dropped. The file stays, since removing it would race.
+/// A lock that processes share; released when dropped. The file stays, since removing it would
+/// race.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
@@ -141,8 +142,8 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            // Some network file systems have no locks; one user pulling twice at once is then at risk, which
-            // beats not pulling at all.
+            // Some network file systems have no locks; one user pulling twice at once is then at
+            // risk, which beats not pulling at all.
             Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
                 Ok(Some(Self { _file: file }))
             }

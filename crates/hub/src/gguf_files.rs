@@ -8,8 +8,9 @@
 
 use crate::error::is_unprintable;
 
-/// Quantizations in the order in which they are preferred when none is asked for: first the usual compromise,
-/// then its neighbours upwards and downwards, then what is large, then what is small and rough.
+/// Quantizations in the order in which they are preferred when none is asked for: first the usual
+/// compromise, then its neighbours upwards and downwards, then what is large, then what is small
+/// and rough.
 const PREFERENCE: &[&str] = &[
     "Q4_K_M",
     "Q4_K_S",
@@ -144,7 +145,8 @@ fn is_accessory(path: &str) -> bool {
     name.starts_with("mmproj") || name.contains("-mmproj") || name.contains("imatrix")
 }
 
-/// Models among files: each is the path of its only or first file, together with how good a default it is.
+/// Models among files: each is the path of its only or first file, together with how good a default
+/// it is.
 fn models<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
     let mut found: Vec<(usize, &str)> = paths
         .into_iter()
@@ -187,8 +189,8 @@ pub(crate) fn all_models<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<&'
     models(paths).into_iter().map(|(_, path)| path).collect()
 }
 
-/// A single file name that is safe to create in a folder on every system: visible, no separators, nothing that
-/// Windows reserves, at most 200 bytes.
+/// A single file name that is safe to create in a folder on every system: visible, no separators,
+/// nothing that Windows reserves, at most 200 bytes.
 pub(crate) fn is_safe_name(name: &str) -> bool {
     let device = name.split('.').next().unwrap_or_default().to_ascii_uppercase();
     let numbered = |prefix: &str| {

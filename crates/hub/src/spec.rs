@@ -272,7 +272,8 @@ pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Letters, digits, `-._`; not empty, no leading dot or dash: safe as a file name and on a command line.
+/// Letters, digits, `-._`; not empty, no leading dot or dash: safe as a file name and on a command
+/// line.
 fn is_word(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && !text.starts_with(['.', '-'])

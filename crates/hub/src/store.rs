@@ -7,8 +7,8 @@
 //! STORE/.partial/KEY/                                      downloads under way, continued by the next pull
 //! STORE/.locks/KEY.lock                                    held while KEY is being fetched
 //! ```
-//! A folder appears by one rename when it is complete. Hugging Face's files lie in its own cache instead, where
-//! other tools find them too.
+//! A folder appears by one rename when it is complete. Hugging Face's files lie in its own cache
+//! instead, where other tools find them too.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -176,7 +176,8 @@ impl Store {
         Ok(model.bytes)
     }
 
-    /// Removes what an unfinished download of `key` left; returns the bytes freed, or `None` if there is nothing.
+    /// Removes what an unfinished download of `key` left; returns the bytes freed, or `None` if
+    /// there is nothing.
     pub(crate) fn remove_partial(&self, key: &str) -> Result<Option<u64>, Error> {
         let work = self.root.join(".partial").join(key);
         if !work.is_dir() {
@@ -246,8 +247,8 @@ impl Installation<'_> {
         Ok(path)
     }
 
-    /// Makes the folder `new`, which holds `files`, the store's folder `folder_name`, in one step. Replaces a
-    /// folder of that name.
+    /// Makes the folder `new`, which holds `files`, the store's folder `folder_name`, in one step.
+    /// Replaces a folder of that name.
     pub(crate) fn finish(
         self,
         new: &Path,
@@ -292,7 +293,8 @@ impl Drop for Installation<'_> {
     }
 }
 
-/// All files of the model whose first file is `path`: one, or its splits; `None` if some are missing.
+/// All files of the model whose first file is `path`: one, or its splits; `None` if some are
+/// missing.
 pub(crate) fn files_of(path: &Path) -> Option<Vec<PathBuf>> {
     let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
         return path.is_file().then(|| vec![path.to_owned()]);

@@ -14,8 +14,10 @@ pub(crate) fn find(store: &Store, spec: &UrlSpec) -> Option<Stored> {
     store.fetched().into_iter().find(|stored| {
         let same_address = matches!(Spec::parse(&stored.manifest.source, None),
             Ok(Spec::Url(found)) if found.url == shown);
-        let sum_fits =
-            spec.sha256.as_ref().is_none_or(|sum| stored.manifest.files[0].sha256 == *sum);
+        let sum_fits = spec
+            .sha256
+            .as_ref()
+            .is_none_or(|sum| stored.manifest.files.iter().any(|f| f.sha256 == *sum));
         same_address && sum_fits
     })
 }

@@ -62,8 +62,8 @@ pub(crate) struct Layer {
 
 #[derive(Debug)]
 pub(crate) enum Ffn {
-    Dense(Gated),
-    Experts { router: Linear, experts: Vec<Gated>, shared: Option<SharedExpert> },
+    Dense(Box<Gated>),
+    Experts { router: Linear, experts: Vec<Gated>, shared: Option<Box<SharedExpert>> },
 }
 
 /// `down · (activation(gate · x) * (up · x))`.
@@ -196,7 +196,7 @@ impl<'a> Loader<'a> {
             ffn_norm: self.vector_if(pre.then_some(n_embd), &format!("{blk}.{ffn_norm}.weight"))?,
             ffn: match experts {
                 Some(experts) => self.experts(blk, n_embd, experts)?,
-                None => Ffn::Dense(self.gated(blk, "", n_embd, params.n_ff)?),
+                None => Ffn::Dense(Box::new(self.gated(blk, "", n_embd, params.n_ff)?)),
             },
             ffn_post_norm: self
                 .vector_if(post.then_some(n_embd), &format!("{blk}.post_ffw_norm.weight"))?,
@@ -286,12 +286,12 @@ impl<'a> Loader<'a> {
         let experts = experts.map(|((gate, up), down)| Gated { gate, up, down }).collect();
         let shared = if self.spec.moe.is_some_and(|moe| moe.shared) {
             let router = format!("{blk}.ffn_gate_inp_shexp.weight");
-            Some(SharedExpert {
+            Some(Box::new(SharedExpert {
                 router: self
                     .optional_weight(&router, n_embd, 1, 1)?
                     .ok_or_else(|| self.missing(&router, vec![n_embd as u64]))?,
                 expert: self.gated(blk, "_shexp", n_embd, n_ff_shared)?,
-            })
+            }))
         } else {
             None
         };

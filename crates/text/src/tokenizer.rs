@@ -164,7 +164,7 @@ pub struct Tokenizer {
 /// How text between special tokens is cut.
 #[derive(Debug)]
 enum Algorithm {
-    Spm(Spm),
+    Spm(Box<Spm>),
     Bpe(Box<Bpe>),
     WordPiece(WordPiece),
     Unigram(Unigram),
@@ -208,7 +208,7 @@ impl Tokenizer {
             "llama" => {
                 (special.bos, special.eos, special.unknown) = (Some(1), Some(2), Some(0));
                 special.add_bos = true;
-                Algorithm::Spm(Spm::new(&vocab))
+                Algorithm::Spm(Box::new(Spm::new(&vocab)))
             }
             "bert" => {
                 (special.bos, special.separator) = (Some(101), Some(102));

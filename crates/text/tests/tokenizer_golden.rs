@@ -1,7 +1,7 @@
 //! Ids equal to llama.cpp's, on its own test vocabularies, on tiny models and, where they are
 //! present, on two real ones.
 
-use hurtle_gguf::Gguf;
+use hurtle_gguf::{Array, Gguf, Metadata, StringArray};
 use hurtle_text::{Encode, StreamDecoder, Tokenizer};
 use serde_json::Value;
 use std::fs;
@@ -164,6 +164,63 @@ fn tiny_models() {
         n_models += 1;
     }
     assert!(n_models > 10);
+}
+
+/// Every tokenizer model that the vocabularies above do not cover, on vocabularies small enough to
+/// lie here.
+#[test]
+fn tiny_vocabularies() {
+    let data = include_str!("data/tiny_vocabularies.json");
+    let data: Value = serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}"));
+    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for case in array(&data["models"]) {
+        let mut metadata = Metadata::new();
+        let mut set = |key: &str, value: hurtle_gguf::Value| {
+            metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        };
+        let model = case["model"].as_str().unwrap_or_else(|| panic!("no model"));
+        set("model", model.into());
+        for key in ["tokens", "merges"] {
+            if !case[key].is_null() {
+                let strings = array(&case[key]);
+                let strings: StringArray = strings.iter().filter_map(Value::as_str).collect();
+                set(key, strings.into());
+            }
+        }
+        if !case["scores"].is_null() {
+            let scores = array(&case["scores"]);
+            let scores = scores.iter().filter_map(Value::as_f64).map(|score| score as f32);
+            set("scores", Array::F32(scores.collect()).into());
+        }
+        let bytes = |key: &str| ids(&case[key]).into_iter();
+        set("token_type", Array::I32(bytes("types").map(|ty| ty as i32).collect()).into());
+        if !case["charsmap"].is_null() {
+            let charsmap = bytes("charsmap").map(|b| b as u8).collect();
+            set("precompiled_charsmap", Array::U8(charsmap).into());
+        }
+        for (key, value) in case["keys"].as_object().into_iter().flatten() {
+            match value {
+                Value::Bool(value) => set(key, (*value).into()),
+                Value::String(value) => set(key, value.as_str().into()),
+                value => {
+                    set(key, (value.as_u64().unwrap_or_else(|| panic!("{key}")) as u32).into())
+                }
+            }
+        }
+
+        println!("{model} {}", case["keys"]);
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap_or_else(|e| panic!("{e}"));
+        let both = Encode { add_special: true, parse_special: true };
+        for (i, text) in array(&data["texts"]).iter().enumerate() {
+            let text = text.as_str().unwrap_or_else(|| panic!("no text"));
+            let plain = ids(&case["ids"][i]);
+            check(&tokenizer, text, PLAIN, &plain);
+            check(&tokenizer, text, both, &ids(&case["special_ids"][i]));
+            if let Some(decoded) = case["decoded"][i].as_str() {
+                assert_eq!(tokenizer.decode(&plain, true), decoded);
+            }
+        }
+    }
 }
 
 /// Ids of the roles as llama.cpp logs them for these vocabularies.

@@ -39,7 +39,7 @@ pub(crate) fn execute(args: &DetokenizeArgs, globals: &GlobalArgs) -> Result<()>
 pub(crate) fn check_ids(ids: &[u32], tok: &Tokenizer) -> Result<()> {
     let n_tokens = tok.n_tokens();
     let outside = |id: &u32| usize::try_from(*id).is_ok_and(|id| id >= n_tokens);
-    if let Some(i) = ids.iter().position(|id| outside(id)) {
+    if let Some(i) = ids.iter().position(outside) {
         usage!(
             "token ids: number {}: expected an id below {n_tokens}, the size of this model's \
              vocabulary, found {}\nhint: 'hurtle tokenize --ids' gives the ids of a text",

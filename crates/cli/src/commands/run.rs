@@ -1,5 +1,5 @@
 //! `hurtle run`: one prompt, one answer.
-use crate::answer::AnswerPrinter;
+use crate::answer::{self, AnswerPrinter};
 use crate::args::{
     EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, read_stdin,
     read_text, without_last_newline,
@@ -7,16 +7,15 @@ use crate::args::{
 use crate::error::{Interrupted, usage};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};
-use crate::terminal::{StatusLine, Terminal, say};
+use crate::terminal::{Terminal, say};
 use crate::{models, timings};
 use anyhow::Result;
 use clap::Args;
-use hurtle_engine::{Engine, Progress, StopReason, Timings};
+use hurtle_engine::{Engine, StopReason, Timings};
 use hurtle_text::{Encode, RenderInput};
 use serde::Serialize;
 use serde_json::json;
 use std::io::{self, IsTerminal as _};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// Answers one prompt and ends.
@@ -84,43 +83,18 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let engine = models::load(&args.model.model, &options, globals)?;
     let prompt = prompt(args, globals, &engine, system, text)?;
 
-    let mut printer = (!args.json)
+    let printer = (!args.json)
         .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, prompt.thinking));
-    let mut status = StatusLine::new(true);
-    let mut written = Ok(());
-    let held = interrupt.hold();
-    let generation = engine.session().generate(&prompt.ids, &params, &mut |progress| {
-        match progress {
-            Progress::Prompt { done, total } => {
-                status.set(&format!("processing prompt {done}/{total}"));
-            }
-            Progress::Text(text) => {
-                status.clear();
-                if let Some(printer) = &mut printer {
-                    written = printer.push(text);
-                }
-            }
-            _ => {}
-        }
-        if written.is_err() || held.pressed() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })?;
-    drop(held);
-    status.clear();
-    written?;
-
-    match printer {
-        Some(printer) => printer.finish()?,
-        None => super::print_json(&Answer {
+    let session = &mut engine.session();
+    let generation = answer::generate(session, &prompt.ids, &params, &interrupt, printer)?;
+    if args.json {
+        super::print_json(&Answer {
             text: &generation.text,
             token_ids: &generation.token_ids,
             prompt_token_ids: &prompt.ids,
             stop_reason: generation.stop_reason.as_str(),
             timings: generation.timings,
-        })?,
+        })?;
     }
     if generation.stop_reason == StopReason::Context {
         say(&format!(

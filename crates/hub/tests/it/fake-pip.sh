@@ -1,7 +1,10 @@
 #!/bin/sh
 # Stands in for `python3` in `python3 -m pip download ... --dest DIR REQUIREMENT`: copies the wheels of
 # ROOT/index/REQUIREMENT, where DIR is ROOT/store/.partial/KEY/pip/wheels, or fails as the files there say.
-echo "$*" > /dev/null
+case "$PIP_REQUIRE_VIRTUALENV $*" in
+    "0 -m pip download --no-deps --only-binary :all: "*) ;;
+    *) echo "ERROR: unexpected call: $*" >&2; exit 9 ;;
+esac
 while [ $# -gt 1 ]; do
     [ "$1" = --dest ] && dest=$2
     shift

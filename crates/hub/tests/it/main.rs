@@ -1,4 +1,5 @@
-//! The hub against a scripted HTTP server, a fake pip and hand-made caches; no test needs a network.
+//! The hub against a scripted HTTP server, a fake pip and hand-made caches; no test needs a
+//! network.
 mod huggingface;
 mod local;
 mod pip;

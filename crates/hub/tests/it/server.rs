@@ -69,7 +69,8 @@ impl Reply {
         self
     }
 
-    /// What a well-behaved server answers: the whole, or the part that `Range` and `If-Range` ask for.
+    /// What a well-behaved server answers: the whole, or the part that `Range` and `If-Range` ask
+    /// for.
     pub(crate) fn file(content: &[u8], etag: &str, request: &Seen) -> Self {
         let etag = format!("\"{etag}\"");
         let fresh = request.header("if-range").is_none_or(|e| e == etag);

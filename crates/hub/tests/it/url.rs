@@ -146,7 +146,8 @@ fn a_server_without_ranges_or_validators_starts_over() {
 #[test]
 fn a_file_that_changes_meanwhile_is_fetched_anew() {
     let (old, new) = (gguf(LEN, 5), gguf(LEN, 6));
-    // A server that knows If-Range, and one that sends the rest of the new file to the beginning of the old.
+    // A server that knows If-Range, and one that sends the rest of the new file to the beginning of
+    // the old.
     for knows_if_range in [true, false] {
         let (old, served) = (old.clone(), new.clone());
         pull("", move |r, n| match (n, knows_if_range) {

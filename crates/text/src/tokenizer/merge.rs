@@ -104,15 +104,41 @@ impl Word {
     }
 }
 
-/// Bytes of the character that starts with `first`, as its high bits promise.
-pub(super) fn utf8_len(first: u8) -> usize {
-    match first {
-        0xf0.. => 4,
-        0xe0.. => 3,
-        0xc0.. => 2,
-        _ => 1,
+/// Where a text with escaped spaces (U+2581) falls into parts that cannot merge with each other:
+/// before a space, unless some token has one behind the same byte.
+///
+/// Without this a whole text is one word, and its symbols and pairs outgrow the caches: on 1.2 MB
+/// of English with Llama 2's vocabulary the parts are seven times as fast (2.5 for 0.35 MB/s on a
+/// busy machine).
+#[derive(Debug)]
+pub(super) struct SpaceJoins([bool; 256]);
+
+impl SpaceJoins {
+    /// From the texts of all tokens.
+    pub(super) fn new<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Self {
+        let mut joins = [false; 256];
+        for text in texts {
+            let spaces = text.windows(SPACE.len() + 1).filter(|w| w[1..] == *SPACE.as_bytes());
+            spaces.for_each(|w| joins[usize::from(w[0])] = true);
+        }
+        Self(joins)
+    }
+
+    /// The parts of `text`.
+    pub(super) fn split<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let bytes = rest.as_bytes();
+            let is_cut = |&(i, _): &(usize, &str)| i > 0 && !self.0[usize::from(bytes[i - 1])];
+            let end = rest.match_indices(SPACE).find(is_cut).map_or(rest.len(), |(i, _)| i);
+            let (part, after) = rest.split_at(end);
+            rest = after;
+            (!part.is_empty()).then_some(part)
+        })
     }
 }
+
+const SPACE: &str = "\u{2581}";
 
 #[cfg(test)]
 mod tests {
@@ -132,6 +158,19 @@ mod tests {
             parts[i - 1].push_str(&right);
         }
         parts
+    }
+
+    #[test]
+    fn splits_before_spaces_that_no_token_has_inside() {
+        let joins = SpaceJoins::new(["▁a", "b", "▁▁", "c▁d"].into_iter().map(str::as_bytes));
+        let check = |text: &str, expected: &[&str]| {
+            assert_eq!(joins.split(text).collect::<Vec<_>>(), expected);
+        };
+        check("", &[]);
+        check("ab", &["ab"]);
+        check("▁a▁b", &["▁a", "▁b"]);
+        check("▁▁a▁▁▁b", &["▁▁a", "▁▁▁b"]);
+        check("c▁da▁", &["c▁da", "▁"]);
     }
 
     proptest! {

@@ -185,8 +185,8 @@ impl Special {
             }
         }
         for id in vocab.ids() {
-            let is_unused = vocab.text(id).windows(6).any(|w| w == b"unused");
-            if vocab.has(id, attr::CONTROL) && is_unused {
+            let unused = || vocab.text(id).windows(6).any(|w| w == b"unused");
+            if vocab.has(id, attr::CONTROL) && unused() {
                 vocab.add_attr(id, attr::UNUSED);
             }
         }

@@ -2,19 +2,23 @@
 //! token, the one with the highest score merges first. Characters without a token become their
 //! bytes.
 
-use super::merge::{NONE, Word, utf8_len};
+use super::merge::{NONE, SpaceJoins, Word};
 use super::vocab::{Vocab, attr};
 
 #[derive(Debug)]
 pub(super) struct Spm {
     /// Tokens of the single bytes.
     bytes: [Option<u32>; 256],
+    joins: SpaceJoins,
 }
 
 impl Spm {
     pub(super) fn new(vocab: &Vocab) -> Self {
         let byte = |b| vocab.find_byte(b).or_else(|| vocab.find(&[b]));
-        Self { bytes: std::array::from_fn(|b| byte(b as u8)) }
+        Self {
+            bytes: std::array::from_fn(|b| byte(b as u8)),
+            joins: SpaceJoins::new(vocab.texts()),
+        }
     }
 
     /// Appends the tokens of `text`, in which spaces are still spaces; with `protect` none of them
@@ -28,41 +32,39 @@ impl Spm {
         unknown: Option<u32>,
         out: &mut Vec<u32>,
     ) {
-        let mut escaped = Vec::with_capacity(text.len() + text.len() / 2);
-        let prefix: &[u8] = if space_prefix { b" " } else { b"" };
-        for &b in prefix.iter().chain(text) {
-            match b {
-                b' ' => escaped.extend_from_slice("\u{2581}".as_bytes()),
-                _ => escaped.push(b),
-            }
+        let text = String::from_utf8_lossy(text);
+        let mut escaped = String::with_capacity(text.len() + text.len() / 2);
+        for c in space_prefix.then_some(' ').into_iter().chain(text.chars()) {
+            escaped.push(if c == ' ' { '\u{2581}' } else { c });
         }
-        let text = escaped.as_slice();
         let token = |text: &[u8]| {
             let id = vocab.find(text)?;
             (!protect || !vocab.has(id, attr::CONTROL)).then_some(id)
         };
 
         let mut word = Word::default();
-        let mut rest = text;
-        while let Some(&first) = rest.first() {
-            let (c, after) = rest.split_at(utf8_len(first).min(rest.len()));
-            word.push(c.len(), token(c).unwrap_or(NONE));
-            rest = after;
-        }
-        word.merge(|left, right| {
-            let merged = &text[left.start as usize..(right.start + right.len) as usize];
-            if merged.len() > vocab.max_len() {
-                return None;
+        for text in self.joins.split(&escaped) {
+            word.clear();
+            for c in text.chars() {
+                let id = token(c.encode_utf8(&mut [0; 4]).as_bytes());
+                word.push(c.len_utf8(), id.unwrap_or(NONE));
             }
-            let id = token(merged)?;
-            Some((priority(vocab.score(id)), id))
-        });
-        for symbol in word.symbols() {
-            if symbol.id == NONE {
-                let bytes = symbol.of(text).iter();
-                out.extend(bytes.filter_map(|&b| self.bytes[usize::from(b)].or(unknown)));
-            } else {
-                out.push(symbol.id);
+            let text = text.as_bytes();
+            word.merge(|left, right| {
+                let merged = &text[left.start as usize..(right.start + right.len) as usize];
+                if merged.len() > vocab.max_len() {
+                    return None;
+                }
+                let id = token(merged)?;
+                Some((priority(vocab.score(id)), id))
+            });
+            for symbol in word.symbols() {
+                if symbol.id == NONE {
+                    let bytes = symbol.of(text).iter();
+                    out.extend(bytes.filter_map(|&b| self.bytes[usize::from(b)].or(unknown)));
+                } else {
+                    out.push(symbol.id);
+                }
             }
         }
     }

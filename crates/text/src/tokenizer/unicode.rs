@@ -4,7 +4,6 @@ use super::unicode_data::CATEGORY_RUNS;
 use std::sync::LazyLock;
 
 /// Unassigned, or no character at all.
-#[cfg(test)]
 pub(super) const UNDEFINED: u8 = 1 << 0;
 /// `\p{N}`
 pub(super) const NUMBER: u8 = 1 << 1;
@@ -43,9 +42,13 @@ pub(super) fn classes() -> &'static [u8] {
     &CLASSES
 }
 
-/// Simple lower case: the first character of the full mapping.
+/// Simple lower case: the first character of the full mapping. Characters newer than the table have
+/// none.
 pub(super) fn lower(c: char) -> char {
-    if c.is_ascii() { c.to_ascii_lowercase() } else { c.to_lowercase().next().unwrap_or(c) }
+    if classes()[c as usize] == UNDEFINED {
+        return c;
+    }
+    c.to_lowercase().next().unwrap_or(c)
 }
 
 /// The first character of the canonical decomposition: the base letter of an accented one.
@@ -98,5 +101,7 @@ mod tests {
         check('İ', 'i', 'I');
         check('가', '가', 'ᄀ');
         check('中', '中', '中');
+        // New in Unicode 16, with U+1C8A as its lower case.
+        check('\u{1c89}', '\u{1c89}', '\u{1c89}');
     }
 }

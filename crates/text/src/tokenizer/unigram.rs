@@ -5,7 +5,6 @@
 //! replacements; [`Charsmap`] describes it.
 
 use super::TokenizerError;
-use super::merge::utf8_len;
 use super::trie::Trie;
 use super::vocab::{Vocab, attr};
 use hurtle_gguf::{Array, Metadata, Value};
@@ -152,6 +151,16 @@ impl Unigram {
             Some(c) if str::from_utf8(c).is_ok() => (c, len),
             _ => ("\u{fffd}".as_bytes(), 1),
         }
+    }
+}
+
+/// Bytes of the character that starts with `first`, as its high bits promise.
+fn utf8_len(first: u8) -> usize {
+    match first {
+        0xf0.. => 4,
+        0xe0.. => 3,
+        0xc0.. => 2,
+        _ => 1,
     }
 }
 

@@ -160,6 +160,11 @@ impl Vocab {
         }
     }
 
+    /// Texts of all tokens and interned strings.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.ends.len() as u32).map(|id| self.text(id))
+    }
+
     /// All tokens in order.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> + use<> {
         0..self.n_tokens as u32

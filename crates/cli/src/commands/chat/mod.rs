@@ -12,24 +12,23 @@ mod parameters;
 mod slash;
 
 use super::show::Info;
-use crate::answer::AnswerPrinter;
+use crate::answer::{self, AnswerPrinter};
 use crate::args::{
     EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, read_text,
 };
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};
-use crate::terminal::{StatusLine, Terminal, harmless, say};
+use crate::terminal::{Terminal, harmless, say};
 use crate::{models, timings};
 use anyhow::{Result, bail};
 use clap::Args;
 use conversation::{Conversation, Role};
-use hurtle_engine::{Engine, Generation, GenerationParams, Progress, Session, StopReason};
+use hurtle_engine::{Engine, Generation, GenerationParams, Session, StopReason, Timings};
 use hurtle_text::RenderInput;
 use input::{Input, Reader};
 use slash::{Slash, Topic};
 use std::io;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Talks with a model. /? in the conversation lists what can be typed besides messages.
@@ -67,6 +66,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
         verbose: globals.verbose,
         think: None,
         files: Vec::new(),
+        answered: false,
         failed: false,
     };
     let mut model = args.model.model.clone();
@@ -82,6 +82,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
             Leave::Model(next) => {
                 // Two models at once may not fit into the memory.
                 drop(engine);
+                chat.answered = false;
                 engine = match models::load(&next, &options, globals) {
                     Ok(engine) => {
                         model = next;
@@ -118,6 +119,8 @@ struct Chat<'a> {
     think: Option<bool>,
     /// Texts that go before the next message.
     files: Vec<String>,
+    /// The model in use has answered before.
+    answered: bool,
     /// A message could not be answered.
     failed: bool,
 }
@@ -216,8 +219,11 @@ impl Chat<'_> {
         let opening = if prompt.thinking { "<think>\n" } else { "" };
         self.conversation.answer(format!("{opening}{}", generation.text));
         if self.verbose {
-            say(&timings::report(&generation.timings));
+            // The model was loaded once, not for each answer.
+            let load_ms = if self.answered { 0.0 } else { generation.timings.load_ms };
+            say(&timings::report(&Timings { load_ms, ..generation.timings }));
         }
+        self.answered = true;
         match generation.stop_reason {
             StopReason::Context => say(&format!(
                 "note: the answer ends here because the context of {} tokens is full\n\
@@ -272,32 +278,8 @@ impl Chat<'_> {
 
     fn generate(&self, prompt: &Prompt, session: &mut Session<'_>) -> Result<Generation> {
         let out = io::stdout().lock();
-        let mut printer = AnswerPrinter::new(out, self.terminal, false, prompt.thinking);
-        let mut status = StatusLine::new(self.terminal.interactive);
-        let mut written = Ok(());
-        let held = self.interrupt.hold();
-        let generated = session.generate(&prompt.ids, &self.params, &mut |progress| {
-            match progress {
-                Progress::Prompt { done, total } => {
-                    status.set(&format!("processing prompt {done}/{total}"));
-                }
-                Progress::Text(text) => {
-                    status.clear();
-                    written = printer.push(text);
-                }
-                _ => {}
-            }
-            if written.is_err() || held.pressed() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
-        drop(held);
-        status.clear();
-        written?;
-        printer.finish()?;
-        Ok(generated?)
+        let printer = AnswerPrinter::new(out, self.terminal, false, prompt.thinking);
+        answer::generate(session, &prompt.ids, &self.params, &self.interrupt, Some(printer))
     }
 
     /// Loads a saved conversation, or gives the name of the model to change to.
