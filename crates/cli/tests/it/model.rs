@@ -172,6 +172,7 @@ fn prompts_come_from_everywhere() {
     check(&["--raw", "-p", "Once"], "", "Once");
     check(&["--raw"], "Once\n", "Once");
     check(&["--raw", "-f", "file.txt"], "", "from a file");
+    check(&["--raw", "-p", "Once", "-f", "file.txt"], "unread", "Once\n\nfrom a file");
 }
 
 /// What a user writes cannot become a control token, unless that is asked for.
