@@ -72,7 +72,7 @@ enum Style {
     /// The text without what could steer the terminal.
     Harmless,
     /// For a person.
-    Pretty { terminal: Terminal, thoughts: ThoughtSplitter, markdown: MarkdownStream },
+    Pretty { terminal: Terminal, thoughts: ThoughtSplitter, markdown: Box<MarkdownStream> },
 }
 
 impl<W: Write> AnswerPrinter<W> {
@@ -83,7 +83,7 @@ impl<W: Write> AnswerPrinter<W> {
             Style::Pretty {
                 terminal,
                 thoughts: ThoughtSplitter::new(thinking),
-                markdown: MarkdownStream::new(terminal.width(), terminal.color),
+                markdown: Box::new(MarkdownStream::new(terminal.width(), terminal.color)),
             }
         } else if terminal.stdout {
             Style::Harmless

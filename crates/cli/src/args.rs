@@ -10,6 +10,9 @@ use std::sync::LazyLock;
 /// llama.cpp's defaults, for the help.
 static DEFAULTS: LazyLock<SamplerParams> = LazyLock::new(SamplerParams::default);
 
+/// Most threads: with more, no machine gets faster, and some run out of memory for their stacks.
+const MAX_THREADS: i64 = 512;
+
 /// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ColorChoice {
@@ -107,6 +110,11 @@ impl From<CacheType> for KvType {
 impl ComputeArgs {
     /// As the engine wants them, with the model's own context size.
     pub(crate) fn options(&self) -> Result<EngineOptions> {
+        for threads in [Some(self.threads), self.threads_batch].into_iter().flatten() {
+            if threads > MAX_THREADS {
+                usage!("--threads {threads}: expected at most {MAX_THREADS}");
+            }
+        }
         let positive = |n: i64| usize::try_from(n).ok().filter(|&n| n > 0);
         for (name, size) in [("batch", self.batch_size), ("ubatch", self.ubatch_size)] {
             if size == Some(0) {
@@ -153,12 +161,13 @@ pub(crate) struct SystemArgs {
 }
 
 impl SystemArgs {
-    /// The system prompt, if there is one.
+    /// The system prompt, if there is one; an empty one is none.
     pub(crate) fn text(&self) -> Result<Option<String>> {
-        match &self.system_prompt_file {
-            Some(path) => Ok(Some(without_last_newline(read_text(path)?))),
-            None => Ok(self.system_prompt.clone()),
-        }
+        let text = match &self.system_prompt_file {
+            Some(path) => Some(without_last_newline(read_text(path)?)),
+            None => self.system_prompt.clone(),
+        };
+        Ok(text.filter(|text| !text.is_empty()))
     }
 }
 

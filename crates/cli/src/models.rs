@@ -67,11 +67,11 @@ impl hurtle_hub::Progress for Bar {
         let (bar, template) = match total {
             Some(total) => (
                 ProgressBar::new(total),
-                "{msg} [{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
+                "{wide_msg} [{bar:20}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
             ),
             None => (
                 ProgressBar::new_spinner(),
-                "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
+                "{wide_msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
             ),
         };
         let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());

@@ -1,6 +1,7 @@
 //! From a conversation to token ids.
 use crate::args::{TemplateArgs, read_text};
 use crate::error::usage;
+use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use hurtle_gguf::Metadata;
 use hurtle_text::{ChatTemplate, Encode, RenderInput, Tokenizer};
@@ -22,7 +23,7 @@ pub(crate) struct Prompt {
 }
 
 impl Template {
-    /// The template that the flags name, else the file's, else one that suits the vocabulary.
+    /// The template that the flags name, else the file's, else one that suits the vocabulary, which is told.
     pub(crate) fn load(args: &TemplateArgs, metadata: &Metadata, tok: &Tokenizer) -> Result<Self> {
         let text =
             |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default().into_owned();
@@ -34,7 +35,11 @@ impl Template {
             return Ok(Self { template, origin: "the model's own".into() });
         }
         let (template, name) = ChatTemplate::fallback_for(metadata, tok)?;
-        Ok(Self { template, origin: format!("{name} (the model has none)") })
+        say(&format!(
+            "note: the model has no chat template and may not be made for conversations; using '{name}'\n\
+             hint: --chat-template NAME chooses another, and 'hurtle run --raw' continues a text"
+        ));
+        Ok(Self { template, origin: name.to_owned() })
     }
 
     /// The template that the flags name, if they name one. One that is known by name begins with `bos` if

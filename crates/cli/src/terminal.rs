@@ -113,6 +113,37 @@ impl Drop for StatusLine {
     }
 }
 
+/// While it lives, what is typed does not appear on the terminal; it waits to be read.
+#[cfg(unix)]
+#[derive(Debug)]
+pub(crate) struct NoEcho(Option<rustix::termios::Termios>);
+
+#[cfg(unix)]
+impl NoEcho {
+    /// Switches the echo off, if standard input is a terminal.
+    pub(crate) fn new() -> Self {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let before = tcgetattr(stdin()).ok();
+        if let Some(before) = &before {
+            let mut silent = before.clone();
+            silent.local_modes -= LocalModes::ECHO;
+            // An echo does no harm but to the looks.
+            let _ = tcsetattr(stdin(), OptionalActions::Now, &silent);
+        }
+        Self(before)
+    }
+}
+
+#[cfg(unix)]
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            use rustix::termios::{OptionalActions, tcsetattr};
+            let _ = tcsetattr(stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
 /// `1234567` as `1.2 MB`.
 pub(crate) fn bytes(n: u64) -> String {
     scaled(n, 1000.0, &["B", "kB", "MB", "GB", "TB"])

@@ -5,7 +5,6 @@ use crate::models;
 use anyhow::Result;
 use clap::Args;
 use hurtle_text::Tokenizer;
-use std::io::IsTerminal as _;
 
 /// Turns token ids into text. The weights are not read.
 #[derive(Debug, Args)]
@@ -31,8 +30,7 @@ pub(crate) fn execute(args: &DetokenizeArgs, globals: &GlobalArgs) -> Result<()>
     };
     let (_, tok) = models::open(&args.model, globals)?;
     check_ids(&ids, &tok)?;
-    super::print(&tok.decode(&ids, !args.no_special))?;
-    if std::io::stdout().is_terminal() { super::print("\n") } else { Ok(()) }
+    super::print_foreign(&tok.decode(&ids, !args.no_special))
 }
 
 /// Refuses ids that the vocabulary does not have.

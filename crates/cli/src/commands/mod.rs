@@ -13,9 +13,10 @@ pub(crate) mod show;
 pub(crate) mod tokenize;
 
 use crate::cli::{Cli, Command};
+use crate::terminal::harmless;
 use anyhow::Result;
 use serde::Serialize;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use unicode_width::UnicodeWidthStr;
 
 /// Does what the command line says.
@@ -43,6 +44,16 @@ fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+/// Writes a text that comes from a file or a model: exactly into files and pipes, and without what could steer
+/// the terminal onto one, where its last line is ended.
+fn print_foreign(text: &str) -> Result<()> {
+    if !std::io::stdout().is_terminal() {
+        return print(text);
+    }
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    print(&(harmless(text) + end))
 }
 
 /// Writes `value` and a newline to standard output.

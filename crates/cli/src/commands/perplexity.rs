@@ -90,12 +90,12 @@ pub(crate) fn execute(args: &PerplexityArgs, globals: &GlobalArgs) -> Result<()>
             cumulative.push(so_far.ppl);
             let done = cumulative.len();
             let left = start.elapsed().as_secs_f64() / done as f64 * (chunks - done) as f64;
-            say(&format!(
-                "[{done}/{chunks}] {:.4} ± {:.4}, {} left",
-                so_far.ppl,
-                so_far.stderr,
-                duration(1e3 * left)
-            ));
+            let left = if done < chunks {
+                format!(", {} left", duration(1e3 * left))
+            } else {
+                String::new()
+            };
+            say(&format!("[{done}/{chunks}] {:.4} ± {:.4}{left}", so_far.ppl, so_far.stderr));
             Ok(())
         },
     )?;

@@ -38,7 +38,7 @@ pub(crate) struct RenderArgs {
 pub(crate) fn execute(args: &RenderArgs, globals: &GlobalArgs) -> Result<()> {
     let mut input = parse(&read_stdin()?)?;
     input.now.clone_from(&args.now);
-    super::print(&template(args, globals)?.render(&input)?)
+    super::print_foreign(&template(args, globals)?.render(&input)?)
 }
 
 fn template(args: &RenderArgs, globals: &GlobalArgs) -> Result<ChatTemplate> {

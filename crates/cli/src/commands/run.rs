@@ -7,7 +7,7 @@ use crate::args::{
 use crate::error::{Interrupted, usage};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};
-use crate::terminal::{Terminal, say};
+use crate::terminal::{StatusLine, Terminal, say};
 use crate::{models, timings};
 use anyhow::Result;
 use clap::Args;
@@ -22,7 +22,8 @@ use std::path::PathBuf;
 ///
 /// The prompt is put into the model's chat template, unless --raw asks for the continuation of a text.
 /// It may come from the command line, from --file and from standard input; what is given of these is
-/// joined in this order with blank lines between.
+/// joined in this order with blank lines between. With --raw, standard input is read only if there is no
+/// other text.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -123,7 +124,13 @@ fn prompt_text(args: &RunArgs) -> Result<String> {
     if let Some(path) = &args.file {
         parts.push(without_last_newline(read_text(path)?));
     }
-    if if parts.is_empty() { !io::stdin().is_terminal() } else { stdin_has_text() } {
+    let reads_stdin = match parts.is_empty() {
+        true => !io::stdin().is_terminal(),
+        false => !args.raw && stdin_has_text(),
+    };
+    if reads_stdin {
+        let mut status = StatusLine::new();
+        status.set("reading standard input");
         parts.push(without_last_newline(read_stdin()?));
     }
     if args.raw && !parts.is_empty() {

@@ -56,7 +56,7 @@ pub(crate) fn execute(args: &ShowArgs, globals: &GlobalArgs) -> Result<()> {
                 local.path.display()
             );
         };
-        return super::print(template);
+        return super::print_foreign(template);
     }
     let info = Info::of(&gguf)?;
     if args.json {

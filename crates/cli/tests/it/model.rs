@@ -165,12 +165,14 @@ fn prompts_come_from_everywhere() {
     chat(&["what?"], "text\nmore\n", "[user]what?\n\ntext\nmore");
     chat(&["-f", "file.txt", "what?"], "in", "[user]what?\n\nfrom a file\n\nin");
     chat(&["-sys", "Be brief.", "hi"], "", "[system]Be brief.[user]hi");
+    chat(&["-sys", "", "hi"], "", "[user]hi");
     chat(&["-sysf", "system.txt", "hi"], "", "[system]system[user]hi");
     chat(&["-e", r"a\nb"], "", "[user]a\nb");
     chat(&[r"a\nb"], "", "[user]a\\nb");
     check(&["--raw", "-p", "Once"], "", "Once");
     check(&["--raw"], "Once\n", "Once");
     check(&["--raw", "-f", "file.txt"], "", "from a file");
+    check(&["--raw", "-p", "Once", "-f", "file.txt"], "unread", "Once\n\nfrom a file");
 }
 
 /// What a user writes cannot become a control token, unless that is asked for.
@@ -303,12 +305,54 @@ fn an_empty_store_is_listed() {
     assert_eq!(run(&["list", "--json"]).ok(), "[]\n");
 }
 
+/// A model in the cache that Hugging Face's tools share: found, shown, used, and not removed.
+#[test]
+fn models_of_other_programs_are_used_in_place() {
+    let home = TempDir::new().expect("a folder");
+    let repo = home.path().join("hf/models--user--tiny");
+    let snapshot = repo.join("snapshots").join("0".repeat(40));
+    std::fs::create_dir_all(&snapshot).expect("a folder");
+    std::fs::create_dir_all(repo.join("refs")).expect("a folder");
+    std::fs::write(repo.join("refs/main"), "0".repeat(40)).expect("written");
+    std::fs::copy(model(), snapshot.join("tiny-Q4_K_M.gguf")).expect("copied");
+
+    let models = run_in(&home, &["list", "--json"], b"").json();
+    let name = models[0]["name"].as_str().expect("a name");
+    assert!(name.starts_with("hf:user/tiny"), "{models}");
+    let size = std::fs::metadata(model()).expect("a file").len();
+    assert_eq!(models[0]["bytes"], size);
+    let table = run_in(&home, &["list"], b"").ok();
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].starts_with("NAME ") && lines[0].ends_with("SOURCE"), "{table}");
+    assert!(lines[1].starts_with(name) && lines[1].contains(" kB "), "{table}");
+
+    let pulled = run_in(&home, &["pull", name], b"").ok();
+    assert!(pulled.contains("tiny-Q4_K_M.gguf"), "{pulled}");
+    assert_eq!(
+        run_in(&home, &["tokenize", "-m", name, "--ids", "--no-bos", "-p", "a"], b"").ok(),
+        "[97]\n"
+    );
+    let removed = run_in(&home, &["rm", name], b"");
+    assert_eq!(removed.status, Some(1), "{removed:?}");
+    assert!(removed.stderr.contains("Hugging Face"), "{removed:?}");
+}
+
+#[test]
+fn a_model_without_a_template_is_used_with_a_note() {
+    let found = run(&["-m", model(), "-n", "1", "hi"]);
+    assert!(found.stderr.contains("note: the model has no chat template"), "{found:?}");
+    assert_eq!(found.status, Some(0));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_failure() {
     use std::process::{Command, Stdio};
     let home = TempDir::new().expect("a folder");
-    for args in [&["completions", "bash"][..], &["show", model(), "--tensors"], &["--help"]] {
+    let generate = ["-m", model(), "--raw", "-p", "x", "--ignore-eos"];
+    for args in
+        [&["completions", "bash"][..], &["show", model(), "--tensors"], &["--help"], &generate]
+    {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
         let output = Command::new(env!("CARGO_BIN_EXE_hurtle"))

@@ -201,8 +201,7 @@ fn ctrl_c_stops_the_answer_and_nothing_else() {
     let mut terminal = Terminal::start(&home, &["-c", "1000000", "--ignore-eos"]);
     terminal.ready();
     terminal.press("talk for ever\r");
-    // The model does so: the prompt has long left the screen.
-    terminal.wait("an answer", |screen| !screen.contains(">>>"));
+    terminal.wait("an answer", |screen| screen.lines().count() > 6);
     terminal.press(CTRL_C);
     terminal.ready();
     terminal.enter("/set parameter num_predict 2");
@@ -211,6 +210,23 @@ fn ctrl_c_stops_the_answer_and_nothing_else() {
     terminal.ready();
     terminal.enter("and again");
     terminal.ready();
+    terminal.press(CTRL_D);
+    assert_eq!(terminal.end(), 0);
+}
+
+/// What is typed during an answer does not mix with it, and is obeyed afterwards.
+#[test]
+fn typing_ahead() {
+    let home = home();
+    let mut terminal = Terminal::start(&home, &["-c", "100000", "--ignore-eos", "-n", "1000"]);
+    terminal.ready();
+    terminal.press("talk for long\r");
+    terminal.wait("an answer", |screen| screen.lines().count() > 6);
+    terminal.press("/show system\r");
+    terminal.expect(">>> /show system");
+    terminal.expect("no system prompt");
+    terminal.ready();
+    assert_eq!(terminal.contents().matches("/show system").count(), 1);
     terminal.press(CTRL_D);
     assert_eq!(terminal.end(), 0);
 }
@@ -241,7 +257,7 @@ fn ctrl_c_ends_run_with_130() {
     let mut output = pty.master.try_clone_reader().expect("output");
     let mut keyboard = pty.master.take_writer().expect("input");
     // More than what is said while the model is loaded.
-    output.read_exact(&mut [0; 4000]).expect("an answer");
+    output.read_exact(&mut [0; 2000]).expect("an answer");
     keyboard.write_all(CTRL_C.as_bytes()).expect("typed");
     let mut rest = Vec::new();
     // Linux reports the end of a pseudo-terminal as an error.

@@ -78,6 +78,8 @@ fn nonsense_on_the_command_line() {
     check(&["--sampler-seq", "kz", "hi"], 2, &["z", "hint: "]);
     check(&["-r", "", "hi"], 2, &["--reverse-prompt"]);
     check(&["-b", "0", "hi"], 2, &["--batch-size 0"]);
+    check(&["-t", "513", "hi"], 2, &["--threads 513", "512"]);
+    check(&["-tb", "513", "hi"], 2, &["--threads 513", "512"]);
     check(&["--color", "blue", "hi"], 2, &["blue", "never"]);
     check(&["-p", "a", "b"], 2, &["cannot be used with"]);
     check(&["--raw", "-sys", "a", "b"], 2, &["cannot be used with"]);

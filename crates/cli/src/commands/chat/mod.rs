@@ -277,6 +277,8 @@ impl Chat<'_> {
     }
 
     fn generate(&self, prompt: &Prompt, session: &mut Session<'_>) -> Result<Generation> {
+        #[cfg(unix)]
+        let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();
         let printer = AnswerPrinter::new(out, self.terminal, false, prompt.thinking);
         answer::generate(session, &prompt.ids, &self.params, &self.interrupt, Some(printer))
