@@ -1,6 +1,6 @@
 //! What distinguishes one architecture from another, as data.
 //!
-//! There is one forward pass ([`crate::decoder`]). An architecture is a constant [`ArchSpec`]
+//! There is one forward pass (`decoder.rs`). An architecture is a constant [`ArchSpec`]
 //! ([`crate::arch`]) that says which of its pieces it uses; a file's metadata then fills in the
 //! numbers ([`crate::Hparams`]). A new kind of layer is a new variant of one of these enums, and the
 //! compiler lists the places that have to know it.

@@ -63,7 +63,7 @@ pub enum TokenizerError {
     },
     /// The file says that it has no vocabulary.
     #[error(
-        "{MODEL} is \"{model}\": the file has no vocabulary, only token ids can be used\n\
+        "{MODEL} is {model:?}: the file has no vocabulary, only token ids can be used\n\
          hint: convert the model again together with its tokenizer"
     )]
     NoVocabulary {
@@ -72,7 +72,7 @@ pub enum TokenizerError {
     },
     /// A kind of tokenizer that is not implemented.
     #[error(
-        "{MODEL} is \"{model}\", which is unknown; known are {known}\n\
+        "{MODEL} is {model:?}, which is unknown; known are {known}\n\
          hint: the model may need a newer version of hurtle"
     )]
     UnknownModel {
@@ -83,7 +83,7 @@ pub enum TokenizerError {
     },
     /// A way of cutting words that is not implemented.
     #[error(
-        "{PRE} is \"{pre}\", which is unknown; known are {known}\n\
+        "{PRE} is {pre:?}, which is unknown; known are {known}\n\
          hint: the model may need a newer version of hurtle; if one of these cuts words in the \
          same way, set the key to it"
     )]
@@ -185,11 +185,11 @@ impl Tokenizer {
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TokenizerError> {
         let model = metadata.string(MODEL)?.ok_or(TokenizerError::Missing { key: MODEL })?;
         if matches!(model, "none" | "no_vocab") {
-            return Err(TokenizerError::NoVocabulary { model: model.to_owned() });
+            return Err(TokenizerError::NoVocabulary { model: shown(model) });
         }
         if !MODELS.contains(&model) {
             return Err(TokenizerError::UnknownModel {
-                model: model.to_owned(),
+                model: shown(model),
                 known: MODELS.join(", "),
             });
         }
@@ -236,7 +236,7 @@ impl Tokenizer {
                 let name = if model == "gemma4" { Some(model) } else { metadata.string(PRE)? };
                 let pre = PreTokenizer::by_name(name).ok_or_else(|| {
                     TokenizerError::UnknownPreTokenizer {
-                        pre: name.unwrap_or_default().to_owned(),
+                        pre: shown(name.unwrap_or_default()),
                         known: PreTokenizer::names().collect::<Vec<_>>().join(", "),
                     }
                 })?;
@@ -438,6 +438,15 @@ impl Tokenizer {
     /// Whether a separator belongs between two texts that are ranked against each other.
     pub fn adds_separator(&self) -> bool {
         self.special.add_separator && self.special.separator.is_some()
+    }
+}
+
+/// As much of a text from a file as a message can show.
+fn shown(text: &str) -> String {
+    const MAX: usize = 60;
+    match text.char_indices().nth(MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -175,6 +175,30 @@ proptest! {
     }
 }
 
+/// Texts without an end of a word, and almost special tokens. A quadratic step anywhere would take
+/// minutes here.
+#[test]
+fn long_texts_take_n_log_n() {
+    let start = std::time::Instant::now();
+    let tokens = ["▁", "a", "aa", "aaaa", "▁▁", "▁▁▁▁", "<|", "<|im_end|>", "\n", "\n\n", "\n\n\n"];
+    let tokens = tokens.map(|t| t.as_bytes().to_vec());
+    let mut metadata = metadata("llama", &tokens);
+    let types = [1, 1, 1, 1, 1, 1, 1, 3, 4, 4, 4].to_vec();
+    set(&mut metadata, "token_type", Value::Array(hurtle_gguf::Array::I32(types)));
+    let spm = Tokenizer::from_metadata(&metadata).unwrap_or_else(|e| panic!("{e}"));
+    for tokenizer in [&spm, &byte_level("qwen2"), &byte_level("gemma4"), &byte_level("jais-2")] {
+        for unit in ["a", " ", "\n", "<|im_end|", "<|im_end|>", "é", "'"] {
+            let text = unit.repeat(300_000 / unit.len());
+            for parse_special in [false, true] {
+                let ids = tokenizer.encode(&text, Encode { add_special: false, parse_special });
+                // SentencePiece puts a space behind a token.
+                assert!(ids.len() <= 2 * text.len());
+            }
+        }
+    }
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
 #[test]
 fn errors_name_the_key_and_the_remedy() {
     let tokens = [b"a".to_vec(), b"b".to_vec()];
@@ -196,6 +220,9 @@ fn errors_name_the_key_and_the_remedy() {
         &metadata("llama", &[b"a".to_vec(), b"b".to_vec(), b"a".to_vec()]),
         "tokenizer.ggml.tokens: tokens 0 and 2 are both \"a\"",
     );
+    let long = "x".repeat(1000);
+    let shown = format!("tokenizer.ggml.model is \"{}...\", which", &long[..60]);
+    check(&metadata(&long, &tokens), &shown);
     let changed = |key: &str, value: Value| {
         let mut metadata = metadata("gpt2", &tokens);
         set(&mut metadata, "merges", strings(&["a b"]));

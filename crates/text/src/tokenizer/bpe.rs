@@ -57,7 +57,7 @@ impl Bpe {
                     both.extend_from_slice(left);
                     both.extend_from_slice(right);
                     let pair = pair(vocab.intern(left)?, vocab.intern(right)?);
-                    // Mostly the tokens are in the order of the merges; saves a third of the look-ups.
+                    // Mostly tokens follow in the order of their merges.
                     let next = [last, last + 1].into_iter().find(|&id| vocab.text(id) == both);
                     last = match next {
                         Some(id) => id,

@@ -75,7 +75,7 @@ impl Vocab {
                 return Err(TokenizerError::DuplicateToken {
                     first: id,
                     second: i,
-                    text: String::from_utf8_lossy(text).into_owned(),
+                    text: super::shown(&String::from_utf8_lossy(text)),
                 });
             }
             vocab.max_len = vocab.max_len.max(text.len());
