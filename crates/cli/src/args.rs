@@ -3,7 +3,7 @@ use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use hurtle_engine::sampler::{SamplerKind, SamplerParams};
-use hurtle_engine::{EngineOptions, GenerationParams, KvType};
+use hurtle_engine::{EngineOptions, GenerationParams, Isa, KvType};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -130,10 +130,22 @@ impl ComputeArgs {
             threads: positive(self.threads),
             threads_batch: self.threads_batch.and_then(positive),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
+            isa: forced_isa()?,
             kv_type_k: self.cache_type_k.into(),
             kv_type_v: self.cache_type_v.into(),
             ..EngineOptions::default()
         })
+    }
+}
+
+/// The instruction set that `HURTLE_ISA` forces.
+fn forced_isa() -> Result<Option<Isa>> {
+    let Some(name) = std::env::var_os("HURTLE_ISA").filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    match name.to_string_lossy().parse() {
+        Ok(isa) => Ok(Some(isa)),
+        Err(error) => usage!("HURTLE_ISA: {error}"),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::stop::StopMatcher;
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::{BatchToken, KvCache, Model, ModelError, Scratch, SeqId};
-use hurtle_text::{ChatTemplate, StreamDecoder, TemplateError, Tokenizer, TokenizerError};
+use hurtle_text::{StreamDecoder, Tokenizer, TokenizerError};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,9 +25,6 @@ pub enum EngineError {
     /// Its vocabulary is not usable.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Its chat template is not usable.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
     /// A sampling parameter makes no sense.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
@@ -135,16 +132,6 @@ impl Engine {
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
-    }
-
-    /// The file's chat template, or the one that fits its vocabulary; and the latter's name.
-    pub fn chat_template(&self) -> Result<(ChatTemplate, Option<&'static str>), EngineError> {
-        let metadata = self.gguf().metadata();
-        if let Some(template) = ChatTemplate::from_metadata(metadata, &self.tokenizer, None)? {
-            return Ok((template, None));
-        }
-        let (template, name) = ChatTemplate::fallback_for(metadata, &self.tokenizer)?;
-        Ok((template, Some(name)))
     }
 
     /// Context size in force.

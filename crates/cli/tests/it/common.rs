@@ -49,10 +49,21 @@ pub(crate) fn run_with(args: &[&str], input: &[u8]) -> Run {
 
 /// Runs the program for the user whose folder is `home`.
 pub(crate) fn run_in(home: &TempDir, args: &[&str], input: &[u8]) -> Run {
+    run_with_env(home, &[], args, input)
+}
+
+/// Runs the program with further environment variables.
+pub(crate) fn run_with_env(
+    home: &TempDir,
+    env: &[(&str, &str)],
+    args: &[&str],
+    input: &[u8],
+) -> Run {
     let mut child = Command::new(env!("CARGO_BIN_EXE_hurtle"))
         .args(args)
         .env_clear()
         .envs(environment(home.path()))
+        .envs(env.iter().copied())
         .current_dir(home.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,5 +1,5 @@
 //! Every command on a tiny model, against llama.cpp's results for it.
-use crate::common::{golden, model, run, run_in, run_with};
+use crate::common::{golden, model, run, run_in, run_with, run_with_env};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -40,6 +40,24 @@ fn logits_are_llama_cpps() {
         assert_eq!(all.len(), input["ids"].as_array().expect("ids").len());
         assert_eq!(as_floats(all.last().expect("a position")), found);
     }
+}
+
+#[test]
+fn a_forced_instruction_set_gives_the_same_output_and_is_named() {
+    let home = tempfile::TempDir::new().expect("a folder");
+    let run = |isa: &str| {
+        let args = ["-v", "-m", model(), "--raw", "-p", "The quick", "-n", "8", "--temp", "0"];
+        run_with_env(&home, &[("HURTLE_ISA", isa)], &args, b"")
+    };
+    let reference = run("");
+    for isa in hurtle_engine::Isa::available() {
+        let run = run(isa.name());
+        assert!(run.stderr.contains(&format!("{isa} kernels")), "{}", run.stderr);
+        assert_eq!(run.ok(), reference.stdout);
+    }
+    let unknown = run("altivec");
+    assert_eq!(unknown.status, Some(2), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("available: scalar"), "{}", unknown.stderr);
 }
 
 #[test]
