@@ -61,8 +61,20 @@ fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
 fn matmul_equals_plain_loops_for_every_type_and_ragged_shapes() {
     use WeightType as T;
     let types = [
-        T::F32, T::F16, T::BF16, T::Q4_0, T::Q4_1, T::Q5_0, T::Q5_1, T::Q8_0, T::Q2_K, T::Q3_K, T::Q4_K, T::Q5_K,
-        T::Q6_K, T::IQ4_NL,
+        T::F32,
+        T::F16,
+        T::BF16,
+        T::Q4_0,
+        T::Q4_1,
+        T::Q5_0,
+        T::Q5_1,
+        T::Q8_0,
+        T::Q2_K,
+        T::Q3_K,
+        T::Q4_K,
+        T::Q5_K,
+        T::Q6_K,
+        T::IQ4_NL,
     ];
     for ty in types {
         for (n_rows, blocks) in [(1, 1), (2, 3), (5, 2), (17, 1)] {
@@ -85,7 +97,11 @@ fn matmul_equals_plain_loops_for_every_type_and_ragged_shapes() {
                 for_each_exec(|exec| {
                     let mut out = vec![f32::NAN; expected.len()];
                     matmul(exec, &weights, &x, &mut out);
-                    assert_bits(&out, &expected, &format!("{ty} {n_rows}x{k}, {n_tokens} tokens, {}", exec.isa));
+                    assert_bits(
+                        &out,
+                        &expected,
+                        &format!("{ty} {n_rows}x{k}, {n_tokens} tokens, {}", exec.isa),
+                    );
                 });
             }
         }
@@ -139,7 +155,8 @@ fn check_attention<K: KvElem + Into<f32>, V: KvElem + Into<f32>>(
 ) {
     let n = positions.iter().max().unwrap() + 1;
     let rows = |seed: u64, dim: usize, round: fn(f32) -> f32| -> Vec<Vec<f32>> {
-        let row = |p| noise(seed + p as u64, layer.n_kv_heads * dim).into_iter().map(round).collect();
+        let row =
+            |p| noise(seed + p as u64, layer.n_kv_heads * dim).into_iter().map(round).collect();
         (0..n).map(row).collect()
     };
     let k = rows(10, layer.dim_k, |x| K::from_f32(x).into());
@@ -147,7 +164,8 @@ fn check_attention<K: KvElem + Into<f32>, V: KvElem + Into<f32>>(
     // Pages in reverse order; in each the keys, then the values.
     let n_pages = n.div_ceil(PAGE_TOKENS);
     let page_ids: Vec<u32> = (0..n_pages as u32).rev().collect();
-    let k_bytes = (PAGE_TOKENS * layer.n_kv_heads * layer.dim_k * size_of::<K>()).next_multiple_of(64);
+    let k_bytes =
+        (PAGE_TOKENS * layer.n_kv_heads * layer.dim_k * size_of::<K>()).next_multiple_of(64);
     let v_bytes = PAGE_TOKENS * layer.n_kv_heads * layer.dim_v * size_of::<V>();
     let mut pages: Vec<_> = (0..n_pages).map(|_| KvPage::new(k_bytes + v_bytes)).collect();
     let layer = attention::Layer { v_offset: k_bytes / size_of::<V>(), ..*layer };
@@ -244,7 +262,10 @@ fn activations_are_the_same_bits_everywhere_and_near_the_truth() {
             for (i, found) in reference.iter().enumerate() {
                 let expected = truth(activation, f64::from(x[i]), f64::from(u[i]));
                 let error = (f64::from(*found) - expected).abs();
-                assert!(error <= 2e-6 * (1.0 + expected.abs()), "{activation:?} {found} {expected}");
+                assert!(
+                    error <= 2e-6 * (1.0 + expected.abs()),
+                    "{activation:?} {found} {expected}"
+                );
             }
             for_each_exec(|exec| {
                 assert_bits(&run(exec), &reference, &format!("{activation:?} {}", exec.isa));
