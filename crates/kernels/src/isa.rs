@@ -10,7 +10,11 @@ pub(crate) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 /// An instruction set that this processor has.
@@ -30,8 +34,14 @@ impl Isa {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
                 all.push(Isa(Level::Avx2));
+                if has!("avxvnni") {
+                    all.push(Isa(Level::AvxVnni));
+                }
                 if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
                     all.push(Isa(Level::Avx512));
+                    if has!("avx512vnni") {
+                        all.push(Isa(Level::Avx512Vnni));
+                    }
                 }
             }
         }
@@ -52,14 +62,18 @@ impl Isa {
         self.0
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ) or `avx512vnni`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => "avx512vnni",
         }
     }
 }

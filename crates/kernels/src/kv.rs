@@ -7,15 +7,11 @@
 //! being moved and share nothing but the pool of pages. Where a layer's K and V begin in a page is
 //! the model's business.
 
-use bytemuck::{Pod, Zeroable};
+use crate::memory::Line;
+use bytemuck::Pod;
 
 /// Positions in a page.
 pub const PAGE_TOKENS: usize = 64;
-
-/// A cache line.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// 64 positions of one sequence, all layers.
 pub struct KvPage(Box<[Line]>);

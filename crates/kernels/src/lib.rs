@@ -15,12 +15,15 @@
 //!
 //! This crate knows no file and no model, does no I/O and reads no environment.
 
+pub mod activations;
 mod arch;
 pub mod attention;
 pub mod elementwise;
 mod isa;
 pub mod kv;
 pub mod matmul;
+mod memory;
+pub mod packed;
 mod pool;
 mod share;
 

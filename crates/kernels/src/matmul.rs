@@ -42,7 +42,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Encoded bytes of rows `rows`.
-    fn row_bytes(&self, rows: std::ops::Range<usize>) -> &'a [u8] {
+    pub(crate) fn row_bytes(&self, rows: std::ops::Range<usize>) -> &'a [u8] {
         let row = self.bytes.len() / self.n_rows.max(1);
         &self.bytes[rows.start * row..rows.end * row]
     }

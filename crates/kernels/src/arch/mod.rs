@@ -1,5 +1,7 @@
 //! The vector trait, the algorithms written over it, and one shell per instruction set.
 
+use crate::memory::Line;
+
 pub(crate) mod all;
 pub(crate) mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -29,8 +31,67 @@ pub(crate) trait Lanes: Copy {
     unsafe fn to_array(self) -> [f32; LANES];
 }
 
-/// Calls the shell of an instruction set: `dispatch!(isa, function(arguments))`.
+/// 16 lanes of 32 bits, each an integer or 4 bytes: what the kernels of packed weights work on.
+/// Every operation is exact, so all implementations give the same bits.
+///
+/// # Safety
+/// As for [`Lanes`].
+pub(crate) trait IntLanes: Copy {
+    /// The same lanes holding f32.
+    type Floats: Lanes;
+    /// Which implementation this is; the name of its instruction set.
+    const NAME: &'static str;
+    /// Most tokens of a register tile: 1, 2, 4 or 8.
+    const TILE_TOKENS: usize;
+    unsafe fn load(line: &Line) -> Self;
+    unsafe fn splat(x: i32) -> Self;
+    unsafe fn and(self, other: Self) -> Self;
+    unsafe fn or(self, other: Self) -> Self;
+    /// Shifts each lane to the left by `n < 32`, across bytes.
+    unsafe fn shl(self, n: u32) -> Self;
+    /// Shifts zeros in from above.
+    unsafe fn shr(self, n: u32) -> Self;
+    /// Shifts copies of the sign in.
+    unsafe fn sar(self, n: u32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// The lower 32 bits of the products.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// Adds the dot product of each lane's 4 bytes, from 0 to 127, with the 4 signed bytes of `x`,
+    /// from -127 to 127 each.
+    unsafe fn dot(self, bytes: Self, x: u32) -> Self;
+    /// What a sum of [`dot_biased`](Self::dot_biased) starts with, for activations that add up to
+    /// `sum`.
+    unsafe fn start_biased(sum: i32) -> Self;
+    /// As [`dot`](Self::dot) for weights from -128 to 127, stored 128 higher.
+    unsafe fn dot_biased(self, biased: Self, x: u32) -> Self;
+    unsafe fn to_floats(self) -> Self::Floats;
+    /// Fetches the line at `line`, which need not be memory.
+    unsafe fn prefetch(line: *const Line);
+}
+
+/// Calls the f32 shell of an instruction set: `dispatch!(isa, function(arguments))`. The VNNI
+/// levels have integer instructions in addition, and share the shell of the level below.
 macro_rules! dispatch {
+    ($isa:expr, $function:ident $([$($generic:ty),+])? ($($arg:expr),* $(,)?)) => {
+        match $isa.level() {
+            $crate::isa::Level::Scalar => $crate::arch::scalar::$function $(::<$($generic),+>)? ($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` of these levels exists only if detection found their features.
+            $crate::isa::Level::Avx2 | $crate::isa::Level::AvxVnni => unsafe {
+                $crate::arch::x86_64::avx2::$function $(::<$($generic),+>)? ($($arg),*)
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni => unsafe {
+                $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*)
+            },
+        }
+    };
+}
+pub(crate) use dispatch;
+
+/// Calls the integer shell of an instruction set: `dispatch_int!(isa, function(arguments))`.
+macro_rules! dispatch_int {
     ($isa:expr, $function:ident $([$($generic:ty),+])? ($($arg:expr),* $(,)?)) => {
         match $isa.level() {
             $crate::isa::Level::Scalar => $crate::arch::scalar::$function $(::<$($generic),+>)? ($($arg),*),
@@ -39,11 +100,17 @@ macro_rules! dispatch {
             $crate::isa::Level::Avx2 => unsafe { $crate::arch::x86_64::avx2::$function $(::<$($generic),+>)? ($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
+            $crate::isa::Level::AvxVnni => unsafe { $crate::arch::x86_64::avxvnni::$function $(::<$($generic),+>)? ($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             $crate::isa::Level::Avx512 => unsafe { $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            $crate::isa::Level::Avx512Vnni => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
         }
     };
 }
-pub(crate) use dispatch;
+pub(crate) use dispatch_int;
 
 /// Writes the shells of one instruction set: every algorithm of `all`, compiled for its features.
 macro_rules! shells {
@@ -63,6 +130,12 @@ macro_rules! shells {
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            quantize_super_blocks(x: &[f32], out: &mut [$crate::activations::SuperBlock])
+            = $crate::activations::quantize_super_blocks(x, out));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            quantize_blocks(x: &[f32], out: &mut [$crate::activations::Block])
+            = $crate::activations::quantize_blocks(x, out));
 
         /// One KV head of one token; see [`all::attend`].
         $(#[target_feature(enable = $feature)])?
@@ -84,3 +157,28 @@ macro_rules! shells {
     };
 }
 pub(crate) use shells;
+
+/// Writes the integer shells of one instruction set.
+macro_rules! int_shells {
+    ($lanes:ty $(, $feature:literal)?) => {
+        /// A panel of packed rows times some tokens; see [`crate::packed::multiply`].
+        $(#[target_feature(enable = $feature)])?
+        #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
+        pub(crate) fn multiply<K: $crate::packed::Kernel>(
+            panel: &[$crate::memory::Line],
+            n_blocks: usize,
+            x: &[K::Activations],
+            out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
+        ) {
+            // SAFETY: this function has the features that its lanes need.
+            unsafe { $crate::packed::multiply::<$lanes, K>(panel, n_blocks, x, out) }
+        }
+
+        /// The name of the lanes that [`multiply`] runs on.
+        $(#[target_feature(enable = $feature)])?
+        pub(crate) fn lanes_name() -> &'static str {
+            <$lanes as $crate::arch::IntLanes>::NAME
+        }
+    };
+}
+pub(crate) use int_shells;

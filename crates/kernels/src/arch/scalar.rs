@@ -1,6 +1,7 @@
 //! The portable shell: plain Rust that every target compiles.
 
-use super::{LANES, Lanes};
+use super::{IntLanes, LANES, Lanes};
+use crate::memory::Line;
 use half::f16;
 
 #[derive(Clone, Copy)]
@@ -44,3 +45,93 @@ impl Lanes for Portable {
 }
 
 super::shells!(Portable);
+
+/// 16 lanes of 32 bits in plain integers: the reference of the packed kernels.
+#[derive(Clone, Copy)]
+pub(crate) struct Dwords([u32; LANES]);
+
+impl Dwords {
+    #[inline(always)]
+    fn map(self, f: impl Fn(u32) -> u32) -> Self {
+        Self(self.0.map(f))
+    }
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(u32, u32) -> u32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+/// Dot product of 4 unsigned with 4 signed bytes.
+#[inline(always)]
+fn dot_bytes(unsigned: u32, signed: u32) -> u32 {
+    let (a, b) = (unsigned.to_le_bytes(), signed.to_le_bytes());
+    let mut sum = 0;
+    for i in 0..4 {
+        sum += i32::from(a[i]) * i32::from(b[i] as i8);
+    }
+    sum as u32
+}
+
+impl IntLanes for Dwords {
+    type Floats = Portable;
+    const NAME: &'static str = "scalar";
+    const TILE_TOKENS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load(line: &Line) -> Self {
+        let (dwords, _) = line.0.as_chunks();
+        Self(std::array::from_fn(|i| u32::from_le_bytes(dwords[i])))
+    }
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self {
+        Self([x as u32; LANES])
+    }
+    #[inline(always)]
+    unsafe fn and(self, other: Self) -> Self {
+        self.zip(other, |a, b| a & b)
+    }
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        self.zip(other, |a, b| a | b)
+    }
+    #[inline(always)]
+    unsafe fn shl(self, n: u32) -> Self {
+        self.map(|a| a << n)
+    }
+    #[inline(always)]
+    unsafe fn shr(self, n: u32) -> Self {
+        self.map(|a| a >> n)
+    }
+    #[inline(always)]
+    unsafe fn sar(self, n: u32) -> Self {
+        self.map(|a| (a as i32 >> n) as u32)
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, u32::wrapping_mul)
+    }
+    #[inline(always)]
+    unsafe fn dot(self, bytes: Self, x: u32) -> Self {
+        self.zip(bytes, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
+    }
+    #[inline(always)]
+    unsafe fn start_biased(sum: i32) -> Self {
+        Self([(-128 * sum) as u32; LANES])
+    }
+    #[inline(always)]
+    unsafe fn dot_biased(self, biased: Self, x: u32) -> Self {
+        self.zip(biased, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Portable {
+        Portable(self.0.map(|a| a as i32 as f32))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const Line) {}
+}
+
+super::int_shells!(Dwords);

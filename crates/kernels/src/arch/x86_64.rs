@@ -1,5 +1,201 @@
 //! The shells for x86-64.
 
+/// The 16 lanes of 32 bits in two 256-bit registers; the dot products are what differs.
+macro_rules! two_ymm_ints {
+    ($name:ident, $isa:literal) => {
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name(__m256i, __m256i);
+
+        impl $crate::arch::IntLanes for $name {
+            type Floats = TwoYmm;
+            const NAME: &'static str = $isa;
+            const TILE_TOKENS: usize = 4;
+
+            #[inline(always)]
+            unsafe fn load(line: &$crate::memory::Line) -> Self {
+                let line = line.0.as_ptr().cast::<__m256i>();
+                // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned
+                // bytes.
+                unsafe { Self(_mm256_load_si256(line), _mm256_load_si256(line.add(1))) }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: i32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+            }
+            #[inline(always)]
+            unsafe fn and(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_and_si256(self.0, other.0), _mm256_and_si256(self.1, other.1))
+                }
+            }
+            #[inline(always)]
+            unsafe fn or(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm256_or_si256(self.0, other.0), _mm256_or_si256(self.1, other.1)) }
+            }
+            #[inline(always)]
+            unsafe fn shl(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm256_sll_epi32(self.0, n), _mm256_sll_epi32(self.1, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn shr(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm256_srl_epi32(self.0, n), _mm256_srl_epi32(self.1, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn sar(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm256_sra_epi32(self.0, n), _mm256_sra_epi32(self.1, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1))
+                }
+            }
+            #[inline(always)]
+            unsafe fn mul(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_mullo_epi32(self.0, other.0), _mm256_mullo_epi32(self.1, other.1))
+                }
+            }
+            #[inline(always)]
+            unsafe fn dot(self, bytes: Self, x: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { self.dot_small(bytes, x) }
+            }
+            #[inline(always)]
+            unsafe fn start_biased(sum: i32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self::start(sum) }
+            }
+            #[inline(always)]
+            unsafe fn dot_biased(self, biased: Self, x: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { self.dot_large(biased, x) }
+            }
+            #[inline(always)]
+            unsafe fn to_floats(self) -> TwoYmm {
+                // SAFETY: see `load`.
+                unsafe { TwoYmm(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(line: *const $crate::memory::Line) {
+                // SAFETY: a prefetch of any address is valid.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+            }
+        }
+    };
+}
+
+/// The 16 lanes of 32 bits in a 512-bit register; the dot products are what differs.
+macro_rules! zmm_ints {
+    ($name:ident, $isa:literal) => {
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name(__m512i);
+
+        impl $crate::arch::IntLanes for $name {
+            type Floats = Zmm;
+            const NAME: &'static str = $isa;
+            const TILE_TOKENS: usize = 8;
+
+            #[inline(always)]
+            unsafe fn load(line: &$crate::memory::Line) -> Self {
+                // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned bytes.
+                unsafe { Self(_mm512_load_si512(line.0.as_ptr().cast())) }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: i32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_set1_epi32(x)) }
+            }
+            #[inline(always)]
+            unsafe fn and(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_and_si512(self.0, other.0)) }
+            }
+            #[inline(always)]
+            unsafe fn or(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_or_si512(self.0, other.0)) }
+            }
+            #[inline(always)]
+            unsafe fn shl(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm512_sll_epi32(self.0, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn shr(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm512_srl_epi32(self.0, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn sar(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm512_sra_epi32(self.0, n))
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_add_epi32(self.0, other.0)) }
+            }
+            #[inline(always)]
+            unsafe fn mul(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_mullo_epi32(self.0, other.0)) }
+            }
+            #[inline(always)]
+            unsafe fn dot(self, bytes: Self, x: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { self.dot_small(bytes, x) }
+            }
+            #[inline(always)]
+            unsafe fn start_biased(sum: i32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self::start(sum) }
+            }
+            #[inline(always)]
+            unsafe fn dot_biased(self, biased: Self, x: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { self.dot_large(biased, x) }
+            }
+            #[inline(always)]
+            unsafe fn to_floats(self) -> Zmm {
+                // SAFETY: see `load`.
+                unsafe { Zmm(_mm512_cvtepi32_ps(self.0)) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(line: *const $crate::memory::Line) {
+                // SAFETY: a prefetch of any address is valid.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+            }
+        }
+    };
+}
+
 /// AVX2, with F16C for half-precision loads.
 pub(crate) mod avx2 {
     use crate::arch::{LANES, Lanes};
@@ -7,7 +203,7 @@ pub(crate) mod avx2 {
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
-    pub(crate) struct TwoYmm(__m256, __m256);
+    pub(crate) struct TwoYmm(pub(super) __m256, pub(super) __m256);
 
     impl Lanes for TwoYmm {
         const TILE_ROWS: usize = 2;
@@ -64,6 +260,87 @@ pub(crate) mod avx2 {
     }
 
     crate::arch::shells!(TwoYmm, "avx2,fma,f16c");
+
+    two_ymm_ints!(TwoYmmInts, "avx2");
+
+    impl TwoYmmInts {
+        /// Adds up the dot products of `a`'s unsigned with `b`'s signed bytes. The two products
+        /// that an i16 takes up are below 2^15 for `a <= 128` and `|b| <= 127`.
+        #[inline(always)]
+        unsafe fn add_dots(self, a: Self, b: Self) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let ones = _mm256_set1_epi16(1);
+                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(a.0, b.0), ones);
+                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(a.1, b.1), ones);
+                Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                self.add_dots(bytes, Self(x, x))
+            }
+        }
+        #[inline(always)]
+        unsafe fn start(_: i32) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
+        }
+        /// Takes the bias off again and moves the weight's sign to the activation, since products
+        /// of 8 bit without a sign would not fit.
+        #[inline(always)]
+        unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                let bias = _mm256_set1_epi8(-128);
+                let (a, b) = (_mm256_xor_si256(biased.0, bias), _mm256_xor_si256(biased.1, bias));
+                self.add_dots(
+                    Self(_mm256_abs_epi8(a), _mm256_abs_epi8(b)),
+                    Self(_mm256_sign_epi8(x, a), _mm256_sign_epi8(x, b)),
+                )
+            }
+        }
+    }
+
+    crate::arch::int_shells!(TwoYmmInts, "avx2,fma,f16c");
+}
+
+/// AVX2 with the 256-bit VNNI instructions.
+pub(crate) mod avxvnni {
+    use super::avx2::TwoYmm;
+    use std::arch::x86_64::*;
+
+    two_ymm_ints!(TwoYmmInts, "avxvnni");
+
+    impl TwoYmmInts {
+        #[inline(always)]
+        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-VNNI.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                Self(
+                    _mm256_dpbusd_avx_epi32(self.0, bytes.0, x),
+                    _mm256_dpbusd_avx_epi32(self.1, bytes.1, x),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn start(sum: i32) -> Self {
+            // SAFETY: the caller has AVX-VNNI.
+            unsafe { Self(_mm256_set1_epi32(-128 * sum), _mm256_set1_epi32(-128 * sum)) }
+        }
+        #[inline(always)]
+        unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-VNNI.
+            unsafe { self.dot_small(biased, x) }
+        }
+    }
+
+    crate::arch::int_shells!(TwoYmmInts, "avxvnni,avx2,fma,f16c");
 }
 
 /// AVX-512 (F, BW, VL, DQ).
@@ -73,7 +350,7 @@ pub(crate) mod avx512 {
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
-    pub(crate) struct Zmm(__m512);
+    pub(crate) struct Zmm(pub(super) __m512);
 
     impl Lanes for Zmm {
         const TILE_ROWS: usize = 4;
@@ -122,4 +399,72 @@ pub(crate) mod avx512 {
     }
 
     crate::arch::shells!(Zmm, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+
+    zmm_ints!(ZmmInts, "avx512");
+
+    impl ZmmInts {
+        #[inline(always)]
+        unsafe fn add_dots(self, a: __m512i, b: __m512i) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe {
+                let pairs = _mm512_maddubs_epi16(a, b);
+                Self(_mm512_add_epi32(self.0, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe { self.add_dots(bytes.0, _mm512_set1_epi32(x as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn start(_: i32) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe { Self(_mm512_setzero_si512()) }
+        }
+        /// As with AVX2: the weight's sign moves to the activation.
+        #[inline(always)]
+        unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe {
+                let x = _mm512_set1_epi32(x as i32);
+                let w = _mm512_xor_si512(biased.0, _mm512_set1_epi8(-128));
+                let negative = _mm512_movepi8_mask(w);
+                let x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
+                self.add_dots(_mm512_abs_epi8(w), x)
+            }
+        }
+    }
+
+    crate::arch::int_shells!(ZmmInts, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+}
+
+/// AVX-512 with VNNI.
+pub(crate) mod avx512vnni {
+    use super::avx512::Zmm;
+    use std::arch::x86_64::*;
+
+    zmm_ints!(ZmmInts, "avx512vnni");
+
+    impl ZmmInts {
+        #[inline(always)]
+        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-512 VNNI.
+            unsafe { Self(_mm512_dpbusd_epi32(self.0, bytes.0, _mm512_set1_epi32(x as i32))) }
+        }
+        #[inline(always)]
+        unsafe fn start(sum: i32) -> Self {
+            // SAFETY: the caller has AVX-512 VNNI.
+            unsafe { Self(_mm512_set1_epi32(-128 * sum)) }
+        }
+        #[inline(always)]
+        unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-512 VNNI.
+            unsafe { self.dot_small(biased, x) }
+        }
+    }
+
+    crate::arch::int_shells!(
+        ZmmInts,
+        "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+    );
 }

@@ -1,0 +1,212 @@
+//! Activations quantized to 8 bit, for the products with packed weights.
+//!
+//! Super-blocks of 256 (Q8_K) meet the weights that come in super-blocks, blocks of 32 (Q8_0 and
+//! Q8_1) the others. The numbers are those of the `quant` crate, bit for bit; the sums are spread
+//! out so that the kernels need no arithmetic for them.
+
+use crate::Exec;
+use crate::arch::dispatch;
+use crate::packed::PackedMatrix;
+use crate::share::Shared;
+use hurtle_quant::{Q8_1Block, Q8KSuperBlock};
+
+/// 256 activations, `d * qs[i]` each.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct SuperBlock {
+    /// Quants, 4 in a dword, the first in the lowest byte.
+    pub(crate) qs: [u32; 64],
+    /// -32 times the sum of each 16 quants: what weights stored 32 higher come out too high.
+    pub(crate) minus_32_sums: [i32; 16],
+    /// The sum of each 32 quants is `128 * high + low` with `0 <= low < 128`: two digits that the
+    /// byte products can multiply with the minima of 4 groups at once. A digit a byte.
+    pub(crate) sums_low: [u32; 2],
+    pub(crate) sums_high: [u32; 2],
+    pub(crate) d: f32,
+}
+
+/// 32 activations, `d * qs[i]` each.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Block {
+    /// Quants, 4 in a dword, the first in the lowest byte.
+    pub(crate) qs: [u32; 8],
+    /// Sum of the quants.
+    pub(crate) sum: i32,
+    pub(crate) d: f32,
+    /// `d` times the sum, as Q8_1 rounds it.
+    pub(crate) scaled_sum: f32,
+}
+
+/// 4 bytes in a dword.
+#[inline(always)]
+fn dwords<const N: usize>(bytes: &[i8]) -> [u32; N] {
+    let mut dwords = [0; N];
+    for (dword, bytes) in dwords.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *dword = u32::from_le_bytes(bytes.map(|byte| byte as u8));
+    }
+    dwords
+}
+
+impl From<&Q8KSuperBlock> for SuperBlock {
+    #[inline(always)]
+    fn from(block: &Q8KSuperBlock) -> Self {
+        let (mut low, mut high) = ([0; 8], [0; 8]);
+        for g in 0..8 {
+            let sum = block.sums[2 * g] + block.sums[2 * g + 1];
+            // From -32 * 127 to 32 * 127, so `high` is from -32 to 31.
+            low[g] = (sum & 127) as i8;
+            high[g] = (sum >> 7) as i8;
+        }
+        Self {
+            qs: dwords(&block.qs),
+            minus_32_sums: block.sums.map(|sum| -32 * i32::from(sum)),
+            sums_low: dwords(&low),
+            sums_high: dwords(&high),
+            d: block.d,
+        }
+    }
+}
+
+impl From<&Q8_1Block> for Block {
+    #[inline(always)]
+    fn from(block: &Q8_1Block) -> Self {
+        Self {
+            qs: dwords(&block.qs),
+            sum: block.qs.iter().map(|&q| i32::from(q)).sum(),
+            d: block.scale(),
+            scaled_sum: block.scaled_sum(),
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn quantize_super_blocks(x: &[f32], out: &mut [SuperBlock]) {
+    for (x, out) in x.as_chunks().0.iter().zip(out) {
+        *out = SuperBlock::from(&Q8KSuperBlock::quantize(x));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn quantize_blocks(x: &[f32], out: &mut [Block]) {
+    for (x, out) in x.as_chunks().0.iter().zip(out) {
+        *out = Block::from(&Q8_1Block::quantize(x));
+    }
+}
+
+/// The forms that activations are quantized to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Q8_K: super-blocks of 256, for the k-quants.
+    SuperBlocks,
+    /// Q8_0 and Q8_1: blocks of 32, for the other types.
+    Blocks,
+}
+
+/// Activations of some tokens, quantized once for all the matrices that they meet.
+///
+/// Keep one and use it again: its buffers only grow.
+#[derive(Debug, Default)]
+pub struct QuantizedActivations {
+    n_tokens: usize,
+    n_cols: usize,
+    /// `[n_tokens, n_cols / 256]`, or empty.
+    super_blocks: Vec<SuperBlock>,
+    /// `[n_tokens, n_cols / 32]`, or empty.
+    blocks: Vec<Block>,
+}
+
+/// How many values make it worth while to wake other threads.
+const PARALLEL: usize = 4096;
+
+impl QuantizedActivations {
+    /// No tokens.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces the content by `x` (`[n_tokens, n_cols]`), in the forms that `matrices` need. They
+    /// all have `n_cols` columns.
+    ///
+    /// # Panics
+    /// If the matrices differ in their columns, or `x` does not hold whole tokens.
+    pub fn quantize<'m>(
+        &mut self,
+        exec: Exec<'_>,
+        x: &[f32],
+        matrices: impl IntoIterator<Item = &'m PackedMatrix>,
+    ) {
+        self.super_blocks.clear();
+        self.blocks.clear();
+        (self.n_tokens, self.n_cols) = (0, 0);
+        for matrix in matrices {
+            let n_cols = matrix.n_cols();
+            if self.n_cols == 0 {
+                assert!(x.len().is_multiple_of(n_cols), "{} values for {n_cols} columns", x.len());
+                (self.n_tokens, self.n_cols) = (x.len() / n_cols, n_cols);
+            }
+            assert_eq!(self.n_cols, n_cols, "columns of matrices with one input");
+            // A row is whole blocks, so blocks do not cross tokens.
+            match matrix.form() {
+                Form::SuperBlocks if self.super_blocks.is_empty() => {
+                    let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
+                    fill::<256, _>(exec, x, &mut self.super_blocks, zero, |x, out| {
+                        dispatch!(exec.isa, quantize_super_blocks(x, out));
+                    });
+                }
+                Form::Blocks if self.blocks.is_empty() => {
+                    let zero = Block::from(&Q8_1Block::ZERO);
+                    fill::<32, _>(exec, x, &mut self.blocks, zero, |x, out| {
+                        dispatch!(exec.isa, quantize_blocks(x, out));
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Values of a token.
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// `[n_tokens, n_cols / 256]`; empty if no matrix needed them.
+    pub(crate) fn super_blocks(&self) -> &[SuperBlock] {
+        &self.super_blocks
+    }
+
+    /// `[n_tokens, n_cols / 32]`; empty if no matrix needed them.
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+}
+
+/// Quantizes blocks of `LEN` values to `out`, on all threads if there is enough to do.
+fn fill<const LEN: usize, B: Copy + Send>(
+    exec: Exec<'_>,
+    x: &[f32],
+    out: &mut Vec<B>,
+    zero: B,
+    quantize: impl Fn(&[f32], &mut [B]) + Sync,
+) {
+    let n_blocks = x.len() / LEN;
+    out.resize(n_blocks, zero);
+    if x.len() < PARALLEL {
+        return quantize(x, out);
+    }
+    let out = Shared::new(out);
+    exec.for_chunks(
+        n_blocks,
+        (PARALLEL / 4 / LEN).max(n_blocks / (4 * exec.n_threads.max(1))),
+        |blocks, _| {
+            // SAFETY: each block is visited once.
+            let out = unsafe { out.range(blocks.start, blocks.len()) };
+            quantize(&x[blocks.start * LEN..blocks.end * LEN], out);
+        },
+    );
+}

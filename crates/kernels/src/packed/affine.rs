@@ -1,0 +1,171 @@
+//! Q4_K and Q5_K: super-blocks of 8 groups of 32 values with a scale and a minimum.
+//!
+//! ```text
+//! line 0       d, 16 × f16 | -dmin, 16 × f16
+//! line 1, 2    lower 4 bits of the scales (low half) and minima (high half), a byte a group:
+//!              groups 0-3 in line 1, groups 4-7 in line 2
+//! line 3       upper 2 bits, a byte for groups g and g + 4:
+//!              bits 0-1 scale g, 2-3 minimum g, 4-5 scale g + 4, 6-7 minimum g + 4
+//! 8 lines      (Q5_K) fifth bits: byte 4l + b, bit g is value 4l + b of group g
+//! 32 lines     lower 4 bits, 8 lines for groups 2p (low half) and 2p + 1 (high half)
+//! ```
+//! The quants are the file's bytes, a dword at a time.
+
+use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use crate::activations::{Form, QuantizedActivations, SuperBlock};
+use crate::arch::{IntLanes, LANES, Lanes};
+use crate::memory::Line;
+use hurtle_quant::Scales;
+
+const HEADER: usize = 4;
+
+/// What differs between the two types.
+pub(crate) trait Quants {
+    type Weights: hurtle_quant::Block;
+    /// Lines of fifth bits.
+    const HIGH_LINES: usize;
+
+    /// `d`, `dmin`, packed scales, fifth bits and lower bits of a block.
+    fn split(
+        bytes: &<Self::Weights as hurtle_quant::Block>::Bytes,
+    ) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]);
+}
+
+pub(crate) struct FourBits;
+
+impl Quants for FourBits {
+    type Weights = hurtle_quant::Q4K<'static>;
+    const HIGH_LINES: usize = 0;
+
+    fn split(bytes: &[u8; 144]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
+        let block = hurtle_quant::Q4K::split(bytes);
+        (block.d, block.dmin, block.scales, &[], block.qs)
+    }
+}
+
+pub(crate) struct FiveBits;
+
+impl Quants for FiveBits {
+    type Weights = hurtle_quant::Q5K<'static>;
+    const HIGH_LINES: usize = 8;
+
+    fn split(bytes: &[u8; 176]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
+        let block = hurtle_quant::Q5K::split(bytes);
+        (block.d, block.dmin, block.scales, block.qh, block.qs)
+    }
+}
+
+/// The kernel of both.
+pub(crate) struct Affine<Q>(Q);
+pub(crate) type Q4K = Affine<FourBits>;
+pub(crate) type Q5K = Affine<FiveBits>;
+
+impl<Q: Quants> Kernel for Affine<Q> {
+    type Weights = Q::Weights;
+    type Activations = SuperBlock;
+    const FORM: Form = Form::SuperBlocks;
+    const SHARE: usize = 1;
+    const HEADER: usize = HEADER;
+    const LINES: usize = Q::HIGH_LINES + 32;
+
+    fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
+        x.super_blocks()
+    }
+
+    fn pack(
+        block: &<Q::Weights as hurtle_quant::Block>::Bytes,
+        row: usize,
+        _: usize,
+        header: &mut [Line],
+        quants: &mut [Line],
+    ) {
+        let (d, dmin, scales, high, low) = Q::split(block);
+        set_half(&mut header[0], 0, row, *d);
+        // The sign of an f16 is the highest bit of the second byte.
+        set_half(&mut header[0], 1, row, [dmin[0], dmin[1] ^ 0x80]);
+        let Scales { scales: s, minima: m } = Scales::unpack(scales);
+        let lower = |g: usize| (s[g] & 15) | (m[g] & 15) << 4;
+        let upper = |g: usize| s[g] >> 4 | m[g] >> 4 << 2 | s[g + 4] >> 4 << 4 | m[g + 4] >> 4 << 6;
+        set_dword(&mut header[1], row, [0, 1, 2, 3].map(lower));
+        set_dword(&mut header[2], row, [4, 5, 6, 7].map(lower));
+        set_dword(&mut header[3], row, [0, 1, 2, 3].map(upper));
+        let (high, low) = (high.as_chunks::<4>().0, low.as_chunks::<4>().0);
+        for (line, dword) in quants.iter_mut().zip(high.iter().chain(low)) {
+            set_dword(line, row, *dword);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: IntLanes, const T: usize>(
+        panel: &[Line],
+        tokens: [&[SuperBlock]; T],
+    ) -> [[f32; LANES]; T] {
+        let mut out = [[0.0; LANES]; T];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let (zero, byte) = (L::splat(0), L::splat(0xff));
+            let (nibble, upper) = (L::splat(0x0f0f_0f0f), L::splat(0x3030_3030));
+            let fifth = L::splat(0x1010_1010);
+            let mut sums = [L::Floats::splat(0.0); T];
+            for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
+                prefetch::<L>(block);
+                let mut x = [&tokens[0][b]; T];
+                for t in 0..T {
+                    x[t] = &tokens[t][b];
+                }
+
+                let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
+                let h = L::load(&block[3]);
+                let scales =
+                    [l0.and(nibble).or(h.shl(4).and(upper)), l1.and(nibble).or(h.and(upper))];
+                let minima = [
+                    l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
+                    l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
+                ];
+                let mut offsets = [zero; T];
+                for t in 0..T {
+                    let (low, high) = (x[t].sums_low, x[t].sums_high);
+                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
+                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
+                }
+
+                let mut products = [zero; T];
+                let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
+                for p in 0..4 {
+                    let low = &low[8 * p..8 * p + 8];
+                    let (mut even, mut odd) = ([zero; T], [zero; T]);
+                    unroll8!(I => {
+                        let w = L::load(&low[I]);
+                        let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
+                        if Q::HIGH_LINES > 0 {
+                            let h = L::load(&high[I]).shr(2 * p as u32);
+                            w0 = w0.or(h.shl(4).and(fifth));
+                            w1 = w1.or(h.shl(3).and(fifth));
+                        }
+                        for t in 0..T {
+                            even[t] = even[t].dot(w0, x[t].qs[16 * p + I]);
+                            odd[t] = odd[t].dot(w1, x[t].qs[16 * p + 8 + I]);
+                        }
+                    });
+                    let scale = scales[p / 2].shr(16 * (p % 2) as u32);
+                    let (scale0, scale1) = (scale.and(byte), scale.shr(8).and(byte));
+                    for t in 0..T {
+                        products[t] = products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
+                    }
+                }
+
+                let d = L::Floats::load_f16(halves(&block[0], 0));
+                let minus_dmin = L::Floats::load_f16(halves(&block[0], 1));
+                for t in 0..T {
+                    let value =
+                        d.mul(products[t].to_floats()).add(minus_dmin.mul(offsets[t].to_floats()));
+                    sums[t] = sums[t].add(L::Floats::splat(x[t].d).mul(value));
+                }
+            }
+            for t in 0..T {
+                out[t] = sums[t].to_array();
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,272 @@
+//! The types with 32 values a block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//!
+//! ```text
+//! without minima, two blocks (the last one of an odd number: one):
+//!   line 0       d of the first, 16 × f16 | d of the second
+//!   quant lines of the first, quant lines of the second
+//! with minima, one block:
+//!   line 0       d, 16 × f16 | m, 16 × f16
+//!   quant lines
+//!
+//! 4 bits   4 lines: values 0-15 in the low, 16-31 in the high halves
+//! 5 bits   1 line of fifth bits, byte b, bit i is value 4i + b; then as 4 bits
+//! 8 bits   8 lines, 128 higher than the values
+//! ```
+//! Quants of 4 and 5 bits are stored higher than they are as well, by 8 and 16, where the type has
+//! no minimum. Each block's sum starts with what that makes too much.
+
+use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use crate::activations::{Block, Form, QuantizedActivations};
+use crate::arch::{IntLanes, LANES, Lanes};
+use crate::memory::Line;
+use hurtle_quant::Block as WeightBlock;
+
+/// Quants of some width.
+pub(crate) trait Quants {
+    /// Lines of a block.
+    const LINES: usize;
+
+    /// Packs `high` (fifth bits, or nothing) and `low` (the other bits).
+    fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]);
+
+    /// What the sum of a block starts with: `-offset · sum`.
+    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L;
+
+    /// Adds the products with dword `i` of a block.
+    unsafe fn dots<L: IntLanes, const T: usize>(
+        lines: &[Line],
+        i: usize,
+        x: &[&Block; T],
+        dots: &mut [L; T],
+    );
+}
+
+pub(crate) struct FourBits;
+
+impl Quants for FourBits {
+    const LINES: usize = 4;
+
+    fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        for (line, dword) in lines.iter_mut().zip(low.as_chunks::<4>().0) {
+            set_dword(line, row, *dword);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::splat(-offset * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<L: IntLanes, const T: usize>(
+        lines: &[Line],
+        i: usize,
+        x: &[&Block; T],
+        dots: &mut [L; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let nibble = L::splat(0x0f0f_0f0f);
+            let w = L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(nibble);
+            for t in 0..T {
+                dots[t] = dots[t].dot(w, x[t].qs[i]);
+            }
+        }
+    }
+}
+
+pub(crate) struct FiveBits;
+
+impl Quants for FiveBits {
+    const LINES: usize = 5;
+
+    fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        let mut dword = [0; 4];
+        for value in 0..32 {
+            let bit = high[value / 8] >> (value % 8) & 1;
+            dword[value % 4] |= bit << (value / 4);
+        }
+        set_dword(&mut lines[0], row, dword);
+        FourBits::pack(&[], low, row, &mut lines[1..]);
+    }
+
+    #[inline(always)]
+    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::splat(-offset * sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<L: IntLanes, const T: usize>(
+        lines: &[Line],
+        i: usize,
+        x: &[&Block; T],
+        dots: &mut [L; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let (nibble, fifth) = (L::splat(0x0f0f_0f0f), L::splat(0x1010_1010));
+            let w = L::load(&lines[1 + i % 4]).shr(4 * (i / 4) as u32).and(nibble);
+            let w = w.or(L::load(&lines[0]).shr(i as u32).shl(4).and(fifth));
+            for t in 0..T {
+                dots[t] = dots[t].dot(w, x[t].qs[i]);
+            }
+        }
+    }
+}
+
+pub(crate) struct EightBits;
+
+impl Quants for EightBits {
+    const LINES: usize = 8;
+
+    fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        for (line, dword) in lines.iter_mut().zip(low.as_chunks::<4>().0) {
+            set_dword(line, row, dword.map(|q| q ^ 0x80));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn start<L: IntLanes>(_: i32, sum: i32) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::start_biased(sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<L: IntLanes, const T: usize>(
+        lines: &[Line],
+        i: usize,
+        x: &[&Block; T],
+        dots: &mut [L; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let w = L::load(&lines[i]);
+            for t in 0..T {
+                dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
+            }
+        }
+    }
+}
+
+/// The fields of a block in the file.
+pub(crate) struct Fields<'a> {
+    d: &'a [u8; 2],
+    /// Minimum.
+    m: Option<&'a [u8; 2]>,
+    /// Fifth bits, or nothing.
+    high: &'a [u8],
+    low: &'a [u8],
+}
+
+/// A weight type.
+pub(crate) trait Type {
+    type Weights: WeightBlock;
+    type Quants: Quants;
+    /// How much higher than their values the quants are stored; `None` if the type has minima.
+    const OFFSET: Option<i32>;
+    fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_>;
+}
+
+macro_rules! types {
+    ($($type:ident = $name:ident, $quants:ty, $offset:expr, $block:ident => $fields:expr;)+) => {$(
+        pub(crate) struct $name;
+
+        impl Type for $name {
+            type Weights = hurtle_quant::$type<'static>;
+            type Quants = $quants;
+            const OFFSET: Option<i32> = $offset;
+
+            fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_> {
+                let $block = hurtle_quant::$type::split(bytes);
+                $fields
+            }
+        }
+
+        pub(crate) type $type = Blocks<$name>;
+    )+};
+}
+
+types! {
+    Q4_0 = TypeQ4_0, FourBits, Some(8), b => Fields { d: b.d, m: None, high: &[], low: b.qs };
+    Q4_1 = TypeQ4_1, FourBits, None, b => Fields { d: b.d, m: Some(b.m), high: &[], low: b.qs };
+    Q5_0 = TypeQ5_0, FiveBits, Some(16), b => Fields { d: b.d, m: None, high: b.qh, low: b.qs };
+    Q5_1 = TypeQ5_1, FiveBits, None, b => Fields { d: b.d, m: Some(b.m), high: b.qh, low: b.qs };
+    Q8_0 = TypeQ8_0, EightBits, Some(128), b => Fields { d: b.d, m: None, high: &[], low: b.qs };
+}
+
+/// The kernel of all of them.
+pub(crate) struct Blocks<W>(W);
+
+impl<W: Type> Kernel for Blocks<W> {
+    type Weights = W::Weights;
+    type Activations = Block;
+    const FORM: Form = Form::Blocks;
+    const SHARE: usize = if W::OFFSET.is_some() { 2 } else { 1 };
+    const HEADER: usize = 1;
+    const LINES: usize = W::Quants::LINES;
+
+    fn activations(x: &QuantizedActivations) -> &[Block] {
+        x.blocks()
+    }
+
+    fn pack(
+        block: &<W::Weights as WeightBlock>::Bytes,
+        row: usize,
+        slot: usize,
+        header: &mut [Line],
+        quants: &mut [Line],
+    ) {
+        let Fields { d, m, high, low } = W::split(block);
+        set_half(&mut header[0], slot, row, *d);
+        if let Some(m) = m {
+            set_half(&mut header[0], 1, row, *m);
+        }
+        W::Quants::pack(high, low, row, quants);
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: IntLanes, const T: usize>(
+        panel: &[Line],
+        tokens: [&[Block]; T],
+    ) -> [[f32; LANES]; T] {
+        let mut out = [[0.0; LANES]; T];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let mut sums = [L::Floats::splat(0.0); T];
+            for (u, unit) in panel.chunks(1 + Self::SHARE * Self::LINES).enumerate() {
+                prefetch::<L>(unit);
+                let (header, quants) = unit.split_at(1);
+                for (slot, lines) in quants.chunks_exact(Self::LINES).enumerate() {
+                    let b = u * Self::SHARE + slot;
+                    let mut x = [&tokens[0][b]; T];
+                    let mut dots = [L::splat(0); T];
+                    for t in 0..T {
+                        x[t] = &tokens[t][b];
+                        if let Some(offset) = W::OFFSET {
+                            dots[t] = W::Quants::start(offset, x[t].sum);
+                        }
+                    }
+                    unroll8!(I => {
+                        W::Quants::dots(lines, I, &x, &mut dots);
+                    });
+                    let d = L::Floats::load_f16(halves(&header[0], slot));
+                    for t in 0..T {
+                        let scale = d.mul(L::Floats::splat(x[t].d));
+                        let mut value = dots[t].to_floats().mul(scale);
+                        if W::OFFSET.is_none() {
+                            let m = L::Floats::load_f16(halves(&header[0], 1));
+                            value = value.add(m.mul(L::Floats::splat(x[t].scaled_sum)));
+                        }
+                        sums[t] = sums[t].add(value);
+                    }
+                }
+            }
+            for t in 0..T {
+                out[t] = sums[t].to_array();
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,209 @@
+//! Packed matrices on every instruction set against the integer dot products of the `quant` crate,
+//! bit for bit.
+
+use hurtle_kernels::activations::{Form, QuantizedActivations};
+use hurtle_kernels::matmul::Matrix;
+use hurtle_kernels::packed::{PackedMatrix, matmul_packed};
+use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_quant::{Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType as T};
+
+/// Bytes without a pattern, the same ones every time.
+fn noise_bytes(seed: u64, n: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Numbers from -8 to 8.
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let bytes = noise_bytes(seed, 2 * n);
+    bytes.chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 4096.0).collect()
+}
+
+/// The oracle: the dot product of an encoded row with a token.
+fn dot(ty: T, row: &[u8], x: &[f32]) -> f32 {
+    let mut q8k = vec![Q8KSuperBlock::ZERO; x.len() / 256];
+    let mut q8_0 = vec![Q8_0Block::ZERO; x.len() / 32];
+    let mut q8_1 = vec![Q8_1Block::ZERO; x.len() / 32];
+    if x.len().is_multiple_of(256) {
+        hurtle_quant::quantize_activations_q8k_into(x, &mut q8k).unwrap();
+    }
+    hurtle_quant::quantize_activations_q8_0_into(x, &mut q8_0).unwrap();
+    hurtle_quant::quantize_activations_q8_1_into(x, &mut q8_1).unwrap();
+    let dot = match ty {
+        T::Q4_0 => hurtle_quant::dot_q4_0_q8_0(row, &q8_0),
+        T::Q4_1 => hurtle_quant::dot_q4_1_q8_1(row, &q8_1),
+        T::Q5_0 => hurtle_quant::dot_q5_0_q8_0(row, &q8_0),
+        T::Q5_1 => hurtle_quant::dot_q5_1_q8_1(row, &q8_1),
+        T::Q8_0 => hurtle_quant::dot_q8_0_q8_0(row, &q8_0),
+        T::Q4_K => hurtle_quant::dot_q4_k_q8_k(row, &q8k),
+        T::Q5_K => hurtle_quant::dot_q5_k_q8_k(row, &q8k),
+        T::Q6_K => hurtle_quant::dot_q6_k_q8_k(row, &q8k),
+        _ => panic!("{ty} has a kernel, but the test has no oracle"),
+    };
+    // A sum of no products but zeros may have either sign.
+    dot.unwrap() + 0.0
+}
+
+/// Each instruction set of this machine.
+fn for_each_isa(f: impl Fn(Isa)) {
+    let available = Isa::available();
+    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni"] {
+        match available.iter().find(|isa| isa.name() == name) {
+            Some(isa) => f(*isa),
+            None => println!("skipped: {name} is not available on this machine"),
+        }
+    }
+}
+
+fn supported() -> Vec<T> {
+    T::ALL.iter().copied().filter(|ty| PackedMatrix::supports(*ty)).collect()
+}
+
+fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        assert!(same, "{what}: {a:?} instead of {b:?} at {i}");
+    }
+}
+
+/// Every instruction set and several numbers of threads, against the oracle.
+fn check(ty: T, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) {
+    let matrix = Matrix::new(ty, n_rows, n_cols, bytes).unwrap();
+    let row_bytes = bytes.len() / n_rows;
+    let expected: Vec<f32> = x
+        .chunks_exact(n_cols)
+        .flat_map(|x| bytes.chunks_exact(row_bytes).map(|row| dot(ty, row, x)).collect::<Vec<_>>())
+        .collect();
+    let pool = Pool::new(3).unwrap();
+    let mut activations = QuantizedActivations::new();
+    for_each_isa(|isa| {
+        assert_eq!(PackedMatrix::kernel_name(isa), isa.name());
+    });
+    for isa in Isa::available() {
+        for n_threads in [1, 3] {
+            let exec = Exec { isa, pool: &pool, n_threads };
+            let packed = PackedMatrix::pack(exec, &matrix).unwrap();
+            activations.quantize(exec, x, [&packed]);
+            let mut out = vec![f32::NAN; expected.len()];
+            matmul_packed(exec, &packed, &activations, &mut out);
+            let n_tokens = x.len() / n_cols;
+            let what = format!("{ty} {n_rows}x{n_cols}, {n_tokens} tokens, {isa}, {n_threads}");
+            assert_bits(&out, &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
+    for ty in supported() {
+        for n_rows in [1, 2, 15, 16, 17, 31, 40] {
+            for n_blocks in [1, 2, 3] {
+                let n_cols = n_blocks * ty.block_len();
+                let mut bytes = vec![0; ty.row_bytes(n_rows * n_cols).unwrap()];
+                let weights = noise(n_rows as u64, n_rows * n_cols);
+                hurtle_quant::quantize(ty, &weights, &mut bytes).unwrap();
+                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
+                    let x = noise(7 + n_tokens as u64, n_tokens * n_cols);
+                    check(ty, n_rows, n_cols, &bytes, &x);
+                }
+            }
+        }
+    }
+}
+
+/// Any bytes are a block: scales of all signs and sizes, infinite and NaN, and all quants, with
+/// activations at the ends of their range.
+#[test]
+fn any_bytes_and_extreme_activations_agree() {
+    for ty in supported() {
+        let n_cols = 2 * ty.block_len().max(64);
+        let n = ty.row_bytes(33 * n_cols).unwrap();
+        let cases = [vec![0xff; n], vec![0x80; n], vec![0x7b; n], vec![0; n]];
+        for bytes in cases.into_iter().chain((0..8).map(|seed| noise_bytes(seed, n))) {
+            let mut x = noise(3, 5 * n_cols);
+            x[..n_cols].fill(1.0);
+            x[n_cols..2 * n_cols].fill(-1e30);
+            x[2 * n_cols..3 * n_cols].fill(0.0);
+            x[3 * n_cols..4 * n_cols].iter_mut().step_by(2).for_each(|x| *x = 127.0);
+            x[3 * n_cols + 1..4 * n_cols].iter_mut().step_by(2).for_each(|x| *x = -127.0);
+            check(ty, 33, n_cols, &bytes, &x);
+        }
+    }
+}
+
+/// Activations that are not finite must not panic, whatever comes out.
+#[test]
+fn meaningless_activations_do_no_harm() {
+    let pool = Pool::new(2).unwrap();
+    for ty in supported() {
+        let n_cols = 2 * ty.block_len();
+        let bytes = noise_bytes(1, ty.row_bytes(20 * n_cols).unwrap());
+        let matrix = Matrix::new(ty, 20, n_cols, &bytes).unwrap();
+        for value in [f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
+            let mut x = noise(2, n_cols);
+            x[5] = value;
+            for x in [&x, &vec![value; n_cols]] {
+                for_each_isa(|isa| {
+                    let exec = Exec { isa, pool: &pool, n_threads: 2 };
+                    let packed = PackedMatrix::pack(exec, &matrix).unwrap();
+                    let mut activations = QuantizedActivations::new();
+                    activations.quantize(exec, x, [&packed]);
+                    matmul_packed(exec, &packed, &activations, &mut [0.0; 20]);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn one_buffer_serves_matrices_of_both_forms_and_changing_sizes() {
+    let pool = Pool::new(2).unwrap();
+    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 2 };
+    let pack = |ty: T, n_cols| {
+        let bytes = noise_bytes(1, ty.row_bytes(4 * n_cols).unwrap());
+        PackedMatrix::pack(exec, &Matrix::new(ty, 4, n_cols, &bytes).unwrap()).unwrap()
+    };
+    let mut activations = QuantizedActivations::new();
+    for n_cols in [256, 8192, 512] {
+        let (k, legacy) = (pack(T::Q4_K, n_cols), pack(T::Q8_0, n_cols));
+        assert_eq!((k.form(), legacy.form()), (Form::SuperBlocks, Form::Blocks));
+        let x = noise(n_cols as u64, 3 * n_cols);
+        activations.quantize(exec, &x, [&legacy, &k, &k]);
+        assert_eq!((activations.n_tokens(), activations.n_cols()), (3, n_cols));
+        for matrix in [&k, &legacy] {
+            let mut alone = QuantizedActivations::new();
+            alone.quantize(exec, &x, [matrix]);
+            let (mut a, mut b) = (vec![0.0; 12], vec![0.0; 12]);
+            matmul_packed(exec, matrix, &activations, &mut a);
+            matmul_packed(exec, matrix, &alone, &mut b);
+            assert_bits(&a, &b, "shared and own activations");
+        }
+    }
+    activations.quantize(exec, &[], [&pack(T::Q4_0, 64)]);
+    matmul_packed(exec, &pack(T::Q4_0, 64), &activations, &mut []);
+}
+
+#[test]
+fn memory_is_near_the_size_of_the_file() {
+    let pool = Pool::new(1).unwrap();
+    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
+    for ty in supported() {
+        let bytes = vec![0; ty.row_bytes(64 * 1024).unwrap()];
+        let packed = PackedMatrix::pack(exec, &Matrix::new(ty, 64, 1024, &bytes).unwrap()).unwrap();
+        assert!(packed.n_bytes() >= bytes.len() && packed.n_bytes() <= bytes.len() * 102 / 100);
+    }
+    let floats = [0; 64];
+    assert!(PackedMatrix::pack(exec, &Matrix::new(T::F32, 1, 16, &floats).unwrap()).is_none());
+    let empty = Matrix::new(T::Q4_0, 0, 32, &[]).unwrap();
+    let packed = PackedMatrix::pack(exec, &empty).unwrap();
+    let mut activations = QuantizedActivations::new();
+    activations.quantize(exec, &[1.0; 32], [&packed]);
+    matmul_packed(exec, &packed, &activations, &mut []);
+}
