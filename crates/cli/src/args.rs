@@ -3,7 +3,7 @@ use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use hurtle_engine::sampler::{SamplerKind, SamplerParams};
-use hurtle_engine::{EngineOptions, GenerationParams, Isa, KvType};
+use hurtle_engine::{Arithmetic, EngineOptions, GenerationParams, Isa, KvType};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -80,6 +80,10 @@ pub(crate) struct ComputeArgs {
     /// Prompt tokens processed at once, the smaller of the two counts (also -ub) [default: 512]
     #[arg(long, value_name = "N")]
     ubatch_size: Option<usize>,
+    /// Element type of the activations in matrix products: f32 is exact, q8 quantizes them to 8 bits and
+    /// packs the weights when loading, which is much faster
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    activations: Activations,
     /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache_type_k: CacheType,
@@ -131,11 +135,22 @@ impl ComputeArgs {
             threads_batch: self.threads_batch.and_then(positive),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
+            arithmetic: match self.activations {
+                Activations::F32 => Arithmetic::Exact,
+                Activations::Q8 => Arithmetic::Integer,
+            },
             kv_type_k: self.cache_type_k.into(),
             kv_type_v: self.cache_type_v.into(),
             ..EngineOptions::default()
         })
     }
+}
+
+/// How matrix products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Activations {
+    F32,
+    Q8,
 }
 
 /// The instruction set that `HURTLE_ISA` forces.

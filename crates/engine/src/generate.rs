@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use hurtle_model::KvType;
+pub use hurtle_model::{Arithmetic, KvType};
 
 /// Why loading or generating failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,8 @@ pub struct EngineOptions {
     pub threads_batch: Option<usize>,
     /// Instruction set; `None`: the best that this processor has.
     pub isa: Option<Isa>,
+    /// How matrix products are computed.
+    pub arithmetic: Arithmetic,
     /// Context size; `None`: the model's own.
     pub ctx_size: Option<usize>,
     /// Prompt tokens processed at once; `None`: 512.
@@ -93,24 +95,26 @@ pub struct Engine {
 const MAX_LOGITS_BYTES: usize = 32 << 20;
 
 impl Engine {
-    /// Loads a GGUF file. Weights are mapped, not read, so this takes little more than building the
-    /// tokenizer.
+    /// Loads a GGUF file. Weights are mapped, and packed only for integer arithmetic; otherwise
+    /// loading takes little more than building the tokenizer.
     pub fn load(path: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
         let start = Instant::now();
         let gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
-        let model = Model::load(gguf, options.ctx_size)?;
         let threads = options.threads.unwrap_or_else(Pool::available_threads).max(1);
         let threads_batch = options.threads_batch.unwrap_or(threads).max(1);
         let n_threads = threads.max(threads_batch);
         let pool =
             Pool::new(n_threads).map_err(|source| EngineError::Threads { n_threads, source })?;
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        let exec = Exec { isa, pool: &pool, n_threads };
+        let model = Model::load(gguf, options.ctx_size, options.arithmetic, exec)?;
         Ok(Self {
             n_ctx: options.ctx_size.unwrap_or(model.hparams().n_ctx_train),
             model,
             tokenizer,
             pool,
-            isa: options.isa.unwrap_or_else(Isa::best),
+            isa,
             threads,
             threads_batch,
             batch_size: options.batch_size.unwrap_or(512).max(1),

@@ -7,8 +7,8 @@ pub mod sampler;
 mod stop;
 
 pub use generate::{
-    Engine, EngineError, EngineOptions, Generation, GenerationParams, KvType, Progress, Session,
-    StopReason, Timings,
+    Arithmetic, Engine, EngineError, EngineOptions, Generation, GenerationParams, KvType, Progress,
+    Session, StopReason, Timings,
 };
 pub use hurtle_kernels::Isa;
 pub use stop::StopMatcher;

@@ -13,8 +13,10 @@ use crate::load::{Ffn, Gated, Layer, Linear};
 use crate::spec::{Gating, QkNorm};
 use crate::{Model, ModelError};
 use half::f16;
+use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, rms_norm, rope};
+use hurtle_kernels::packed::matmul_packed;
 use hurtle_kernels::{Exec, matmul};
 
 /// A token to be processed. It takes the position after what the cache and the batch before it
@@ -45,7 +47,15 @@ pub struct Scratch {
     rope: Vec<(f32, f32)>,
     window_rope: Vec<(f32, f32)>,
     positions: Vec<usize>,
+    quantized: QuantizedActivations,
     moe: MoeScratch,
+}
+
+/// What a feed-forward network needs of the scratch.
+struct Buffers<'a> {
+    gate: &'a mut Vec<f32>,
+    up: &'a mut Vec<f32>,
+    quantized: &'a mut QuantizedActivations,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +132,8 @@ impl Model {
         let hidden = &mut scratch.hidden[..n_out * n_embd];
         rms_norm(exec, hidden, &self.weights.output_norm, hparams.norm_eps);
         let logits = sized(&mut scratch.logits, n_out * hparams.n_vocab);
-        self.linear(exec, &self.weights.output, hidden, logits);
+        let output = (&self.weights.output, &mut *logits);
+        self.linear(exec, hidden, &mut scratch.quantized, [output]);
         if hparams.logit_scale != 1.0 {
             let scale = 1.0 / hparams.logit_scale;
             logits.iter_mut().for_each(|x| *x *= scale);
@@ -174,9 +185,9 @@ impl Model {
         let q = sized(&mut scratch.q, n * n_q * dim_k);
         let k = sized(&mut scratch.k, n * n_kv * dim_k);
         let v = sized(&mut scratch.v, n * n_kv * dim_v);
-        self.linear(exec, &layer.q, x, q);
-        self.linear(exec, &layer.k, x, k);
-        self.linear(exec, &layer.v, x, v);
+        let quantized = &mut scratch.quantized;
+        let projections = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
+        self.linear(exec, x, quantized, projections);
         // The norm's own length says whether it is over a head or over the whole row.
         debug_assert_eq!(layer.q_norm.is_some(), self.spec().qk_norm != QkNorm::None);
         if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
@@ -239,7 +250,7 @@ impl Model {
             }
         }
         let added = sized(&mut scratch.added, n * n_embd);
-        self.linear(exec, &layer.attn_output, out, added);
+        self.linear(exec, out, quantized, [(&layer.attn_output, &mut *added)]);
         let hidden = &mut scratch.hidden[..n * n_embd];
         self.add(exec, layer.attn_post_norm.as_deref(), added, hidden);
     }
@@ -248,7 +259,8 @@ impl Model {
     fn feed_forward(&self, exec: Exec<'_>, layer: &Layer, n: usize, scratch: &mut Scratch) {
         let hparams = self.hparams();
         let n_embd = hparams.n_embd;
-        let Scratch { hidden, normed, added, gate, up, moe, .. } = scratch;
+        let Scratch { hidden, normed, added, gate, up, quantized, moe, .. } = scratch;
+        let mut buffers = Buffers { gate, up, quantized };
         let hidden = &mut hidden[..n * n_embd];
         let x = sized(normed, n * n_embd);
         x.copy_from_slice(hidden);
@@ -257,15 +269,15 @@ impl Model {
         }
         let added = sized(added, n * n_embd);
         match &layer.ffn {
-            Ffn::Dense(ffn) => self.gated(exec, ffn, x, added, gate, up),
+            Ffn::Dense(ffn) => self.gated(exec, ffn, x, added, &mut buffers),
             Ffn::Experts { router, experts, shared } => {
-                self.route(exec, router, x, n, moe);
-                self.run_experts(exec, experts, x, n, added, moe, (gate, up));
+                self.route(exec, router, x, n, moe, buffers.quantized);
+                self.run_experts(exec, experts, x, n, added, moe, &mut buffers);
                 if let Some(shared) = shared {
                     let weights = sized(&mut moe.router, n);
                     matmul::matmul(exec, &shared.router.matrix(&self.gguf), x, weights);
                     let out = sized(&mut moe.output, n * n_embd);
-                    self.gated(exec, &shared.expert, x, out, gate, up);
+                    self.gated(exec, &shared.expert, x, out, &mut buffers);
                     for ((added, out), weight) in
                         added.chunks_exact_mut(n_embd).zip(out.chunks_exact(n_embd)).zip(weights)
                     {
@@ -280,10 +292,18 @@ impl Model {
 
     /// Chooses each token's experts, most wanted first (ties: lower number first), and sorts the
     /// choices by expert.
-    fn route(&self, exec: Exec<'_>, router: &Linear, x: &[f32], n: usize, moe: &mut MoeScratch) {
+    fn route(
+        &self,
+        exec: Exec<'_>,
+        router: &Linear,
+        x: &[f32],
+        n: usize,
+        moe: &mut MoeScratch,
+        quantized: &mut QuantizedActivations,
+    ) {
         let (Some(params), Some(spec)) = (self.hparams().experts, self.spec().moe) else { return };
         let logits = sized(&mut moe.router, n * params.n_experts);
-        self.linear(exec, router, x, logits);
+        self.linear(exec, x, quantized, [(router, &mut *logits)]);
         moe.chosen.clear();
         let mut order: Vec<usize> = Vec::with_capacity(params.n_experts);
         let mut weights: Vec<f32> = Vec::with_capacity(params.n_used);
@@ -324,7 +344,7 @@ impl Model {
         n: usize,
         added: &mut [f32],
         moe: &mut MoeScratch,
-        (gate, up): (&mut Vec<f32>, &mut Vec<f32>),
+        buffers: &mut Buffers<'_>,
     ) {
         let (n_embd, n_used) = (self.hparams().n_embd, moe.chosen.len() / n.max(1));
         let MoeScratch { chosen, input, output, slots, .. } = moe;
@@ -335,7 +355,7 @@ impl Model {
                 row.copy_from_slice(&x[chosen.token * n_embd..(chosen.token + 1) * n_embd]);
             }
             let output = sized(output, group.len() * n_embd);
-            self.gated(exec, &experts[group[0].expert], input, output, gate, up);
+            self.gated(exec, &experts[group[0].expert], input, output, buffers);
             for (row, chosen) in output.chunks_exact(n_embd).zip(group) {
                 let at = (chosen.token * n_used + chosen.rank) * n_embd;
                 for (slot, x) in slots[at..at + n_embd].iter_mut().zip(row) {
@@ -360,24 +380,37 @@ impl Model {
         ffn: &Gated,
         x: &[f32],
         out: &mut [f32],
-        gate: &mut Vec<f32>,
-        up: &mut Vec<f32>,
+        buffers: &mut Buffers<'_>,
     ) {
         let n = x.len() / self.hparams().n_embd;
-        let gate = sized(gate, n * ffn.gate.weight.n_rows());
-        let up = sized(up, n * ffn.up.weight.n_rows());
-        self.linear(exec, &ffn.gate, x, gate);
-        self.linear(exec, &ffn.up, x, up);
+        let gate = sized(buffers.gate, n * ffn.gate.weight.n_rows());
+        let up = sized(buffers.up, n * ffn.up.weight.n_rows());
+        let projections = [(&ffn.gate, &mut *gate), (&ffn.up, &mut *up)];
+        self.linear(exec, x, buffers.quantized, projections);
         elementwise::gate(exec, self.spec().activation, gate, up);
-        self.linear(exec, &ffn.down, gate, out);
+        self.linear(exec, gate, buffers.quantized, [(&ffn.down, out)]);
     }
 
-    /// `out = weight · x + bias`.
-    fn linear(&self, exec: Exec<'_>, linear: &Linear, x: &[f32], out: &mut [f32]) {
-        matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out);
-        if let Some(bias) = &linear.bias {
-            for row in out.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    /// `out = weight · x + bias` for each of some projections of one input, which is quantized once
+    /// for those that need it.
+    fn linear<const N: usize>(
+        &self,
+        exec: Exec<'_>,
+        x: &[f32],
+        quantized: &mut QuantizedActivations,
+        projections: [(&Linear, &mut [f32]); N],
+    ) {
+        let packed = projections.iter().filter_map(|(linear, _)| linear.weight.packed());
+        quantized.quantize(exec, x, packed);
+        for (linear, out) in projections {
+            match linear.weight.packed() {
+                Some(packed) => matmul_packed(exec, packed, quantized, out),
+                None => matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out),
+            }
+            if let Some(bias) = &linear.bias {
+                for row in out.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                }
             }
         }
     }

@@ -26,9 +26,21 @@ pub use rope::RopeParams;
 
 use hparams::file_name;
 use hurtle_gguf::Gguf;
+use hurtle_kernels::Exec;
 use load::{Loader, Weights};
 use rope::RopeFrequencies;
 use spec::ArchSpec;
+
+/// How matrix products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// f32 activations and exactly decoded weights, which stay in the mapped file: the reference.
+    #[default]
+    Exact,
+    /// Activations quantized to 8 bits for each input, weights packed when the model is loaded,
+    /// sums in integers, as llama.cpp does. Types without an integer kernel are computed exactly.
+    Integer,
+}
 
 /// A model ready to run.
 #[derive(Debug)]
@@ -42,15 +54,20 @@ pub struct Model {
 }
 
 impl Model {
-    /// Checks that the file holds a model that hurtle runs, and prepares it. Weights stay where they
-    /// are, in the mapped file.
+    /// Checks that the file holds a model that hurtle runs, and prepares it, on `exec`'s threads
+    /// where there is something to pack.
     ///
     /// `n_ctx` is the context it will run with (the trained one if `None`): LongRoPE chooses its
     /// factors by it.
     ///
     /// # Errors
     /// If the architecture is unknown, or metadata and tensors are not what it needs.
-    pub fn load(gguf: Gguf, n_ctx: Option<usize>) -> Result<Self, ModelError> {
+    pub fn load(
+        gguf: Gguf,
+        n_ctx: Option<usize>,
+        arithmetic: Arithmetic,
+        exec: Exec<'_>,
+    ) -> Result<Self, ModelError> {
         let key = "general.architecture";
         let name = gguf
             .metadata()
@@ -61,7 +78,10 @@ impl Model {
         let loader = Loader::new(&gguf, spec);
         let n_vocab = loader.n_vocab()?;
         let hparams = Hparams::read(&gguf, spec, n_vocab, n_ctx)?;
-        let weights = loader.load(&hparams)?;
+        let mut weights = loader.load(&hparams)?;
+        if arithmetic == Arithmetic::Integer {
+            weights.pack(exec, &gguf);
+        }
         let (rope, window_rope) = (hparams.rope.frequencies(), hparams.window_rope.frequencies());
         Ok(Self { gguf, spec, hparams, weights, rope, window_rope })
     }

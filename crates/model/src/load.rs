@@ -5,9 +5,12 @@ use crate::ModelError;
 use crate::hparams::{ExpertParams, Hparams, LayerParams, file_name};
 use crate::spec::{ArchSpec, Norms, QkNorm};
 use hurtle_gguf::{Gguf, TensorInfo};
+use hurtle_kernels::Exec;
 use hurtle_kernels::matmul::Matrix;
+use hurtle_kernels::packed::PackedMatrix;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Some rows of a tensor of the file.
 #[derive(Debug, Clone)]
@@ -16,6 +19,7 @@ pub(crate) struct Weight {
     n_cols: usize,
     bytes: Range<usize>,
     n_rows: usize,
+    packed: Option<Arc<PackedMatrix>>,
 }
 
 impl Weight {
@@ -23,6 +27,19 @@ impl Weight {
         let bytes = &gguf.data(&self.tensor)[self.bytes.clone()];
         Matrix::new(self.tensor.ty(), self.n_rows, self.n_cols, bytes)
             .expect("the loader checked type and shape")
+    }
+
+    /// The rows packed for the integer kernels, if they are.
+    pub(crate) fn packed(&self) -> Option<&PackedMatrix> {
+        self.packed.as_deref()
+    }
+
+    /// Packs the rows if their type has integer kernels, and lets go of the file's pages.
+    fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
+        self.packed = PackedMatrix::pack(exec, &self.matrix(gguf)).map(Arc::new);
+        if self.packed.is_some() {
+            gguf.release(&self.tensor);
+        }
     }
 
     pub(crate) fn n_rows(&self) -> usize {
@@ -87,6 +104,30 @@ pub(crate) struct Weights {
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Vec<f32>,
     pub(crate) output: Linear,
+}
+
+impl Weights {
+    /// Packs all projections whose type has integer kernels. The token embeddings stay in the file,
+    /// which looking up a few rows does not read.
+    pub(crate) fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
+        let mut pack = |linear: &mut Linear| linear.weight.pack(exec, gguf);
+        for layer in &mut self.layers {
+            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.attn_output]
+                .into_iter()
+                .for_each(&mut pack);
+            let networks: Vec<&mut Gated> = match &mut layer.ffn {
+                Ffn::Dense(ffn) => vec![ffn],
+                Ffn::Experts { experts, shared, .. } => {
+                    let shared = shared.iter_mut().map(|shared| &mut shared.expert);
+                    experts.iter_mut().chain(shared).collect()
+                }
+            };
+            for ffn in networks {
+                [&mut ffn.gate, &mut ffn.up, &mut ffn.down].into_iter().for_each(&mut pack);
+            }
+        }
+        pack(&mut self.output);
+    }
 }
 
 /// Tensors that other programs put into files of these architectures and that play no part in
@@ -364,6 +405,7 @@ impl<'a> Loader<'a> {
             bytes: 0..tensor.n_bytes(),
             n_rows,
             tensor: tensor.clone(),
+            packed: None,
         }))
     }
 

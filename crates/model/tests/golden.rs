@@ -3,7 +3,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
-use hurtle_model::{BatchToken, KvType, Model, Scratch};
+use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,12 @@ fn golden(path: &str) -> PathBuf {
 struct Expected {
     inputs: Vec<Input>,
     greedy: Option<Greedy>,
+    observed: Option<Observed>,
+}
+
+#[derive(Deserialize)]
+struct Observed {
+    quantized_activations_vs_exact_rms: f64,
 }
 
 #[derive(Deserialize)]
@@ -56,8 +62,14 @@ impl Default for How {
 
 impl Fixture {
     fn open(name: &str) -> Self {
+        Self::open_with(name, Arithmetic::Exact)
+    }
+
+    fn open_with(name: &str, arithmetic: Arithmetic) -> Self {
         let gguf = Gguf::open(golden(&format!("{name}.gguf"))).unwrap();
-        Self { model: Model::load(gguf, None).unwrap(), pool: Pool::new(4).unwrap() }
+        let pool = Pool::new(4).unwrap();
+        let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 3 };
+        Self { model: Model::load(gguf, None, arithmetic, exec).unwrap(), pool }
     }
 
     /// Logits at every position.
@@ -152,6 +164,28 @@ fn weight_types_match_the_dequantized_model() {
     }
 }
 
+/// Quantizing activations costs about what it costs llama.cpp. The yardstick is the root mean square
+/// of what llama.cpp's own quantized run is off by.
+#[test]
+fn integer_arithmetic_is_as_near_as_llama_cpps() {
+    for name in names("quantmodels") {
+        let fixture = Fixture::open_with(&name, Arithmetic::Integer);
+        let expected = read(&name);
+        let (mut sum, mut n) = (0.0, 0);
+        for input in &expected.inputs {
+            let logits = fixture.logits(&input.ids, How::default());
+            for (found, expected) in logits.last().unwrap().iter().zip(&input.last_logits) {
+                sum += f64::from(found - expected).powi(2);
+                n += 1;
+            }
+        }
+        let rms = (sum / f64::from(n)).sqrt();
+        let yardstick = expected.observed.unwrap().quantized_activations_vs_exact_rms;
+        println!("{name}: {rms:.2e}, llama.cpp {yardstick:.2e}");
+        assert!(rms <= 1.5 * yardstick, "{name}: {rms} against llama.cpp's {yardstick}");
+    }
+}
+
 #[test]
 fn greedy_tokens_match_until_a_near_tie() {
     for name in names("archs") {
@@ -171,10 +205,21 @@ fn greedy_tokens_match_until_a_near_tie() {
 
 #[test]
 fn bits_depend_on_the_sequence_alone() {
-    let names =
-        ["archs/llama", "archs/gemma3", "archs/gpt-oss", "archs/qwen2moe", "quantmodels/q4_k"];
-    for name in names {
-        let fixture = Fixture::open(name);
+    use Arithmetic::{Exact, Integer};
+    let cases = [
+        ("archs/llama", Exact),
+        ("archs/gemma3", Exact),
+        ("archs/gpt-oss", Exact),
+        ("archs/qwen2moe", Exact),
+        ("quantmodels/q4_k", Exact),
+        ("quantmodels/q4_k", Integer),
+        ("quantmodels/q6_k", Integer),
+        ("quantmodels/q8_0", Integer),
+        ("quantmodels/q5_1", Integer),
+        ("quantmodels/qwen3moe-q4_0", Integer),
+    ];
+    for (name, arithmetic) in cases {
+        let fixture = Fixture::open_with(name, arithmetic);
         let ids = &read(name).inputs[2].ids;
         for kv in KvType::ALL {
             let plain = How { kv, ..How::default() };
@@ -183,7 +228,10 @@ fn bits_depend_on_the_sequence_alone() {
                 let found = fixture.logits(ids, how);
                 for (pos, (found, expected)) in found.iter().zip(&reference).enumerate() {
                     let same = found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "{name}: other bits at position {pos} with {how:?}");
+                    assert!(
+                        same,
+                        "{name} {arithmetic:?}: other bits at position {pos} with {how:?}"
+                    );
                 }
             };
             Isa::available().into_iter().for_each(|isa| check(How { isa, ..plain }));

@@ -4,7 +4,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
-use hurtle_model::{BatchToken, KvType, Model, Scratch};
+use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,11 @@ fn golden<T: for<'de> Deserialize<'de>>(name: &str) -> T {
 fn open(name: &str) -> Option<Model> {
     let path = std::env::var_os("HURTLE_TEST_MODELS").map(|dir| Path::new(&dir).join(name));
     match path.filter(|path| path.exists()) {
-        Some(path) => Some(Model::load(Gguf::open(path).unwrap(), None).unwrap()),
+        Some(path) => {
+            let pool = Pool::new(1).unwrap();
+            let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
+            Some(Model::load(Gguf::open(path).unwrap(), None, Arithmetic::Exact, exec).unwrap())
+        }
         None => {
             let required = std::env::var_os("HURTLE_REQUIRE_MODELS").is_some();
             assert!(!required, "{name} is missing from HURTLE_TEST_MODELS");
