@@ -131,11 +131,11 @@ macro_rules! shells {
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_super_blocks(x: &[f32], out: &mut [$crate::activations::SuperBlock])
-            = $crate::activations::quantize_super_blocks(x, out));
+            quantize_super_block(x: &[f32; 256]) -> $crate::activations::SuperBlock
+            = $crate::activations::quantize_super_block(x));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_blocks(x: &[f32], out: &mut [$crate::activations::Block])
-            = $crate::activations::quantize_blocks(x, out));
+            quantize_block(x: &[f32; 32]) -> $crate::activations::Block
+            = $crate::activations::quantize_block(x));
 
         /// One KV head of one token; see [`all::attend`].
         $(#[target_feature(enable = $feature)])?

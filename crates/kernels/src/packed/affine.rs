@@ -11,7 +11,7 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -98,7 +98,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
     #[inline(always)]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[SuperBlock]; T],
+        tokens: Tile<'_, SuperBlock, T>,
     ) -> [[f32; LANES]; T] {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
@@ -109,10 +109,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
                 prefetch::<L>(block);
-                let mut x = [&tokens[0][b]; T];
-                for t in 0..T {
-                    x[t] = &tokens[t][b];
-                }
+                let x = tokens.block(b);
 
                 let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
                 let h = L::load(&block[3]);
@@ -122,13 +119,6 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
                     l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
                 ];
-                let mut offsets = [zero; T];
-                for t in 0..T {
-                    let (low, high) = (x[t].sums_low, x[t].sums_high);
-                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
-                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
-                }
-
                 let mut products = [zero; T];
                 let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
                 for p in 0..4 {
@@ -152,6 +142,13 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     for t in 0..T {
                         products[t] = products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
                     }
+                }
+
+                let mut offsets = [zero; T];
+                for t in 0..T {
+                    let (low, high) = (x[t].sums_low, x[t].sums_high);
+                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
+                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
                 }
 
                 let d = L::Floats::load_f16(halves(&block[0], 0));

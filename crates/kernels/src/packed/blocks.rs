@@ -15,7 +15,7 @@
 //! Quants of 4 and 5 bits are stored higher than they are as well, by 8 and 16, where the type has
 //! no minimum. Each block's sum starts with what that makes too much.
 
-use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Block, Form, QuantizedActivations};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -36,7 +36,7 @@ pub(crate) trait Quants {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     );
 }
@@ -62,7 +62,7 @@ impl Quants for FourBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -101,7 +101,7 @@ impl Quants for FiveBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -137,7 +137,7 @@ impl Quants for EightBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -229,7 +229,7 @@ impl<W: Type> Kernel for Blocks<W> {
     #[inline(always)]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[Block]; T],
+        tokens: Tile<'_, Block, T>,
     ) -> [[f32; LANES]; T] {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
@@ -240,16 +240,15 @@ impl<W: Type> Kernel for Blocks<W> {
                 let (header, quants) = unit.split_at(1);
                 for (slot, lines) in quants.chunks_exact(Self::LINES).enumerate() {
                     let b = u * Self::SHARE + slot;
-                    let mut x = [&tokens[0][b]; T];
+                    let x = tokens.block(b);
                     let mut dots = [L::splat(0); T];
                     for t in 0..T {
-                        x[t] = &tokens[t][b];
                         if let Some(offset) = W::OFFSET {
                             dots[t] = W::Quants::start(offset, x[t].sum);
                         }
                     }
                     unroll8!(I => {
-                        W::Quants::dots(lines, I, &x, &mut dots);
+                        W::Quants::dots(lines, I, x, &mut dots);
                     });
                     let d = L::Floats::load_f16(halves(&header[0], slot));
                     for t in 0..T {

@@ -47,7 +47,7 @@ pub(crate) trait Kernel {
     /// Quant lines of a block.
     const LINES: usize;
 
-    /// The activations in this form.
+    /// The activations in this form, `[n_blocks, n_tokens]`.
     fn activations(x: &QuantizedActivations) -> &[Self::Activations];
 
     /// Packs a block of row `row` (of a panel), the `slot`-th of those that share `header`.
@@ -59,14 +59,32 @@ pub(crate) trait Kernel {
         quants: &mut [Line],
     );
 
-    /// The products of a panel with some tokens.
+    /// The products of a panel with the `T` tokens that `x` gives.
     ///
     /// # Safety
     /// The lanes' instruction set is present.
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[Self::Activations]; T],
+        x: Tile<'_, Self::Activations, T>,
     ) -> [[f32; LANES]; T];
+}
+
+/// `T` tokens among others. In a block they lie side by side, so that one address is enough to
+/// reach them.
+pub(crate) struct Tile<'a, A, const T: usize> {
+    /// `[n_blocks, n_tokens]`
+    blocks: &'a [A],
+    n_tokens: usize,
+    first: usize,
+}
+
+impl<A, const T: usize> Tile<'_, A, T> {
+    /// Block `b` of each token.
+    #[inline(always)]
+    fn block(&self, b: usize) -> &[A; T] {
+        let tokens = &self.blocks[b * self.n_tokens..][self.first..];
+        tokens.first_chunk().expect("a tile lies within the tokens")
+    }
 }
 
 /// Lines of a panel of `n_blocks` blocks. `None` if they are too many.
@@ -124,7 +142,8 @@ macro_rules! unroll8 {
 }
 use unroll8;
 
-/// The products of a panel with all tokens, tile by tile: `out(token, rows)`.
+/// The products of a panel with all tokens (`[n_blocks, n_tokens]`), tile by tile:
+/// `out(token, rows)`.
 ///
 /// # Safety
 /// The lanes' instruction set is present.
@@ -135,21 +154,18 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     x: &[K::Activations],
     out: &mut dyn FnMut(usize, &[f32; LANES]),
 ) {
+    let n_tokens = x.len() / n_blocks;
     macro_rules! step {
         ($tokens:literal, $t:expr) => {{
-            let mut tokens = [x; $tokens];
-            for i in 0..$tokens {
-                tokens[i] = &x[($t + i) * n_blocks..($t + i + 1) * n_blocks];
-            }
+            let x = Tile { blocks: x, n_tokens, first: $t };
             // SAFETY: the caller has the lanes' instruction set.
-            let dots = unsafe { K::tile::<L, $tokens>(panel, tokens) };
+            let dots = unsafe { K::tile::<L, $tokens>(panel, x) };
             for i in 0..$tokens {
                 out($t + i, &dots[i]);
             }
             $t += $tokens;
         }};
     }
-    let n_tokens = x.len() / n_blocks;
     let mut t = 0;
     while t < n_tokens {
         match L::TILE_TOKENS.min(n_tokens - t) {
@@ -264,20 +280,20 @@ impl PackedMatrix {
 }
 
 /// Packs up to 16 rows.
-fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, lines: &mut [Line]) {
-    for (r, row) in rows.enumerate() {
-        let (blocks, _) = <K::Weights as Block>::Bytes::chunks(matrix.row_bytes(row..row + 1));
-        let mut rest = &mut *lines;
-        for unit in blocks.chunks(K::SHARE) {
-            let (header, quants) = rest.split_at_mut(K::HEADER);
-            let (quants, after) = quants.split_at_mut(unit.len() * K::LINES);
-            for (slot, (block, quants)) in
-                unit.iter().zip(quants.chunks_exact_mut(K::LINES)).enumerate()
-            {
-                K::pack(block, r, slot, header, quants);
+fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mut [Line]) {
+    let bytes = matrix.row_bytes(rows.clone());
+    let (blocks, _) = <K::Weights as Block>::Bytes::chunks(bytes);
+    let n_blocks = blocks.len() / rows.len();
+    for first in (0..n_blocks).step_by(K::SHARE) {
+        let (header, rest) = lines.split_at_mut(K::HEADER);
+        let unit = K::SHARE.min(n_blocks - first);
+        let (quants, rest) = rest.split_at_mut(unit * K::LINES);
+        for (slot, quants) in quants.chunks_exact_mut(K::LINES).enumerate() {
+            for row in 0..rows.len() {
+                K::pack(&blocks[row * n_blocks + first + slot], row, slot, header, quants);
             }
-            rest = after;
         }
+        lines = rest;
     }
 }
 

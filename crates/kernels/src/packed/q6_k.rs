@@ -9,7 +9,7 @@
 //! The quants are the file's bytes, a dword at a time. They are stored 32 higher than they are;
 //! each group's sum starts with what that makes too much.
 
-use super::{Kernel, prefetch, set_dword, unroll8};
+use super::{Kernel, Tile, prefetch, set_dword, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -46,7 +46,7 @@ impl Kernel for Q6K {
     #[inline(always)]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[SuperBlock]; T],
+        tokens: Tile<'_, SuperBlock, T>,
     ) -> [[f32; LANES]; T] {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
@@ -55,10 +55,7 @@ impl Kernel for Q6K {
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
                 prefetch::<L>(block);
-                let mut x = [&tokens[0][b]; T];
-                for t in 0..T {
-                    x[t] = &tokens[t][b];
-                }
+                let x = tokens.block(b);
                 let (low, high) = block[HEADER..].split_at(32);
                 let mut products = [L::splat(0); T];
                 for h in 0..2 {
