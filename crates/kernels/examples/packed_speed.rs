@@ -1,8 +1,8 @@
 //! How fast packed weights are read by their kernels, next to the bandwidth of plain reads.
 //!
-//! `cargo run --release -p hurtle-kernels --example packed_speed [ISA] [TYPE]`
+//! `cargo run --release -p hurtle-kernels --example packed_speed [ISA [TYPE [ROWS COLS]]]`
 //!
-//! Prints GB/s of weight bytes for products of an 8960 x 1536 matrix, with enough copies that no
+//! Prints GB/s of weight bytes for products of a matrix (8960 x 1536), with enough copies that no
 //! cache holds them; the best of several rounds.
 
 use hurtle_kernels::activations::QuantizedActivations;
@@ -13,8 +13,6 @@ use hurtle_quant::WeightType as T;
 use std::hint::black_box;
 use std::time::Instant;
 
-const ROWS: usize = 8960;
-const COLS: usize = 1536;
 const ROUNDS: usize = 7;
 
 /// Seconds of the fastest piece, in several rounds over all pieces. A piece takes about a
@@ -50,6 +48,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(name) => vec![T::from_name(name).ok_or("unknown weight type")?],
         None => T::ALL.iter().copied().filter(|ty| PackedMatrix::supports(*ty)).collect(),
     };
+    let size = |i: usize, default| args.get(i).map_or(Ok(default), |arg| arg.parse::<usize>());
+    let (rows, cols) = (size(2, 8960)?, size(3, 1536)?);
     let pool = Pool::new(2)?;
     let exec = |n_threads| Exec { isa, pool: &pool, n_threads };
     println!("{isa}: GB/s of weights");
@@ -59,8 +59,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("plain reads      1 thread {one:5.1}   2 threads {two:5.1}");
     }
     for ty in types {
-        let bytes = vec![0x35; ty.row_bytes(ROWS * COLS).ok_or("shape")?];
-        let matrix = Matrix::new(ty, ROWS, COLS, &bytes).ok_or("shape")?;
+        let bytes = vec![0x35; ty.row_bytes(rows * cols).ok_or("shape")?];
+        let matrix = Matrix::new(ty, rows, cols, &bytes).ok_or("shape")?;
         let copies = (400 << 20) / bytes.len();
         let start = Instant::now();
         let copies: Option<Vec<_>> =
@@ -69,19 +69,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let n_bytes = copies.len() * copies[0].n_bytes();
         let packing = n_bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
         println!("{ty:6} packed at {packing:.1} GB/s");
-        for n_tokens in [1, 2, 4, 8, 16] {
-            let x: Vec<f32> = (0..n_tokens * COLS).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
+        let x = vec![1.5; 64 * cols];
+        let mut activations = QuantizedActivations::new();
+        let seconds = best(100, |_| activations.quantize(exec(1), &x, &copies[..1]));
+        println!("  activations    1 thread {:5.1} values/ns", x.len() as f64 / seconds / 1e9);
+        for n_tokens in [1, 2, 4, 8, 16, 512] {
+            let x: Vec<f32> = (0..n_tokens * cols).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
             let mut activations = QuantizedActivations::new();
-            let mut out = vec![0.0; n_tokens * ROWS];
+            let mut out = vec![0.0; n_tokens * rows];
+            let used = if n_tokens > 16 { 1 } else { copies.len() };
             let [one, two] = [1, 2].map(|n_threads| {
                 activations.quantize(exec(n_threads), &x, &copies[..1]);
-                let seconds = best(copies.len(), |i| {
+                let seconds = best(used, |i| {
                     matmul_packed(exec(n_threads), &copies[i], &activations, &mut out);
                 });
                 copies[0].n_bytes() as f64 / seconds / 1e9
             });
             let gops =
-                |gbs: f64| gbs / copies[0].n_bytes() as f64 * (2 * ROWS * COLS * n_tokens) as f64;
+                |gbs: f64| gbs / copies[0].n_bytes() as f64 * (2 * rows * cols * n_tokens) as f64;
             println!(
                 "  {n_tokens:3} tokens     1 thread {one:5.1}   2 threads {two:5.1}   ({:.0} and {:.0} Gop/s)",
                 gops(one),

@@ -64,7 +64,12 @@ pub(crate) trait IntLanes: Copy {
     unsafe fn start_biased(sum: i32) -> Self;
     /// As [`dot`](Self::dot) for weights from -128 to 127, stored 128 higher.
     unsafe fn dot_biased(self, biased: Self, x: u32) -> Self;
+    /// Replaces each byte, below 16, by that byte of the table.
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self;
+    /// Converts integers, rounding to the nearest f32.
     unsafe fn to_floats(self) -> Self::Floats;
+    /// Takes the lanes for the bits of f32.
+    unsafe fn as_floats(self) -> Self::Floats;
     /// Fetches the line at `line`, which need not be memory.
     unsafe fn prefetch(line: *const Line);
 }
@@ -166,12 +171,13 @@ macro_rules! int_shells {
         #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
         pub(crate) fn multiply<K: $crate::packed::Kernel>(
             panel: &[$crate::memory::Line],
-            n_blocks: usize,
             x: &[K::Activations],
+            n_tokens: usize,
+            tokens: std::ops::Range<usize>,
             out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
         ) {
             // SAFETY: this function has the features that its lanes need.
-            unsafe { $crate::packed::multiply::<$lanes, K>(panel, n_blocks, x, out) }
+            unsafe { $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out) }
         }
 
         /// The name of the lanes that [`multiply`] runs on.

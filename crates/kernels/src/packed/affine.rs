@@ -11,7 +11,7 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-use super::{Kernel, Tile, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -19,16 +19,24 @@ use hurtle_quant::Scales;
 
 const HEADER: usize = 4;
 
+/// The fields of a block in the file.
+pub(crate) struct Fields<'a> {
+    d: &'a [u8; 2],
+    dmin: &'a [u8; 2],
+    /// Packed scales and minima.
+    scales: &'a [u8; 12],
+    /// Fifth bits, or nothing.
+    high: &'a [u8],
+    low: &'a [u8; 128],
+}
+
 /// What differs between the two types.
 pub(crate) trait Quants {
     type Weights: hurtle_quant::Block;
     /// Lines of fifth bits.
     const HIGH_LINES: usize;
 
-    /// `d`, `dmin`, packed scales, fifth bits and lower bits of a block.
-    fn split(
-        bytes: &<Self::Weights as hurtle_quant::Block>::Bytes,
-    ) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]);
+    fn split(bytes: &<Self::Weights as hurtle_quant::Block>::Bytes) -> Fields<'_>;
 }
 
 pub(crate) struct FourBits;
@@ -37,9 +45,9 @@ impl Quants for FourBits {
     type Weights = hurtle_quant::Q4K<'static>;
     const HIGH_LINES: usize = 0;
 
-    fn split(bytes: &[u8; 144]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
-        let block = hurtle_quant::Q4K::split(bytes);
-        (block.d, block.dmin, block.scales, &[], block.qs)
+    fn split(bytes: &[u8; 144]) -> Fields<'_> {
+        let b = hurtle_quant::Q4K::split(bytes);
+        Fields { d: b.d, dmin: b.dmin, scales: b.scales, high: &[], low: b.qs }
     }
 }
 
@@ -49,9 +57,9 @@ impl Quants for FiveBits {
     type Weights = hurtle_quant::Q5K<'static>;
     const HIGH_LINES: usize = 8;
 
-    fn split(bytes: &[u8; 176]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
-        let block = hurtle_quant::Q5K::split(bytes);
-        (block.d, block.dmin, block.scales, block.qh, block.qs)
+    fn split(bytes: &[u8; 176]) -> Fields<'_> {
+        let b = hurtle_quant::Q5K::split(bytes);
+        Fields { d: b.d, dmin: b.dmin, scales: b.scales, high: b.qh, low: b.qs }
     }
 }
 
@@ -79,10 +87,10 @@ impl<Q: Quants> Kernel for Affine<Q> {
         header: &mut [Line],
         quants: &mut [Line],
     ) {
-        let (d, dmin, scales, high, low) = Q::split(block);
-        set_half(&mut header[0], 0, row, *d);
+        let Fields { d, dmin, scales, high, low } = Q::split(block);
+        set_half(&mut header[0], row, *d);
         // The sign of an f16 is the highest bit of the second byte.
-        set_half(&mut header[0], 1, row, [dmin[0], dmin[1] ^ 0x80]);
+        set_half(&mut header[0], PANEL_ROWS + row, [dmin[0], dmin[1] ^ 0x80]);
         let Scales { scales: s, minima: m } = Scales::unpack(scales);
         let lower = |g: usize| (s[g] & 15) | (m[g] & 15) << 4;
         let upper = |g: usize| s[g] >> 4 | m[g] >> 4 << 2 | s[g + 4] >> 4 << 4 | m[g + 4] >> 4 << 6;

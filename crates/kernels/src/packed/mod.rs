@@ -19,7 +19,8 @@
 
 mod affine;
 mod blocks;
-mod q6_k;
+mod iq4_xs;
+mod sixteens;
 
 use crate::Exec;
 use crate::activations::{Form, QuantizedActivations};
@@ -99,11 +100,10 @@ fn set_dword(line: &mut Line, row: usize, dword: [u8; 4]) {
     line.0[4 * row..4 * row + 4].copy_from_slice(&dword);
 }
 
-/// Writes a 16-bit number of a row to its place in a line that holds `32 / 16` times 16 of them.
+/// Writes the `at`-th 16-bit number of a line.
 #[inline(always)]
-fn set_half(line: &mut Line, slot: usize, row: usize, half: [u8; 2]) {
-    let at = 2 * (slot * PANEL_ROWS + row);
-    line.0[at..at + 2].copy_from_slice(&half);
+fn set_half(line: &mut Line, at: usize, half: [u8; 2]) {
+    line.0[2 * at..2 * at + 2].copy_from_slice(&half);
 }
 
 /// The `slot`-th 16 f16 of a line.
@@ -142,7 +142,7 @@ macro_rules! unroll8 {
 }
 use unroll8;
 
-/// The products of a panel with all tokens (`[n_blocks, n_tokens]`), tile by tile:
+/// The products of a panel with tokens `tokens` of `x` (`[n_blocks, n_tokens]`), tile by tile:
 /// `out(token, rows)`.
 ///
 /// # Safety
@@ -150,11 +150,11 @@ use unroll8;
 #[inline(always)]
 pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     panel: &[Line],
-    n_blocks: usize,
     x: &[K::Activations],
+    n_tokens: usize,
+    tokens: Range<usize>,
     out: &mut dyn FnMut(usize, &[f32; LANES]),
 ) {
-    let n_tokens = x.len() / n_blocks;
     macro_rules! step {
         ($tokens:literal, $t:expr) => {{
             let x = Tile { blocks: x, n_tokens, first: $t };
@@ -166,9 +166,9 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
             $t += $tokens;
         }};
     }
-    let mut t = 0;
-    while t < n_tokens {
-        match L::TILE_TOKENS.min(n_tokens - t) {
+    let mut t = tokens.start;
+    while t < tokens.end {
+        match L::TILE_TOKENS.min(tokens.end - t) {
             8.. => step!(8, t),
             4.. => step!(4, t),
             2.. => step!(2, t),
@@ -183,12 +183,17 @@ macro_rules! with_kernel {
         with_kernel!(@match $ty, $K, $body,
             Q4_K: affine::Q4K,
             Q5_K: affine::Q5K,
-            Q6_K: q6_k::Q6K,
+            Q6_K: sixteens::Q6K,
+            Q3_K: sixteens::Q3K,
+            Q2_K: sixteens::Q2K,
+            IQ4_XS: iq4_xs::Iq4Xs,
             Q8_0: blocks::Q8_0,
             Q4_0: blocks::Q4_0,
             Q4_1: blocks::Q4_1,
             Q5_0: blocks::Q5_0,
             Q5_1: blocks::Q5_1,
+            IQ4_NL: blocks::Iq4Nl,
+            MXFP4: blocks::Mxfp4,
         )
     };
     (@match $ty:expr, $K:ident, $body:expr, $($name:ident: $kernel:ty,)+) => {
@@ -316,6 +321,10 @@ pub fn matmul_packed(
     done.expect("packed matrices have a kernel");
 }
 
+/// Bytes of weights, and of activations, that are worked on at a time: together they fit into half
+/// of an L2 cache of 1 MiB.
+const IN_CACHE: usize = 256 << 10;
+
 fn matmul_as<K: Kernel>(
     exec: Exec<'_>,
     weights: &PackedMatrix,
@@ -330,19 +339,32 @@ fn matmul_as<K: Kernel>(
         "activations quantized for {} weights",
         weights.ty
     );
+    if x.n_tokens() == 0 {
+        return;
+    }
+    // A prompt has too many activations to read them all for every panel, so some panels and some
+    // tokens meet in L2. A whole number of tiles each time.
     let n_panels = n_rows.div_ceil(PANEL_ROWS);
-    let chunk = n_panels.div_ceil(8 * exec.n_threads.max(1));
+    let share = n_panels.div_ceil(8 * exec.n_threads.max(1));
+    let chunk = (IN_CACHE / (weights.panel_lines * size_of::<Line>())).clamp(1, share.max(1));
+    let token_bytes = n_blocks * size_of::<K::Activations>();
+    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
     let out = Shared::new(out);
     exec.for_chunks(n_panels, chunk, |panels, _| {
-        for panel in panels {
-            let lines = &weights.lines[panel * weights.panel_lines..][..weights.panel_lines];
-            let first = panel * PANEL_ROWS;
-            let rows = PANEL_ROWS.min(n_rows - first);
-            let mut write = |token: usize, dots: &[f32; LANES]| {
-                // SAFETY: each panel writes its own rows' outputs.
-                unsafe { out.range(token * n_rows + first, rows) }.copy_from_slice(&dots[..rows]);
-            };
-            dispatch_int!(exec.isa, multiply[K](lines, n_blocks, blocks, &mut write));
+        for first_token in (0..x.n_tokens()).step_by(group) {
+            let tokens = first_token..x.n_tokens().min(first_token + group);
+            for panel in panels.clone() {
+                let lines = &weights.lines[panel * weights.panel_lines..][..weights.panel_lines];
+                let first = panel * PANEL_ROWS;
+                let rows = PANEL_ROWS.min(n_rows - first);
+                let mut write = |token: usize, dots: &[f32; LANES]| {
+                    // SAFETY: each panel writes its own rows' outputs.
+                    let out = unsafe { out.range(token * n_rows + first, rows) };
+                    out.copy_from_slice(&dots[..rows]);
+                };
+                let (n_tokens, tokens) = (x.n_tokens(), tokens.clone());
+                dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, tokens, &mut write));
+            }
         }
     });
 }
