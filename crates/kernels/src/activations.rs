@@ -81,17 +81,13 @@ impl From<&Q8_1Block> for Block {
 }
 
 #[inline(always)]
-pub(crate) fn quantize_super_blocks(x: &[f32], out: &mut [SuperBlock]) {
-    for (x, out) in x.as_chunks().0.iter().zip(out) {
-        *out = SuperBlock::from(&Q8KSuperBlock::quantize(x));
-    }
+pub(crate) fn quantize_super_block(x: &[f32; 256]) -> SuperBlock {
+    SuperBlock::from(&Q8KSuperBlock::quantize(x))
 }
 
 #[inline(always)]
-pub(crate) fn quantize_blocks(x: &[f32], out: &mut [Block]) {
-    for (x, out) in x.as_chunks().0.iter().zip(out) {
-        *out = Block::from(&Q8_1Block::quantize(x));
-    }
+pub(crate) fn quantize_block(x: &[f32; 32]) -> Block {
+    Block::from(&Q8_1Block::quantize(x))
 }
 
 /// The forms that activations are quantized to.
@@ -110,9 +106,9 @@ pub enum Form {
 pub struct QuantizedActivations {
     n_tokens: usize,
     n_cols: usize,
-    /// `[n_tokens, n_cols / 256]`, or empty.
+    /// `[n_cols / 256, n_tokens]`, or empty.
     super_blocks: Vec<SuperBlock>,
-    /// `[n_tokens, n_cols / 32]`, or empty.
+    /// `[n_cols / 32, n_tokens]`, or empty.
     blocks: Vec<Block>,
 }
 
@@ -150,14 +146,14 @@ impl QuantizedActivations {
             match matrix.form() {
                 Form::SuperBlocks if self.super_blocks.is_empty() => {
                     let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
-                    fill::<256, _>(exec, x, &mut self.super_blocks, zero, |x, out| {
-                        dispatch!(exec.isa, quantize_super_blocks(x, out));
+                    fill(exec, x, self.n_tokens, &mut self.super_blocks, zero, |x| {
+                        dispatch!(exec.isa, quantize_super_block(x))
                     });
                 }
                 Form::Blocks if self.blocks.is_empty() => {
                     let zero = Block::from(&Q8_1Block::ZERO);
-                    fill::<32, _>(exec, x, &mut self.blocks, zero, |x, out| {
-                        dispatch!(exec.isa, quantize_blocks(x, out));
+                    fill(exec, x, self.n_tokens, &mut self.blocks, zero, |x| {
+                        dispatch!(exec.isa, quantize_block(x))
                     });
                 }
                 _ => {}
@@ -175,38 +171,41 @@ impl QuantizedActivations {
         self.n_cols
     }
 
-    /// `[n_tokens, n_cols / 256]`; empty if no matrix needed them.
+    /// `[n_cols / 256, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn super_blocks(&self) -> &[SuperBlock] {
         &self.super_blocks
     }
 
-    /// `[n_tokens, n_cols / 32]`; empty if no matrix needed them.
+    /// `[n_cols / 32, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 }
 
-/// Quantizes blocks of `LEN` values to `out`, on all threads if there is enough to do.
+/// Quantizes `x` (`[n_tokens, n_blocks, LEN]`) to `out` (`[n_blocks, n_tokens]`), on all threads if
+/// there is enough to do.
 fn fill<const LEN: usize, B: Copy + Send>(
     exec: Exec<'_>,
     x: &[f32],
+    n_tokens: usize,
     out: &mut Vec<B>,
     zero: B,
-    quantize: impl Fn(&[f32], &mut [B]) + Sync,
+    quantize: impl Fn(&[f32; LEN]) -> B + Sync,
 ) {
-    let n_blocks = x.len() / LEN;
-    out.resize(n_blocks, zero);
-    if x.len() < PARALLEL {
-        return quantize(x, out);
+    let (x, _) = x.as_chunks::<LEN>();
+    out.resize(x.len(), zero);
+    if x.is_empty() {
+        return;
     }
+    let n_blocks = x.len() / n_tokens;
+    let n_threads = if x.len() * LEN < PARALLEL { 1 } else { exec.n_threads.max(1) };
     let out = Shared::new(out);
-    exec.for_chunks(
-        n_blocks,
-        (PARALLEL / 4 / LEN).max(n_blocks / (4 * exec.n_threads.max(1))),
-        |blocks, _| {
-            // SAFETY: each block is visited once.
-            let out = unsafe { out.range(blocks.start, blocks.len()) };
-            quantize(&x[blocks.start * LEN..blocks.end * LEN], out);
-        },
-    );
+    Exec { n_threads, ..exec }.for_chunks(x.len(), x.len().div_ceil(4 * n_threads), |items, _| {
+        for i in items {
+            let (token, block) = (i / n_blocks, i % n_blocks);
+            // SAFETY: each item has its own place.
+            let out = unsafe { out.range(block * n_tokens + token, 1) };
+            out[0] = quantize(&x[i]);
+        }
+    });
 }

@@ -38,7 +38,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 fn for_each_exec(f: impl Fn(Exec<'_>)) {
     let pool = Pool::new(3).unwrap();
     let available = Isa::available();
-    for name in ["scalar", "avx2", "avx512"] {
+    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni"] {
         match available.iter().find(|isa| isa.name() == name) {
             Some(isa) => {
                 for n_threads in [1, 3] {

@@ -25,25 +25,60 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
     bytes.chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 4096.0).collect()
 }
 
-/// The oracle: the dot product of an encoded row with a token.
-fn dot(ty: T, row: &[u8], x: &[f32]) -> f32 {
-    let mut q8k = vec![Q8KSuperBlock::ZERO; x.len() / 256];
-    let mut q8_0 = vec![Q8_0Block::ZERO; x.len() / 32];
-    let mut q8_1 = vec![Q8_1Block::ZERO; x.len() / 32];
-    if x.len().is_multiple_of(256) {
-        hurtle_quant::quantize_activations_q8k_into(x, &mut q8k).unwrap();
+/// Encoded weights of ordinary size, whether the type has an encoder or not.
+fn encoded(ty: T, seed: u64, n: usize) -> Vec<u8> {
+    let mut bytes = vec![0; ty.row_bytes(n).unwrap()];
+    if ty.has_encoder() {
+        hurtle_quant::quantize(ty, &noise(seed, n), &mut bytes).unwrap();
+        return bytes;
     }
-    hurtle_quant::quantize_activations_q8_0_into(x, &mut q8_0).unwrap();
-    hurtle_quant::quantize_activations_q8_1_into(x, &mut q8_1).unwrap();
+    bytes = noise_bytes(seed, bytes.len());
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        match ty {
+            T::MXFP4 => block[0] = 120 + block[0] % 8,
+            T::IQ4_XS => block[1] = 0x20 + block[1] % 8,
+            _ => panic!("{ty}: where is its scale?"),
+        }
+    }
+    bytes
+}
+
+/// A token in every form.
+struct Token {
+    q8k: Vec<Q8KSuperBlock>,
+    q8_0: Vec<Q8_0Block>,
+    q8_1: Vec<Q8_1Block>,
+}
+
+impl Token {
+    fn new(x: &[f32]) -> Self {
+        let mut q8k = vec![Q8KSuperBlock::ZERO; x.len() / 256];
+        let mut q8_0 = vec![Q8_0Block::ZERO; x.len() / 32];
+        let mut q8_1 = vec![Q8_1Block::ZERO; x.len() / 32];
+        let whole = &x[..q8k.len() * 256];
+        hurtle_quant::quantize_activations_q8k_into(whole, &mut q8k).unwrap();
+        hurtle_quant::quantize_activations_q8_0_into(x, &mut q8_0).unwrap();
+        hurtle_quant::quantize_activations_q8_1_into(x, &mut q8_1).unwrap();
+        Self { q8k, q8_0, q8_1 }
+    }
+}
+
+/// The oracle: the dot product of an encoded row with a token.
+fn dot(ty: T, row: &[u8], Token { q8k, q8_0, q8_1 }: &Token) -> f32 {
     let dot = match ty {
-        T::Q4_0 => hurtle_quant::dot_q4_0_q8_0(row, &q8_0),
-        T::Q4_1 => hurtle_quant::dot_q4_1_q8_1(row, &q8_1),
-        T::Q5_0 => hurtle_quant::dot_q5_0_q8_0(row, &q8_0),
-        T::Q5_1 => hurtle_quant::dot_q5_1_q8_1(row, &q8_1),
-        T::Q8_0 => hurtle_quant::dot_q8_0_q8_0(row, &q8_0),
-        T::Q4_K => hurtle_quant::dot_q4_k_q8_k(row, &q8k),
-        T::Q5_K => hurtle_quant::dot_q5_k_q8_k(row, &q8k),
-        T::Q6_K => hurtle_quant::dot_q6_k_q8_k(row, &q8k),
+        T::Q4_0 => hurtle_quant::dot_q4_0_q8_0(row, q8_0),
+        T::Q4_1 => hurtle_quant::dot_q4_1_q8_1(row, q8_1),
+        T::Q5_0 => hurtle_quant::dot_q5_0_q8_0(row, q8_0),
+        T::Q5_1 => hurtle_quant::dot_q5_1_q8_1(row, q8_1),
+        T::Q8_0 => hurtle_quant::dot_q8_0_q8_0(row, q8_0),
+        T::Q4_K => hurtle_quant::dot_q4_k_q8_k(row, q8k),
+        T::Q5_K => hurtle_quant::dot_q5_k_q8_k(row, q8k),
+        T::Q6_K => hurtle_quant::dot_q6_k_q8_k(row, q8k),
+        T::Q2_K => hurtle_quant::dot_q2_k_q8_k(row, q8k),
+        T::Q3_K => hurtle_quant::dot_q3_k_q8_k(row, q8k),
+        T::IQ4_XS => hurtle_quant::dot_iq4_xs_q8_k(row, q8k),
+        T::IQ4_NL => hurtle_quant::dot_iq4_nl_q8_0(row, q8_0),
+        T::MXFP4 => hurtle_quant::dot_mxfp4_q8_0(row, q8_0),
         _ => panic!("{ty} has a kernel, but the test has no oracle"),
     };
     // A sum of no products but zeros may have either sign.
@@ -77,10 +112,10 @@ fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
 fn check(ty: T, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) {
     let matrix = Matrix::new(ty, n_rows, n_cols, bytes).unwrap();
     let row_bytes = bytes.len() / n_rows;
-    let expected: Vec<f32> = x
-        .chunks_exact(n_cols)
-        .flat_map(|x| bytes.chunks_exact(row_bytes).map(|row| dot(ty, row, x)).collect::<Vec<_>>())
-        .collect();
+    let mut expected = Vec::new();
+    for x in x.chunks_exact(n_cols).map(Token::new) {
+        expected.extend(bytes.chunks_exact(row_bytes).map(|row| dot(ty, row, &x)));
+    }
     let pool = Pool::new(3).unwrap();
     let mut activations = QuantizedActivations::new();
     for_each_isa(|isa| {
@@ -106,15 +141,22 @@ fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
         for n_rows in [1, 2, 15, 16, 17, 31, 40] {
             for n_blocks in [1, 2, 3] {
                 let n_cols = n_blocks * ty.block_len();
-                let mut bytes = vec![0; ty.row_bytes(n_rows * n_cols).unwrap()];
-                let weights = noise(n_rows as u64, n_rows * n_cols);
-                hurtle_quant::quantize(ty, &weights, &mut bytes).unwrap();
+                let bytes = encoded(ty, n_rows as u64, n_rows * n_cols);
                 for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
                     let x = noise(7 + n_tokens as u64, n_tokens * n_cols);
                     check(ty, n_rows, n_cols, &bytes, &x);
                 }
             }
         }
+    }
+}
+
+/// Prompts are worked on in groups of tokens and panels that fit the caches.
+#[test]
+fn long_prompts_and_wide_matrices_agree() {
+    for ty in [T::Q4_0, T::Q6_K] {
+        let (n_rows, n_cols, n_tokens) = (70, 8192, 60);
+        check(ty, n_rows, n_cols, &encoded(ty, 1, n_rows * n_cols), &noise(2, n_tokens * n_cols));
     }
 }
 
@@ -197,7 +239,9 @@ fn memory_is_near_the_size_of_the_file() {
     for ty in supported() {
         let bytes = vec![0; ty.row_bytes(64 * 1024).unwrap()];
         let packed = PackedMatrix::pack(exec, &Matrix::new(ty, 64, 1024, &bytes).unwrap()).unwrap();
-        assert!(packed.n_bytes() >= bytes.len() && packed.n_bytes() <= bytes.len() * 102 / 100);
+        let percent = packed.n_bytes() as f64 / bytes.len() as f64 * 100.0;
+        let limit = if ty == T::MXFP4 { 106.0 } else { 103.0 };
+        assert!((100.0..limit).contains(&percent), "{ty}: {percent} %");
     }
     let floats = [0; 64];
     assert!(PackedMatrix::pack(exec, &Matrix::new(T::F32, 1, 16, &floats).unwrap()).is_none());

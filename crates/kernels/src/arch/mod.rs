@@ -64,7 +64,12 @@ pub(crate) trait IntLanes: Copy {
     unsafe fn start_biased(sum: i32) -> Self;
     /// As [`dot`](Self::dot) for weights from -128 to 127, stored 128 higher.
     unsafe fn dot_biased(self, biased: Self, x: u32) -> Self;
+    /// Replaces each byte, below 16, by that byte of the table.
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self;
+    /// Converts integers, rounding to the nearest f32.
     unsafe fn to_floats(self) -> Self::Floats;
+    /// Takes the lanes for the bits of f32.
+    unsafe fn as_floats(self) -> Self::Floats;
     /// Fetches the line at `line`, which need not be memory.
     unsafe fn prefetch(line: *const Line);
 }
@@ -131,11 +136,11 @@ macro_rules! shells {
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_super_blocks(x: &[f32], out: &mut [$crate::activations::SuperBlock])
-            = $crate::activations::quantize_super_blocks(x, out));
+            quantize_super_block(x: &[f32; 256]) -> $crate::activations::SuperBlock
+            = $crate::activations::quantize_super_block(x));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_blocks(x: &[f32], out: &mut [$crate::activations::Block])
-            = $crate::activations::quantize_blocks(x, out));
+            quantize_block(x: &[f32; 32]) -> $crate::activations::Block
+            = $crate::activations::quantize_block(x));
 
         /// One KV head of one token; see [`all::attend`].
         $(#[target_feature(enable = $feature)])?
@@ -166,12 +171,13 @@ macro_rules! int_shells {
         #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
         pub(crate) fn multiply<K: $crate::packed::Kernel>(
             panel: &[$crate::memory::Line],
-            n_blocks: usize,
             x: &[K::Activations],
+            n_tokens: usize,
+            tokens: std::ops::Range<usize>,
             out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
         ) {
             // SAFETY: this function has the features that its lanes need.
-            unsafe { $crate::packed::multiply::<$lanes, K>(panel, n_blocks, x, out) }
+            unsafe { $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out) }
         }
 
         /// The name of the lanes that [`multiply`] runs on.

@@ -127,6 +127,15 @@ impl IntLanes for Dwords {
         self.zip(biased, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
     }
     #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+        let byte = |index: u8| table[usize::from(index & 15)];
+        self.map(|indices| u32::from_le_bytes(indices.to_le_bytes().map(byte)))
+    }
+    #[inline(always)]
+    unsafe fn as_floats(self) -> Portable {
+        Portable(self.0.map(f32::from_bits))
+    }
+    #[inline(always)]
     unsafe fn to_floats(self) -> Portable {
         Portable(self.0.map(|a| a as i32 as f32))
     }

@@ -89,6 +89,20 @@ macro_rules! two_ymm_ints {
                 unsafe { self.dot_large(biased, x) }
             }
             #[inline(always)]
+            unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+                // SAFETY: see `load`; the table is 16 bytes.
+                unsafe {
+                    let table = _mm_loadu_si128(table.as_ptr().cast());
+                    let table = _mm256_broadcastsi128_si256(table);
+                    Self(_mm256_shuffle_epi8(table, self.0), _mm256_shuffle_epi8(table, self.1))
+                }
+            }
+            #[inline(always)]
+            unsafe fn as_floats(self) -> TwoYmm {
+                // SAFETY: see `load`.
+                unsafe { TwoYmm(_mm256_castsi256_ps(self.0), _mm256_castsi256_ps(self.1)) }
+            }
+            #[inline(always)]
             unsafe fn to_floats(self) -> TwoYmm {
                 // SAFETY: see `load`.
                 unsafe { TwoYmm(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
@@ -181,6 +195,19 @@ macro_rules! zmm_ints {
             unsafe fn dot_biased(self, biased: Self, x: u32) -> Self {
                 // SAFETY: see `load`.
                 unsafe { self.dot_large(biased, x) }
+            }
+            #[inline(always)]
+            unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+                // SAFETY: see `load`; the table is 16 bytes.
+                unsafe {
+                    let table = _mm_loadu_si128(table.as_ptr().cast());
+                    Self(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), self.0))
+                }
+            }
+            #[inline(always)]
+            unsafe fn as_floats(self) -> Zmm {
+                // SAFETY: see `load`.
+                unsafe { Zmm(_mm512_castsi512_ps(self.0)) }
             }
             #[inline(always)]
             unsafe fn to_floats(self) -> Zmm {

@@ -11,7 +11,7 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -19,16 +19,24 @@ use hurtle_quant::Scales;
 
 const HEADER: usize = 4;
 
+/// The fields of a block in the file.
+pub(crate) struct Fields<'a> {
+    d: &'a [u8; 2],
+    dmin: &'a [u8; 2],
+    /// Packed scales and minima.
+    scales: &'a [u8; 12],
+    /// Fifth bits, or nothing.
+    high: &'a [u8],
+    low: &'a [u8; 128],
+}
+
 /// What differs between the two types.
 pub(crate) trait Quants {
     type Weights: hurtle_quant::Block;
     /// Lines of fifth bits.
     const HIGH_LINES: usize;
 
-    /// `d`, `dmin`, packed scales, fifth bits and lower bits of a block.
-    fn split(
-        bytes: &<Self::Weights as hurtle_quant::Block>::Bytes,
-    ) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]);
+    fn split(bytes: &<Self::Weights as hurtle_quant::Block>::Bytes) -> Fields<'_>;
 }
 
 pub(crate) struct FourBits;
@@ -37,9 +45,9 @@ impl Quants for FourBits {
     type Weights = hurtle_quant::Q4K<'static>;
     const HIGH_LINES: usize = 0;
 
-    fn split(bytes: &[u8; 144]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
-        let block = hurtle_quant::Q4K::split(bytes);
-        (block.d, block.dmin, block.scales, &[], block.qs)
+    fn split(bytes: &[u8; 144]) -> Fields<'_> {
+        let b = hurtle_quant::Q4K::split(bytes);
+        Fields { d: b.d, dmin: b.dmin, scales: b.scales, high: &[], low: b.qs }
     }
 }
 
@@ -49,9 +57,9 @@ impl Quants for FiveBits {
     type Weights = hurtle_quant::Q5K<'static>;
     const HIGH_LINES: usize = 8;
 
-    fn split(bytes: &[u8; 176]) -> (&[u8; 2], &[u8; 2], &[u8; 12], &[u8], &[u8; 128]) {
-        let block = hurtle_quant::Q5K::split(bytes);
-        (block.d, block.dmin, block.scales, block.qh, block.qs)
+    fn split(bytes: &[u8; 176]) -> Fields<'_> {
+        let b = hurtle_quant::Q5K::split(bytes);
+        Fields { d: b.d, dmin: b.dmin, scales: b.scales, high: b.qh, low: b.qs }
     }
 }
 
@@ -79,10 +87,10 @@ impl<Q: Quants> Kernel for Affine<Q> {
         header: &mut [Line],
         quants: &mut [Line],
     ) {
-        let (d, dmin, scales, high, low) = Q::split(block);
-        set_half(&mut header[0], 0, row, *d);
+        let Fields { d, dmin, scales, high, low } = Q::split(block);
+        set_half(&mut header[0], row, *d);
         // The sign of an f16 is the highest bit of the second byte.
-        set_half(&mut header[0], 1, row, [dmin[0], dmin[1] ^ 0x80]);
+        set_half(&mut header[0], PANEL_ROWS + row, [dmin[0], dmin[1] ^ 0x80]);
         let Scales { scales: s, minima: m } = Scales::unpack(scales);
         let lower = |g: usize| (s[g] & 15) | (m[g] & 15) << 4;
         let upper = |g: usize| s[g] >> 4 | m[g] >> 4 << 2 | s[g + 4] >> 4 << 4 | m[g + 4] >> 4 << 6;
@@ -98,7 +106,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
     #[inline(always)]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[SuperBlock]; T],
+        tokens: Tile<'_, SuperBlock, T>,
     ) -> [[f32; LANES]; T] {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
@@ -109,10 +117,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
                 prefetch::<L>(block);
-                let mut x = [&tokens[0][b]; T];
-                for t in 0..T {
-                    x[t] = &tokens[t][b];
-                }
+                let x = tokens.block(b);
 
                 let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
                 let h = L::load(&block[3]);
@@ -122,13 +127,6 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
                     l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
                 ];
-                let mut offsets = [zero; T];
-                for t in 0..T {
-                    let (low, high) = (x[t].sums_low, x[t].sums_high);
-                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
-                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
-                }
-
                 let mut products = [zero; T];
                 let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
                 for p in 0..4 {
@@ -152,6 +150,13 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     for t in 0..T {
                         products[t] = products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
                     }
+                }
+
+                let mut offsets = [zero; T];
+                for t in 0..T {
+                    let (low, high) = (x[t].sums_low, x[t].sums_high);
+                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
+                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
                 }
 
                 let d = L::Floats::load_f16(halves(&block[0], 0));

@@ -1,4 +1,4 @@
-//! The types with 32 values a block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//! The types with 32 values a block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4.
 //!
 //! ```text
 //! without minima, two blocks (the last one of an odd number: one):
@@ -7,15 +7,18 @@
 //! with minima, one block:
 //!   line 0       d, 16 × f16 | m, 16 × f16
 //!   quant lines
+//! MXFP4, two blocks:
+//!   line 0       16 × (d of the first, d of the second), bf16, which has all the powers of E8M0
+//!   quant lines of the first, quant lines of the second
 //!
 //! 4 bits   4 lines: values 0-15 in the low, 16-31 in the high halves
 //! 5 bits   1 line of fifth bits, byte b, bit i is value 4i + b; then as 4 bits
 //! 8 bits   8 lines, 128 higher than the values
 //! ```
 //! Quants of 4 and 5 bits are stored higher than they are as well, by 8 and 16, where the type has
-//! no minimum. Each block's sum starts with what that makes too much.
+//! no minimum; those of IQ4_NL and MXFP4 are indices of a table. Each block's sum starts with what that makes too much.
 
-use super::{Kernel, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Block, Form, QuantizedActivations};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -36,7 +39,7 @@ pub(crate) trait Quants {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     );
 }
@@ -62,7 +65,7 @@ impl Quants for FourBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -82,11 +85,14 @@ impl Quants for FiveBits {
     const LINES: usize = 5;
 
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
-        let mut dword = [0; 4];
-        for value in 0..32 {
-            let bit = high[value / 8] >> (value % 8) & 1;
-            dword[value % 4] |= bit << (value / 4);
-        }
+        let bits = high.first_chunk().map_or(0, |high| u32::from_le_bytes(*high));
+        // Byte b takes every fourth bit, from bit b on.
+        let dword = [0, 1, 2, 3].map(|b| {
+            let bits = bits >> b & 0x1111_1111;
+            let bits = (bits | bits >> 3) & 0x0303_0303;
+            let bits = (bits | bits >> 6) & 0x000f_000f;
+            (bits | bits >> 12) as u8
+        });
         set_dword(&mut lines[0], row, dword);
         FourBits::pack(&[], low, row, &mut lines[1..]);
     }
@@ -101,7 +107,7 @@ impl Quants for FiveBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -137,7 +143,7 @@ impl Quants for EightBits {
     unsafe fn dots<L: IntLanes, const T: usize>(
         lines: &[Line],
         i: usize,
-        x: &[&Block; T],
+        x: &[Block; T],
         dots: &mut [L; T],
     ) {
         // SAFETY: the caller has the lanes' instruction set.
@@ -150,9 +156,74 @@ impl Quants for EightBits {
     }
 }
 
+/// What 4-bit indices stand for, 128 higher.
+pub(crate) trait Levels {
+    const BIASED: [u8; 16];
+}
+
+/// A table of levels with a bias.
+const fn biased(levels: [i8; 16]) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = levels[i] as u8 ^ 0x80;
+        i += 1;
+    }
+    table
+}
+
+/// The levels of IQ4_NL and IQ4_XS.
+pub(crate) struct Iq4Levels;
+
+impl Levels for Iq4Levels {
+    const BIASED: [u8; 16] = biased(hurtle_quant::IQ4_LEVELS);
+}
+
+/// The doubled values of E2M1.
+pub(crate) struct E2m1Levels;
+
+impl Levels for E2m1Levels {
+    const BIASED: [u8; 16] = biased(hurtle_quant::E2M1_DOUBLED);
+}
+
+pub(crate) struct Indices<T>(T);
+
+impl<V: Levels> Quants for Indices<V> {
+    const LINES: usize = 4;
+
+    fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        FourBits::pack(&[], low, row, lines);
+    }
+
+    #[inline(always)]
+    unsafe fn start<L: IntLanes>(_: i32, sum: i32) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::start_biased(sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<L: IntLanes, const T: usize>(
+        lines: &[Line],
+        i: usize,
+        x: &[Block; T],
+        dots: &mut [L; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let nibble = L::splat(0x0f0f_0f0f);
+            let indices = L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(nibble);
+            let w = indices.lookup(&V::BIASED);
+            for t in 0..T {
+                dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
+            }
+        }
+    }
+}
+
 /// The fields of a block in the file.
 pub(crate) struct Fields<'a> {
-    d: &'a [u8; 2],
+    /// Scale: f16, or bf16 for MXFP4.
+    d: [u8; 2],
     /// Minimum.
     m: Option<&'a [u8; 2]>,
     /// Fifth bits, or nothing.
@@ -166,6 +237,8 @@ pub(crate) trait Type {
     type Quants: Quants;
     /// How much higher than their values the quants are stored; `None` if the type has minima.
     const OFFSET: Option<i32>;
+    /// Whether the scales are bf16.
+    const BF16: bool = false;
     fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_>;
 }
 
@@ -189,12 +262,31 @@ macro_rules! types {
 }
 
 types! {
-    Q4_0 = TypeQ4_0, FourBits, Some(8), b => Fields { d: b.d, m: None, high: &[], low: b.qs };
-    Q4_1 = TypeQ4_1, FourBits, None, b => Fields { d: b.d, m: Some(b.m), high: &[], low: b.qs };
-    Q5_0 = TypeQ5_0, FiveBits, Some(16), b => Fields { d: b.d, m: None, high: b.qh, low: b.qs };
-    Q5_1 = TypeQ5_1, FiveBits, None, b => Fields { d: b.d, m: Some(b.m), high: b.qh, low: b.qs };
-    Q8_0 = TypeQ8_0, EightBits, Some(128), b => Fields { d: b.d, m: None, high: &[], low: b.qs };
+    Q4_0 = TypeQ4_0, FourBits, Some(8), b => Fields { d: *b.d, m: None, high: &[], low: b.qs };
+    Q4_1 = TypeQ4_1, FourBits, None, b => Fields { d: *b.d, m: Some(b.m), high: &[], low: b.qs };
+    Q5_0 = TypeQ5_0, FiveBits, Some(16), b => Fields { d: *b.d, m: None, high: b.qh, low: b.qs };
+    Q5_1 = TypeQ5_1, FiveBits, None, b => Fields { d: *b.d, m: Some(b.m), high: b.qh, low: b.qs };
+    Q8_0 = TypeQ8_0, EightBits, Some(128), b => Fields { d: *b.d, m: None, high: &[], low: b.qs };
+    Iq4Nl = TypeIq4Nl, Indices<Iq4Levels>, Some(128),
+        b => Fields { d: *b.d, m: None, high: &[], low: b.qs };
 }
+
+pub(crate) struct TypeMxfp4;
+
+impl Type for TypeMxfp4 {
+    type Weights = hurtle_quant::Mxfp4<'static>;
+    type Quants = Indices<E2m1Levels>;
+    const OFFSET: Option<i32> = Some(128);
+    const BF16: bool = true;
+
+    fn split(bytes: &[u8; 17]) -> Fields<'_> {
+        let b = hurtle_quant::Mxfp4::split(bytes);
+        let [_, _, d @ ..] = hurtle_quant::e8m0_half(b.e[0]).to_le_bytes();
+        Fields { d, m: None, high: &[], low: b.qs }
+    }
+}
+
+pub(crate) type Mxfp4 = Blocks<TypeMxfp4>;
 
 /// The kernel of all of them.
 pub(crate) struct Blocks<W>(W);
@@ -219,9 +311,10 @@ impl<W: Type> Kernel for Blocks<W> {
         quants: &mut [Line],
     ) {
         let Fields { d, m, high, low } = W::split(block);
-        set_half(&mut header[0], slot, row, *d);
+        let at = if W::BF16 { 2 * row + slot } else { PANEL_ROWS * slot + row };
+        set_half(&mut header[0], at, d);
         if let Some(m) = m {
-            set_half(&mut header[0], 1, row, *m);
+            set_half(&mut header[0], PANEL_ROWS + row, *m);
         }
         W::Quants::pack(high, low, row, quants);
     }
@@ -229,7 +322,7 @@ impl<W: Type> Kernel for Blocks<W> {
     #[inline(always)]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[Block]; T],
+        tokens: Tile<'_, Block, T>,
     ) -> [[f32; LANES]; T] {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
@@ -240,18 +333,21 @@ impl<W: Type> Kernel for Blocks<W> {
                 let (header, quants) = unit.split_at(1);
                 for (slot, lines) in quants.chunks_exact(Self::LINES).enumerate() {
                     let b = u * Self::SHARE + slot;
-                    let mut x = [&tokens[0][b]; T];
+                    let x = tokens.block(b);
                     let mut dots = [L::splat(0); T];
                     for t in 0..T {
-                        x[t] = &tokens[t][b];
                         if let Some(offset) = W::OFFSET {
                             dots[t] = W::Quants::start(offset, x[t].sum);
                         }
                     }
                     unroll8!(I => {
-                        W::Quants::dots(lines, I, &x, &mut dots);
+                        W::Quants::dots(lines, I, x, &mut dots);
                     });
-                    let d = L::Floats::load_f16(halves(&header[0], slot));
+                    let d = if W::BF16 {
+                        L::load(&header[0]).shr(16 * slot as u32).shl(16).as_floats()
+                    } else {
+                        L::Floats::load_f16(halves(&header[0], slot))
+                    };
                     for t in 0..T {
                         let scale = d.mul(L::Floats::splat(x[t].d));
                         let mut value = dots[t].to_floats().mul(scale);

@@ -19,7 +19,8 @@
 
 mod affine;
 mod blocks;
-mod q6_k;
+mod iq4_xs;
+mod sixteens;
 
 use crate::Exec;
 use crate::activations::{Form, QuantizedActivations};
@@ -47,7 +48,7 @@ pub(crate) trait Kernel {
     /// Quant lines of a block.
     const LINES: usize;
 
-    /// The activations in this form.
+    /// The activations in this form, `[n_blocks, n_tokens]`.
     fn activations(x: &QuantizedActivations) -> &[Self::Activations];
 
     /// Packs a block of row `row` (of a panel), the `slot`-th of those that share `header`.
@@ -59,14 +60,32 @@ pub(crate) trait Kernel {
         quants: &mut [Line],
     );
 
-    /// The products of a panel with some tokens.
+    /// The products of a panel with the `T` tokens that `x` gives.
     ///
     /// # Safety
     /// The lanes' instruction set is present.
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
-        tokens: [&[Self::Activations]; T],
+        x: Tile<'_, Self::Activations, T>,
     ) -> [[f32; LANES]; T];
+}
+
+/// `T` tokens among others. In a block they lie side by side, so that one address is enough to
+/// reach them.
+pub(crate) struct Tile<'a, A, const T: usize> {
+    /// `[n_blocks, n_tokens]`
+    blocks: &'a [A],
+    n_tokens: usize,
+    first: usize,
+}
+
+impl<A, const T: usize> Tile<'_, A, T> {
+    /// Block `b` of each token.
+    #[inline(always)]
+    fn block(&self, b: usize) -> &[A; T] {
+        let tokens = &self.blocks[b * self.n_tokens..][self.first..];
+        tokens.first_chunk().expect("a tile lies within the tokens")
+    }
 }
 
 /// Lines of a panel of `n_blocks` blocks. `None` if they are too many.
@@ -81,11 +100,10 @@ fn set_dword(line: &mut Line, row: usize, dword: [u8; 4]) {
     line.0[4 * row..4 * row + 4].copy_from_slice(&dword);
 }
 
-/// Writes a 16-bit number of a row to its place in a line that holds `32 / 16` times 16 of them.
+/// Writes the `at`-th 16-bit number of a line.
 #[inline(always)]
-fn set_half(line: &mut Line, slot: usize, row: usize, half: [u8; 2]) {
-    let at = 2 * (slot * PANEL_ROWS + row);
-    line.0[at..at + 2].copy_from_slice(&half);
+fn set_half(line: &mut Line, at: usize, half: [u8; 2]) {
+    line.0[2 * at..2 * at + 2].copy_from_slice(&half);
 }
 
 /// The `slot`-th 16 f16 of a line.
@@ -124,35 +142,33 @@ macro_rules! unroll8 {
 }
 use unroll8;
 
-/// The products of a panel with all tokens, tile by tile: `out(token, rows)`.
+/// The products of a panel with tokens `tokens` of `x` (`[n_blocks, n_tokens]`), tile by tile:
+/// `out(token, rows)`.
 ///
 /// # Safety
 /// The lanes' instruction set is present.
 #[inline(always)]
 pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     panel: &[Line],
-    n_blocks: usize,
     x: &[K::Activations],
+    n_tokens: usize,
+    tokens: Range<usize>,
     out: &mut dyn FnMut(usize, &[f32; LANES]),
 ) {
     macro_rules! step {
         ($tokens:literal, $t:expr) => {{
-            let mut tokens = [x; $tokens];
-            for i in 0..$tokens {
-                tokens[i] = &x[($t + i) * n_blocks..($t + i + 1) * n_blocks];
-            }
+            let x = Tile { blocks: x, n_tokens, first: $t };
             // SAFETY: the caller has the lanes' instruction set.
-            let dots = unsafe { K::tile::<L, $tokens>(panel, tokens) };
+            let dots = unsafe { K::tile::<L, $tokens>(panel, x) };
             for i in 0..$tokens {
                 out($t + i, &dots[i]);
             }
             $t += $tokens;
         }};
     }
-    let n_tokens = x.len() / n_blocks;
-    let mut t = 0;
-    while t < n_tokens {
-        match L::TILE_TOKENS.min(n_tokens - t) {
+    let mut t = tokens.start;
+    while t < tokens.end {
+        match L::TILE_TOKENS.min(tokens.end - t) {
             8.. => step!(8, t),
             4.. => step!(4, t),
             2.. => step!(2, t),
@@ -167,12 +183,17 @@ macro_rules! with_kernel {
         with_kernel!(@match $ty, $K, $body,
             Q4_K: affine::Q4K,
             Q5_K: affine::Q5K,
-            Q6_K: q6_k::Q6K,
+            Q6_K: sixteens::Q6K,
+            Q3_K: sixteens::Q3K,
+            Q2_K: sixteens::Q2K,
+            IQ4_XS: iq4_xs::Iq4Xs,
             Q8_0: blocks::Q8_0,
             Q4_0: blocks::Q4_0,
             Q4_1: blocks::Q4_1,
             Q5_0: blocks::Q5_0,
             Q5_1: blocks::Q5_1,
+            IQ4_NL: blocks::Iq4Nl,
+            MXFP4: blocks::Mxfp4,
         )
     };
     (@match $ty:expr, $K:ident, $body:expr, $($name:ident: $kernel:ty,)+) => {
@@ -264,20 +285,20 @@ impl PackedMatrix {
 }
 
 /// Packs up to 16 rows.
-fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, lines: &mut [Line]) {
-    for (r, row) in rows.enumerate() {
-        let (blocks, _) = <K::Weights as Block>::Bytes::chunks(matrix.row_bytes(row..row + 1));
-        let mut rest = &mut *lines;
-        for unit in blocks.chunks(K::SHARE) {
-            let (header, quants) = rest.split_at_mut(K::HEADER);
-            let (quants, after) = quants.split_at_mut(unit.len() * K::LINES);
-            for (slot, (block, quants)) in
-                unit.iter().zip(quants.chunks_exact_mut(K::LINES)).enumerate()
-            {
-                K::pack(block, r, slot, header, quants);
+fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mut [Line]) {
+    let bytes = matrix.row_bytes(rows.clone());
+    let (blocks, _) = <K::Weights as Block>::Bytes::chunks(bytes);
+    let n_blocks = blocks.len() / rows.len();
+    for first in (0..n_blocks).step_by(K::SHARE) {
+        let (header, rest) = lines.split_at_mut(K::HEADER);
+        let unit = K::SHARE.min(n_blocks - first);
+        let (quants, rest) = rest.split_at_mut(unit * K::LINES);
+        for (slot, quants) in quants.chunks_exact_mut(K::LINES).enumerate() {
+            for row in 0..rows.len() {
+                K::pack(&blocks[row * n_blocks + first + slot], row, slot, header, quants);
             }
-            rest = after;
         }
+        lines = rest;
     }
 }
 
@@ -300,6 +321,10 @@ pub fn matmul_packed(
     done.expect("packed matrices have a kernel");
 }
 
+/// Bytes of weights, and of activations, that are worked on at a time: together they fit into half
+/// of an L2 cache of 1 MiB.
+const IN_CACHE: usize = 256 << 10;
+
 fn matmul_as<K: Kernel>(
     exec: Exec<'_>,
     weights: &PackedMatrix,
@@ -314,19 +339,32 @@ fn matmul_as<K: Kernel>(
         "activations quantized for {} weights",
         weights.ty
     );
+    if x.n_tokens() == 0 {
+        return;
+    }
+    // A prompt has too many activations to read them all for every panel, so some panels and some
+    // tokens meet in L2. A whole number of tiles each time.
     let n_panels = n_rows.div_ceil(PANEL_ROWS);
-    let chunk = n_panels.div_ceil(8 * exec.n_threads.max(1));
+    let share = n_panels.div_ceil(8 * exec.n_threads.max(1));
+    let chunk = (IN_CACHE / (weights.panel_lines * size_of::<Line>())).clamp(1, share.max(1));
+    let token_bytes = n_blocks * size_of::<K::Activations>();
+    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
     let out = Shared::new(out);
     exec.for_chunks(n_panels, chunk, |panels, _| {
-        for panel in panels {
-            let lines = &weights.lines[panel * weights.panel_lines..][..weights.panel_lines];
-            let first = panel * PANEL_ROWS;
-            let rows = PANEL_ROWS.min(n_rows - first);
-            let mut write = |token: usize, dots: &[f32; LANES]| {
-                // SAFETY: each panel writes its own rows' outputs.
-                unsafe { out.range(token * n_rows + first, rows) }.copy_from_slice(&dots[..rows]);
-            };
-            dispatch_int!(exec.isa, multiply[K](lines, n_blocks, blocks, &mut write));
+        for first_token in (0..x.n_tokens()).step_by(group) {
+            let tokens = first_token..x.n_tokens().min(first_token + group);
+            for panel in panels.clone() {
+                let lines = &weights.lines[panel * weights.panel_lines..][..weights.panel_lines];
+                let first = panel * PANEL_ROWS;
+                let rows = PANEL_ROWS.min(n_rows - first);
+                let mut write = |token: usize, dots: &[f32; LANES]| {
+                    // SAFETY: each panel writes its own rows' outputs.
+                    let out = unsafe { out.range(token * n_rows + first, rows) };
+                    out.copy_from_slice(&dots[..rows]);
+                };
+                let (n_tokens, tokens) = (x.n_tokens(), tokens.clone());
+                dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, tokens, &mut write));
+            }
         }
     });
 }

@@ -1,0 +1,94 @@
+//! IQ4_XS: super-blocks of 8 groups of 32 values with a scale, indices of 16 levels.
+//!
+//! ```text
+//! line 0       d, 16 × f32
+//! 2 lines      scales, a signed byte a group, 4 groups a line
+//! 32 lines     indices, 4 lines a group: values 0-15 in the low, 16-31 in the high halves
+//! ```
+
+use super::blocks::{Iq4Levels, Levels};
+use super::{Kernel, Tile, prefetch, set_dword, unroll8};
+use crate::activations::{Form, QuantizedActivations, SuperBlock};
+use crate::arch::{IntLanes, LANES, Lanes};
+use crate::memory::Line;
+
+const HEADER: usize = 3;
+const LINES: usize = 32;
+
+pub(crate) struct Iq4Xs;
+
+impl Kernel for Iq4Xs {
+    type Weights = hurtle_quant::Iq4Xs<'static>;
+    type Activations = SuperBlock;
+    const FORM: Form = Form::SuperBlocks;
+    const SHARE: usize = 1;
+    const HEADER: usize = HEADER;
+    const LINES: usize = LINES;
+
+    fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
+        x.super_blocks()
+    }
+
+    fn pack(bytes: &[u8; 136], row: usize, _: usize, header: &mut [Line], quants: &mut [Line]) {
+        let block = hurtle_quant::Iq4Xs::split(bytes);
+        let d = hurtle_quant::f16_to_f32(u16::from_le_bytes(*block.d));
+        set_dword(&mut header[0], row, d.to_ne_bytes());
+        let scales = block.scales().map(|scale| scale as u8);
+        for (line, dword) in header[1..].iter_mut().zip(scales.as_chunks::<4>().0) {
+            set_dword(line, row, *dword);
+        }
+        for (line, dword) in quants.iter_mut().zip(block.qs.as_chunks::<4>().0) {
+            set_dword(line, row, *dword);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: IntLanes, const T: usize>(
+        panel: &[Line],
+        tokens: Tile<'_, SuperBlock, T>,
+    ) -> [[f32; LANES]; T] {
+        let mut out = [[0.0; LANES]; T];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let nibble = L::splat(0x0f0f_0f0f);
+            let mut sums = [L::Floats::splat(0.0); T];
+            for (b, block) in panel.chunks_exact(HEADER + LINES).enumerate() {
+                prefetch::<L>(block);
+                let x = tokens.block(b);
+                let mut products = [L::splat(0); T];
+                for half in 0..2 {
+                    let mut scales = L::load(&block[1 + half]);
+                    for g in 4 * half..4 * half + 4 {
+                        let lines = &block[HEADER + 4 * g..][..4];
+                        let mut dots = [L::splat(0); T];
+                        for t in 0..T {
+                            let sums = &x[t].minus_32_sums;
+                            dots[t] = L::start_biased(-((sums[2 * g] + sums[2 * g + 1]) >> 5));
+                        }
+                        unroll8!(I => {
+                            let indices = L::load(&lines[I % 4]).shr(4 * (I / 4) as u32);
+                            let w = indices.and(nibble).lookup(&Iq4Levels::BIASED);
+                            for t in 0..T {
+                                dots[t] = dots[t].dot_biased(w, x[t].qs[8 * g + I]);
+                            }
+                        });
+                        let scale = scales.shl(24).sar(24);
+                        scales = scales.shr(8);
+                        for t in 0..T {
+                            products[t] = products[t].add(scale.mul(dots[t]));
+                        }
+                    }
+                }
+                let d = L::Floats::load(bytemuck::cast_slice(&block[0].0));
+                for t in 0..T {
+                    let value = L::Floats::splat(x[t].d).mul(d).mul(products[t].to_floats());
+                    sums[t] = sums[t].add(value);
+                }
+            }
+            for t in 0..T {
+                out[t] = sums[t].to_array();
+            }
+        }
+        out
+    }
+}

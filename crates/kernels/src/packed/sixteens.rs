@@ -1,0 +1,295 @@
+//! Q2_K, Q3_K and Q6_K: super-blocks of 16 groups of 16 values with a scale.
+//!
+//! ```text
+//! Q2_K   1 line     d, 16 × f16 | dmin, 16 × f16
+//!        4 lines    a byte a group: scale in the low, minimum in the high half
+//!        16 lines   2 bits
+//! Q3_K   1 line     d, 16 × f32
+//!        3 lines    scales, 32 higher: lower 4 bits in 2 lines, upper 2 bits in 1 line
+//!        8 lines    third bits, bit p for plane p
+//!        16 lines   lower 2 bits
+//! Q6_K   1 line     d, 16 × f32
+//!        4 lines    scales, a signed byte a group
+//!        32 lines   lower 4 bits: 16 lines for each 128 values, 64 in the low, 64 in the high halves
+//!        16 lines   upper 2 bits
+//!
+//! 2 bits   8 lines for each 128 values, 32 (a plane) in each pair of bits
+//! ```
+//! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
+//! and 32 higher than they are; each group's sum starts with what that makes too much.
+
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
+use crate::activations::{Form, QuantizedActivations, SuperBlock};
+use crate::arch::{IntLanes, LANES, Lanes};
+use crate::memory::Line;
+use hurtle_quant::Block as WeightBlock;
+
+/// A weight type.
+pub(crate) trait Type {
+    type Weights: WeightBlock;
+    const HEADER: usize;
+    /// Quant lines.
+    const LINES: usize;
+    /// How much higher than their values the quants are stored: 0, or 32 divided by a power of 2.
+    const OFFSET: i32;
+    /// Whether there are minima.
+    const MINIMA: bool;
+
+    fn pack(
+        block: &<Self::Weights as WeightBlock>::Bytes,
+        row: usize,
+        header: &mut [Line],
+        quants: &mut [Line],
+    );
+
+    /// Scales of groups `4q` to `4q + 3`, a byte each.
+    unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L;
+
+    /// The scale that is byte `i < 4` of `scales`.
+    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L;
+
+    /// Dword `i < 4` of group `8h + g`.
+    unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L;
+}
+
+/// Writes the dwords of `bytes` to lines.
+fn set_dwords(lines: &mut [Line], row: usize, bytes: &[u8]) {
+    for (line, dword) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        set_dword(line, row, *dword);
+    }
+}
+
+/// Writes a f16 as f32.
+fn set_scale(line: &mut Line, row: usize, d: &[u8; 2]) {
+    let d = hurtle_quant::f16_to_f32(u16::from_le_bytes(*d));
+    set_dword(line, row, d.to_ne_bytes());
+}
+
+/// Moves bits `from` of each byte to `to`; the others become anything.
+#[inline(always)]
+unsafe fn shift<L: IntLanes>(bytes: L, from: usize, to: usize) -> L {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe { if from > to { bytes.shr((from - to) as u32) } else { bytes.shl((to - from) as u32) } }
+}
+
+pub(crate) struct TypeQ2K;
+
+impl Type for TypeQ2K {
+    type Weights = hurtle_quant::Q2K<'static>;
+    const HEADER: usize = 5;
+    const LINES: usize = 16;
+    const OFFSET: i32 = 0;
+    const MINIMA: bool = true;
+
+    fn pack(bytes: &[u8; 84], row: usize, header: &mut [Line], quants: &mut [Line]) {
+        let block = hurtle_quant::Q2K::split(bytes);
+        set_half(&mut header[0], row, *block.d);
+        set_half(&mut header[0], PANEL_ROWS + row, *block.dmin);
+        set_dwords(&mut header[1..], row, block.scales);
+        set_dwords(quants, row, block.qs);
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(&header[1 + q]) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { scales.shr(8 * i as u32).and(L::splat(15)) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let line = L::load(&lines[8 * h + 4 * (g % 2) + i]);
+            shift(line, 2 * (g / 2), 0).and(L::splat(0x0303_0303))
+        }
+    }
+}
+
+pub(crate) struct TypeQ3K;
+
+impl Type for TypeQ3K {
+    type Weights = hurtle_quant::Q3K<'static>;
+    const HEADER: usize = 4;
+    const LINES: usize = 24;
+    const OFFSET: i32 = 4;
+    const MINIMA: bool = false;
+
+    fn pack(bytes: &[u8; 110], row: usize, header: &mut [Line], quants: &mut [Line]) {
+        let block = hurtle_quant::Q3K::split(bytes);
+        set_scale(&mut header[0], row, block.d);
+        set_dwords(&mut header[1..], row, block.scales_low);
+        set_dwords(&mut header[3..], row, block.scales_high);
+        set_dwords(&mut quants[..8], row, block.hmask);
+        set_dwords(&mut quants[8..], row, block.qs);
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let low = L::load(&header[1 + q % 2]).shr(4 * (q / 2) as u32);
+            let high = shift(L::load(&header[3]), 2 * q, 4);
+            low.and(L::splat(0x0f0f_0f0f)).or(high.and(L::splat(0x3030_3030)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { scales.shr(8 * i as u32).and(L::splat(63)).add(L::splat(-32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L {
+        let (high, low) = lines.split_at(8);
+        let line = 4 * (g % 2) + i;
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let high = shift(L::load(&high[line]).shr(4 * h as u32), g / 2, 2);
+            let low = shift(L::load(&low[8 * h + line]), 2 * (g / 2), 0);
+            low.and(L::splat(0x0303_0303)).or(high.and(L::splat(0x0404_0404)))
+        }
+    }
+}
+
+pub(crate) struct TypeQ6K;
+
+impl Type for TypeQ6K {
+    type Weights = hurtle_quant::Q6K<'static>;
+    const HEADER: usize = 5;
+    const LINES: usize = 48;
+    const OFFSET: i32 = 32;
+    const MINIMA: bool = false;
+
+    fn pack(bytes: &[u8; 210], row: usize, header: &mut [Line], quants: &mut [Line]) {
+        let block = hurtle_quant::Q6K::split(bytes);
+        set_scale(&mut header[0], row, block.d);
+        set_dwords(&mut header[1..], row, block.scales);
+        set_dwords(&mut quants[..32], row, block.ql);
+        set_dwords(&mut quants[32..], row, block.qh);
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(&header[1 + q]) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { scales.shl(24 - 8 * i as u32).sar(24) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L {
+        let (low, high) = lines.split_at(32);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let low = shift(L::load(&low[16 * h + 4 * (g % 4) + i]), 4 * (g / 4), 0);
+            let high = shift(L::load(&high[8 * h + 4 * (g % 2) + i]), 2 * (g / 2), 4);
+            low.and(L::splat(0x0f0f_0f0f)).or(high.and(L::splat(0x3030_3030)))
+        }
+    }
+}
+
+/// The kernel of all of them.
+pub(crate) struct Sixteens<W>(W);
+pub(crate) type Q2K = Sixteens<TypeQ2K>;
+pub(crate) type Q3K = Sixteens<TypeQ3K>;
+pub(crate) type Q6K = Sixteens<TypeQ6K>;
+
+impl<W: Type> Kernel for Sixteens<W> {
+    type Weights = W::Weights;
+    type Activations = SuperBlock;
+    const FORM: Form = Form::SuperBlocks;
+    const SHARE: usize = 1;
+    const HEADER: usize = W::HEADER;
+    const LINES: usize = W::LINES;
+
+    fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
+        x.super_blocks()
+    }
+
+    fn pack(
+        block: &<W::Weights as WeightBlock>::Bytes,
+        row: usize,
+        _: usize,
+        header: &mut [Line],
+        quants: &mut [Line],
+    ) {
+        W::pack(block, row, header, quants);
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: IntLanes, const T: usize>(
+        panel: &[Line],
+        tokens: Tile<'_, SuperBlock, T>,
+    ) -> [[f32; LANES]; T] {
+        let mut out = [[0.0; LANES]; T];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let mut sums = [L::Floats::splat(0.0); T];
+            for (b, block) in panel.chunks_exact(W::HEADER + W::LINES).enumerate() {
+                prefetch::<L>(block);
+                let x = tokens.block(b);
+                let (header, lines) = block.split_at(W::HEADER);
+                let mut products = [L::splat(0); T];
+                // -32 times the sum of minimum · sum.
+                let mut offsets = [L::splat(0); T];
+                for h in 0..2 {
+                    unroll8!(G => {
+                        let mut dots = [L::splat(0); T];
+                        if W::OFFSET > 0 {
+                            for t in 0..T {
+                                let excess = x[t].minus_32_sums[8 * h + G];
+                                dots[t] = L::splat(excess >> (32 / W::OFFSET).trailing_zeros());
+                            }
+                        }
+                        for i in 0..4 {
+                            let w = W::quants::<L>(lines, h, G, i);
+                            for t in 0..T {
+                                dots[t] = dots[t].dot(w, x[t].qs[32 * h + 4 * G + i]);
+                            }
+                        }
+                        let scales = W::scales::<L>(header, 2 * h + G / 4);
+                        let scale = W::scale(scales, G % 4);
+                        for t in 0..T {
+                            products[t] = products[t].add(scale.mul(dots[t]));
+                        }
+                        if W::MINIMA {
+                            let minimum = W::scale(scales.shr(4), G % 4);
+                            for t in 0..T {
+                                let sum = L::splat(x[t].minus_32_sums[8 * h + G]);
+                                offsets[t] = offsets[t].add(minimum.mul(sum));
+                            }
+                        }
+                    });
+                }
+                for t in 0..T {
+                    let xd = L::Floats::splat(x[t].d);
+                    let value = if W::MINIMA {
+                        let d = L::Floats::load_f16(halves(&header[0], 0));
+                        let dmin = L::Floats::load_f16(halves(&header[0], 1));
+                        let offset = dmin.mul(offsets[t].sar(5).to_floats());
+                        xd.mul(d.mul(products[t].to_floats()).add(offset))
+                    } else {
+                        let d = L::Floats::load(bytemuck::cast_slice(&header[0].0));
+                        xd.mul(d).mul(products[t].to_floats())
+                    };
+                    sums[t] = sums[t].add(value);
+                }
+            }
+            for t in 0..T {
+                out[t] = sums[t].to_array();
+            }
+        }
+        out
+    }
+}
