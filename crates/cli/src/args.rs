@@ -90,7 +90,7 @@ pub(crate) struct ComputeArgs {
 
 /// Element type of a cache.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum CacheType {
+pub(crate) enum CacheType {
     F32,
     F16,
 }

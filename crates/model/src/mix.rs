@@ -221,8 +221,8 @@ fn is_matrix(name: &str, dims: &[u64]) -> bool {
 /// `ty`, or what takes its place where rows of `n_cols` values are not whole blocks.
 fn fitting(ty: WeightType, n_cols: u64) -> WeightType {
     use WeightType::{
-        F16, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, Q2_0, Q2_K, Q3_K,
-        Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TQ1_0, TQ2_0,
+        F16, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, Q2_0, Q2_K,
+        Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TQ1_0, TQ2_0,
     };
     let fits = |ty: WeightType| n_cols.is_multiple_of(ty.block_len() as u64);
     if fits(ty) {
@@ -256,7 +256,8 @@ mod tests {
     #[test]
     fn gemma3_270m_q4_k_m() {
         use WeightType::{F32, Q4_K, Q5_0, Q6_K, Q8_0};
-        let check = |name: &str, dims: &[u64], expected| check("q4_k_m", &SMALL, name, dims, expected);
+        let check =
+            |name: &str, dims: &[u64], expected| check("q4_k_m", &SMALL, name, dims, expected);
         check("token_embd.weight", &[640, 262_144], Q8_0);
         check("output_norm.weight", &[640], F32);
         check("blk.0.attn_k.weight", &[640, 256], Q5_0);

@@ -96,13 +96,13 @@ impl Blocks {
     }
 
     /// Writes `n_bytes`, whole blocks, made by `threads`. `advance` hears how many bytes were
-    /// written each time.
+    /// written each time, and may fail.
     pub(crate) fn write(
         &self,
         n_bytes: u64,
         threads: usize,
         out: &mut dyn Write,
-        advance: &dyn Fn(usize),
+        advance: &dyn Fn(usize) -> io::Result<()>,
     ) -> io::Result<()> {
         let chunk_bytes = CHUNK - CHUNK % self.ty.block_bytes();
         let batch_bytes = chunk_bytes * CHUNKS_A_BATCH;
@@ -131,7 +131,7 @@ impl Blocks {
                 }
                 out.write_all(&ready)
             })?;
-            advance(ready.len());
+            advance(ready.len())?;
             std::mem::swap(&mut ready, &mut next);
         }
         Ok(())
@@ -267,7 +267,7 @@ mod tests {
         let mut out = Vec::new();
         let n_bytes = (n_blocks * ty.block_bytes()) as u64;
         let blocks = Blocks::new(ty, sd, seed, name);
-        blocks.write(n_bytes, 2, &mut out, &|_| {}).expect("memory takes it all");
+        blocks.write(n_bytes, 2, &mut out, &|_| Ok(())).expect("memory takes it all");
         out
     }
 
@@ -284,7 +284,11 @@ mod tests {
                 let square = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / count;
                 let ratio = square.sqrt() / sd;
                 // Powers of two are at most the square root of two away.
-                let fits = if matches!(ty, WeightType::MXFP4 | WeightType::NVFP4) { 0.7..1.42 } else { 0.93..1.07 };
+                let fits = if matches!(ty, WeightType::MXFP4 | WeightType::NVFP4) {
+                    0.7..1.42
+                } else {
+                    0.93..1.07
+                };
                 assert!(fits.contains(&ratio), "{ty}: {} for {sd}", square.sqrt());
                 assert!((mean / sd).abs() < 0.1, "{ty}: mean {mean} for {sd}");
             }
@@ -311,7 +315,10 @@ mod tests {
         let blocks = Blocks::new(WeightType::Q4_K, 0.02, 3, "x");
         let write = |threads| {
             let (mut out, total) = (Vec::new(), std::cell::Cell::new(0));
-            let advance = |n| total.set(total.get() + n);
+            let advance = |n| {
+                total.set(total.get() + n);
+                Ok(())
+            };
             blocks.write(n_bytes, threads, &mut out, &advance).expect("memory takes it all");
             assert_eq!((out.len() as u64, total.get() as u64), (n_bytes, n_bytes));
             out
@@ -334,7 +341,7 @@ mod tests {
             }
         }
         let blocks = Blocks::new(WeightType::Q8_0, 0.02, 3, "x");
-        let error = blocks.write(34, 1, &mut Full, &|_| {}).expect_err("no room");
+        let error = blocks.write(34, 1, &mut Full, &|_| Ok(())).expect_err("no room");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }
