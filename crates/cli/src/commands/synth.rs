@@ -102,17 +102,20 @@ fn check_place(path: &Path, plan: &Plan, shape: &Shape, force: bool) -> Result<(
     }
     let needed = plan.n_bytes() + TOKEN_BYTES * shape.n_vocab as u64;
     let folder = std::path::absolute(path)?;
-    let available = folder.parent().and_then(hurtle_hub::available_space);
-    if let Some(available) = available.filter(|available| *available < needed) {
-        bail!(
+    check_space(path, needed, folder.parent().and_then(hurtle_hub::available_space))
+}
+
+fn check_space(path: &Path, needed: u64, available: Option<u64>) -> Result<()> {
+    match available {
+        Some(available) if available < needed => bail!(
             "{}: the file takes {}, but the disk has {} free\n\
              hint: choose a smaller --type, or another disk",
             path.display(),
             bytes(needed),
             bytes(available)
-        );
+        ),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn list(mix: Option<&str>) -> Result<()> {
@@ -130,4 +133,23 @@ fn list(mix: Option<&str>) -> Result<()> {
         ]);
     }
     super::print(&table(["NAME", "ARCHITECTURE", "PARAMETERS", "TYPE", "SIZE", "CONTEXT"], &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_small_is_told() {
+        let check = |needed, available| check_space(Path::new("x.gguf"), needed, available);
+        let message = check(2_000_000, Some(1_999_999)).expect_err("too small").to_string();
+        assert!(
+            message
+                .starts_with("x.gguf: the file takes 2.0 MB, but the disk has 2.0 MB free\nhint: ")
+        );
+        assert!(check(2_000_000, Some(2_000_000)).is_ok());
+        assert!(check(u64::MAX, None).is_ok());
+        let here = std::env::current_dir().expect("a folder");
+        assert!(hurtle_hub::available_space(&here).is_some_and(|n| n > 0));
+    }
 }
