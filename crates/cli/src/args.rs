@@ -97,7 +97,7 @@ pub(crate) struct ComputeArgs {
 
 /// Element type of a cache.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum CacheType {
+pub(crate) enum CacheType {
     F32,
     F16,
 }
@@ -135,10 +135,7 @@ impl ComputeArgs {
             threads_batch: self.threads_batch.and_then(positive),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
-            arithmetic: match self.activations {
-                Activations::F32 => Arithmetic::Exact,
-                Activations::Q8 => Arithmetic::Integer,
-            },
+            arithmetic: self.activations.into(),
             kv_type_k: self.cache_type_k.into(),
             kv_type_v: self.cache_type_v.into(),
             ..EngineOptions::default()
@@ -148,13 +145,22 @@ impl ComputeArgs {
 
 /// How matrix products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Activations {
+pub(crate) enum Activations {
     F32,
     Q8,
 }
 
+impl From<Activations> for Arithmetic {
+    fn from(activations: Activations) -> Self {
+        match activations {
+            Activations::F32 => Self::Exact,
+            Activations::Q8 => Self::Integer,
+        }
+    }
+}
+
 /// The instruction set that `HURTLE_ISA` forces.
-fn forced_isa() -> Result<Option<Isa>> {
+pub(crate) fn forced_isa() -> Result<Option<Isa>> {
     let Some(name) = std::env::var_os("HURTLE_ISA").filter(|name| !name.is_empty()) else {
         return Ok(None);
     };

@@ -9,7 +9,7 @@ use clap::Command;
 use std::ffi::{OsStr, OsString};
 
 /// llama.cpp's short flags of several letters, and the long flag of each.
-const LONG_FLAGS: [(&str, &str); 8] = [
+const LONG_FLAGS: [(&str, &str); 10] = [
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
     ("-sys", "--system-prompt"),
@@ -18,6 +18,8 @@ const LONG_FLAGS: [(&str, &str); 8] = [
     ("-ctv", "--cache-type-v"),
     ("-ngl", "--gpu-layers"),
     ("-sp", "--special"),
+    ("-np", "--parallel"),
+    ("-pg", "--prompt-gen"),
 ];
 
 /// The command that is meant when none is named.
@@ -175,6 +177,10 @@ mod tests {
                 "--special",
             ],
         );
+        check(
+            &["bench", "-np", "1,4", "-pg", "512,128"],
+            &["bench", "--parallel", "1,4", "--prompt-gen", "512,128"],
+        );
         // What clap reads by itself stays as it is.
         check(&["-c512", "-t=2", "-n", "-1"], &["run", "-c512", "-t=2", "-n", "-1"]);
         // A command without the option keeps the word, and clap's message names it.
@@ -196,9 +202,9 @@ mod tests {
     #[test]
     fn every_long_flag_exists() {
         let root = crate::cli::Cli::command();
-        let run = root.find_subcommand(DEFAULT_COMMAND).expect("run");
+        let commands: Vec<&Command> = root.get_subcommands().collect();
         for (short, long) in LONG_FLAGS {
-            assert!(lookup(OsStr::new(long), &[run]).is_some(), "{short} is {long}");
+            assert!(lookup(OsStr::new(long), &commands).is_some(), "{short} is {long}");
         }
     }
 }

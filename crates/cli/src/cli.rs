@@ -48,6 +48,10 @@ pub(crate) enum Command {
     Logits(commands::logits::LogitsArgs),
     /// Measure how well a model predicts a text
     Perplexity(commands::perplexity::PerplexityArgs),
+    /// Measure how fast a model runs
+    Bench(commands::bench::BenchArgs),
+    /// Write a model of a known shape with random weights, to size a machine
+    Synth(commands::synth::SynthArgs),
     /// Write the completion script of a shell
     Completions(commands::completions::CompletionsArgs),
 }

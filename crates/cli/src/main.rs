@@ -17,6 +17,7 @@ mod commands;
 mod error;
 mod interrupt;
 mod markdown;
+mod memory;
 mod models;
 mod prompt;
 mod terminal;

@@ -158,7 +158,7 @@ impl Engine {
         self.load_time
     }
 
-    fn exec(&self, n_threads: usize) -> Exec<'_> {
+    pub(crate) fn exec(&self, n_threads: usize) -> Exec<'_> {
         Exec { isa: self.isa, pool: &self.pool, n_threads }
     }
 

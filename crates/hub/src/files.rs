@@ -80,14 +80,19 @@ pub(crate) fn remove_dir_all(path: &Path) -> Result<(), Error> {
 /// does not say how much is free is given the benefit of the doubt.
 pub(crate) fn check_space(path: &Path, needed: u64) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(path);
-    match fs4::available_space(folder) {
-        Ok(available) if available < needed => Err(Error::NoSpace {
+    match available_space(folder) {
+        Some(available) if available < needed => Err(Error::NoSpace {
             path: folder.to_owned(),
             needed: Some(needed),
             available: Some(available),
         }),
         _ => Ok(()),
     }
+}
+
+/// Bytes that the disk under `folder` has room for, if its file system tells.
+pub fn available_space(folder: &Path) -> Option<u64> {
+    fs4::available_space(folder).ok()
 }
 
 /// Refuses a file that does not begin as GGUF files do.

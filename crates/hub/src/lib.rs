@@ -37,6 +37,7 @@ use std::time::SystemTime;
 
 pub use config::{DEFAULT_ENDPOINT, HubConfig, Token};
 pub use error::Error;
+pub use files::available_space;
 
 use http::Client;
 use huggingface::HuggingFace;

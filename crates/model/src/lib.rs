@@ -3,6 +3,7 @@
 //! ```text
 //! spec.rs     what distinguishes architectures, as enums
 //! arch/*.rs   one constant for each architecture
+//! mix.rs      which weight type each tensor gets when a model is quantized
 //! hparams.rs  a file's numbers           rope.rs  its rotary positions
 //! load.rs     a file's tensors, checked
 //! decoder.rs  THE forward pass           kv_cache.rs  what it remembers
@@ -15,6 +16,7 @@ mod error;
 mod hparams;
 mod kv_cache;
 mod load;
+pub mod mix;
 mod rope;
 pub mod spec;
 

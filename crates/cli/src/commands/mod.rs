@@ -1,4 +1,5 @@
 //! One module a command.
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod detokenize;
@@ -10,6 +11,7 @@ pub(crate) mod render;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;
+pub(crate) mod synth;
 pub(crate) mod tokenize;
 
 use crate::cli::{Cli, Command};
@@ -34,6 +36,8 @@ pub(crate) fn execute(cli: Cli) -> Result<()> {
         Command::Render(args) => render::execute(&args, globals),
         Command::Logits(args) => logits::execute(&args, globals),
         Command::Perplexity(args) => perplexity::execute(&args, globals),
+        Command::Bench(args) => bench::execute(&args, globals),
+        Command::Synth(args) => synth::execute(&args),
         Command::Completions(args) => completions::execute(&args),
     }
 }

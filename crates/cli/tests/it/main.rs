@@ -1,7 +1,9 @@
 //! Tests of the binary, as one program: it links in a fraction of the time of four.
+mod bench;
 mod chat;
 mod common;
 mod model;
+mod synth;
 #[cfg(unix)]
 mod terminal;
 mod usage;

@@ -1,7 +1,7 @@
 //! What the program says when it is asked for help, or asked for nonsense.
 use crate::common::{golden, model, run, run_with};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "chat",
     "show",
@@ -13,6 +13,8 @@ const COMMANDS: [&str; 12] = [
     "render",
     "logits",
     "perplexity",
+    "bench",
+    "synth",
     "completions",
 ];
 

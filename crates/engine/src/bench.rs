@@ -1,0 +1,266 @@
+//! How fast a model runs: prompts, single tokens, and several sequences at once.
+//!
+//! ```text
+//!                 untimed            timed, over and over
+//! sequence 0   |-- depth ---|-- prompt --|- t -|- t -| ...     one pass for the t of all sequences
+//! sequence 1   |-- depth ---|-- prompt --|- t -|- t -| ...
+//! ```
+//! As in llama-bench, the tokens are random and nothing is sampled: what is measured is the model.
+
+use crate::generate::{Engine, EngineError, KvType};
+use hurtle_model::{BatchToken, KvCache, Scratch, SeqId};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BenchTest {
+    /// Prompt tokens of each sequence.
+    pub n_prompt: usize,
+    /// Tokens that each sequence generates one after the other.
+    pub n_gen: usize,
+    /// Tokens that each sequence holds before.
+    pub depth: usize,
+    /// Sequences that run together; 0 counts as 1.
+    pub n_seqs: usize,
+    /// Threads, at most as many as the engine has.
+    pub threads: usize,
+    /// Prompt tokens processed at once, of all sequences together.
+    pub batch_size: usize,
+    /// Element types of K and V.
+    pub kv_types: (KvType, KvType),
+}
+
+impl fmt::Display for BenchTest {
+    /// `pp512`, `tg128`, `pp512+tg128`, at a depth `tg128@d4096`, of several sequences `tg128x16`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.n_prompt, self.n_gen) {
+            (n_prompt, 0) => write!(f, "pp{n_prompt}")?,
+            (0, n_gen) => write!(f, "tg{n_gen}")?,
+            (n_prompt, n_gen) => write!(f, "pp{n_prompt}+tg{n_gen}")?,
+        }
+        if self.depth > 0 {
+            write!(f, "@d{}", self.depth)?;
+        }
+        if self.n_seqs > 1 {
+            write!(f, "x{}", self.n_seqs)?;
+        }
+        Ok(())
+    }
+}
+
+impl BenchTest {
+    /// Positions that a sequence needs.
+    pub fn n_ctx(&self) -> usize {
+        self.depth.saturating_add(self.n_prompt).saturating_add(self.n_gen)
+    }
+
+    /// Tokens of one repetition, of all sequences together.
+    pub fn n_tokens(&self) -> usize {
+        self.n_prompt.saturating_add(self.n_gen).saturating_mul(self.n_seqs.max(1))
+    }
+}
+
+/// How long a repetition took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BenchSample {
+    /// All of it.
+    pub total: Duration,
+    /// Until every sequence had the logits to choose its first token from.
+    pub first_token: Duration,
+}
+
+/// Sequences at the depth of a test, ready to be measured.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    engine: &'a Engine,
+    test: BenchTest,
+    cache: KvCache,
+    seqs: Vec<SeqId>,
+    scratch: Scratch,
+    tokens: Tokens,
+}
+
+impl Engine {
+    /// Bytes that keys, values and logits of a test take: what grows with its numbers.
+    pub fn bench_bytes(&self, test: &BenchTest) -> usize {
+        let (type_k, type_v) = test.kv_types;
+        let kv = self.model().kv_cache(type_k, type_v).bytes_for(test.n_ctx());
+        let logits = self.model().hparams().n_vocab * size_of::<f32>();
+        kv.saturating_add(logits).saturating_mul(test.n_seqs.max(1))
+    }
+
+    /// Brings the sequences of `test` to its depth, and warms up: a part of a repetition is run, so
+    /// that the weights are in memory and the buffers have their sizes.
+    ///
+    /// # Errors
+    /// If there is nothing to measure, or a sequence does not fit the context.
+    pub fn bench(&self, test: &BenchTest, warm_up: bool) -> Result<Bench<'_>, EngineError> {
+        let n_ctx = test.n_ctx();
+        if test.n_tokens() == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if n_ctx > self.ctx_size() {
+            return Err(EngineError::PromptTooLong {
+                n_prompt: n_ctx,
+                n_ctx: self.ctx_size(),
+                n_ctx_train: self.model().hparams().n_ctx_train,
+            });
+        }
+        let (type_k, type_v) = test.kv_types;
+        let mut cache = self.model().kv_cache(type_k, type_v);
+        let seqs = (0..test.n_seqs.max(1)).map(|_| cache.new_sequence()).collect();
+        let mut bench = Bench {
+            engine: self,
+            test: *test,
+            cache,
+            seqs,
+            scratch: Scratch::default(),
+            tokens: Tokens { state: 1, n_vocab: self.model().hparams().n_vocab },
+        };
+        bench.prompt(test.depth, false)?;
+        if warm_up {
+            let n_prompt = test.n_prompt.min(test.batch_size.max(1));
+            bench.run(n_prompt, test.n_gen.min(1))?;
+        }
+        Ok(bench)
+    }
+}
+
+impl Bench<'_> {
+    /// Runs the test once.
+    ///
+    /// # Errors
+    /// If the model cannot be run.
+    pub fn repeat(&mut self) -> Result<BenchSample, EngineError> {
+        self.run(self.test.n_prompt, self.test.n_gen)
+    }
+
+    fn run(&mut self, n_prompt: usize, n_gen: usize) -> Result<BenchSample, EngineError> {
+        for seq in &self.seqs {
+            self.cache.truncate(*seq, self.test.depth);
+        }
+        let start = Instant::now();
+        let mut sample = BenchSample::default();
+        self.prompt(n_prompt, true)?;
+        if n_prompt > 0 {
+            sample.first_token = start.elapsed();
+        }
+        for i in 0..n_gen {
+            let batch = self.seqs.iter().map(|seq| self.tokens.next(*seq, true)).collect();
+            self.forward(batch)?;
+            if n_prompt == 0 && i == 0 {
+                sample.first_token = start.elapsed();
+            }
+        }
+        sample.total = start.elapsed();
+        Ok(sample)
+    }
+
+    /// Adds `n` tokens to every sequence, as many at once as a batch holds; `logits` of the last of
+    /// each sequence.
+    fn prompt(&mut self, n: usize, logits: bool) -> Result<(), EngineError> {
+        let total = n.saturating_mul(self.seqs.len());
+        let batch_size = self.test.batch_size.max(1);
+        for start in (0..total).step_by(batch_size) {
+            let batch = (start..total.min(start.saturating_add(batch_size)))
+                .map(|i| self.tokens.next(self.seqs[i / n], logits && i % n == n - 1))
+                .collect();
+            self.forward(batch)?;
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, batch: Vec<BatchToken>) -> Result<(), EngineError> {
+        let exec = self.engine.exec(self.test.threads);
+        self.engine.model().forward(exec, &batch, &mut self.cache, &mut self.scratch)?;
+        Ok(())
+    }
+}
+
+/// Random tokens, the same in each process.
+#[derive(Debug)]
+struct Tokens {
+    state: u64,
+    n_vocab: usize,
+}
+
+impl Tokens {
+    fn next(&mut self, seq: SeqId, logits: bool) -> BatchToken {
+        // Knuth's linear congruential generator for 64 bits (MMIX); its upper bits are good.
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let id = ((self.state >> 33) % self.n_vocab as u64) as u32;
+        BatchToken { id, seq, logits }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EngineOptions;
+    use std::path::Path;
+
+    const TEST: BenchTest = BenchTest {
+        n_prompt: 0,
+        n_gen: 0,
+        depth: 0,
+        n_seqs: 1,
+        threads: 1,
+        batch_size: 8,
+        kv_types: (KvType::F32, KvType::F32),
+    };
+
+    fn engine() -> Engine {
+        let path = "../../tests/golden/archs/llama.gguf";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let options = EngineOptions { threads: Some(2), ..EngineOptions::default() };
+        Engine::load(&path, &options).expect("the golden model")
+    }
+
+    #[test]
+    fn names_are_llama_benchs() {
+        let check = |test: BenchTest, name: &str| assert_eq!(test.to_string(), name);
+        check(BenchTest { n_prompt: 512, ..TEST }, "pp512");
+        check(BenchTest { n_gen: 128, ..TEST }, "tg128");
+        check(BenchTest { n_gen: 128, depth: 4096, ..TEST }, "tg128@d4096");
+        check(BenchTest { n_gen: 128, n_seqs: 16, ..TEST }, "tg128x16");
+        check(BenchTest { n_prompt: 512, n_gen: 128, ..TEST }, "pp512+tg128");
+        check(BenchTest { n_gen: 1, depth: 2, n_seqs: 3, ..TEST }, "tg1@d2x3");
+    }
+
+    /// What the cache holds after a repetition tells what was computed.
+    #[test]
+    fn every_sequence_gets_its_tokens_each_time() {
+        let engine = engine();
+        for (n_prompt, n_gen) in [(20, 0), (0, 5), (13, 3), (8, 0), (1, 1)] {
+            for (depth, n_seqs) in [(0, 1), (10, 1), (0, 3), (70, 4)] {
+                for (threads, warm_up) in [(1, true), (2, false)] {
+                    let test = BenchTest { n_prompt, n_gen, depth, n_seqs, threads, ..TEST };
+                    let mut bench = engine.bench(&test, warm_up).expect("it fits");
+                    let lengths = |bench: &Bench<'_>| -> Vec<usize> {
+                        bench.seqs.iter().map(|seq| bench.cache.len(*seq)).collect()
+                    };
+                    for _ in 0..2 {
+                        let sample = bench.repeat().expect("it runs");
+                        assert_eq!(lengths(&bench), vec![test.n_ctx(); n_seqs], "{test}");
+                        assert!(sample.first_token <= sample.total, "{test}");
+                        assert!(!sample.first_token.is_zero(), "{test}");
+                    }
+                    assert!(bench.cache.n_bytes() <= engine.bench_bytes(&test), "{test}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        let engine = engine();
+        let check = |test: BenchTest, expected: &str| {
+            let error = engine.bench(&test, true).expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(TEST, "empty");
+        check(BenchTest { n_gen: usize::MAX, depth: 1, ..TEST }, "context");
+        check(BenchTest { depth: engine.ctx_size(), n_gen: 1, ..TEST }, "context");
+    }
+}
