@@ -2,11 +2,16 @@
 //!
 //! ```text
 //! matmul.rs attention.rs elementwise.rs   safe API: check shapes, split the work over threads
-//!        │ dispatch! picks a shell                │
-//! arch/x86_64.rs  (AVX-512, AVX2)   arch/scalar.rs     thin shells: one per instruction set
-//!        └──────────┬─────────────────────────────┘
-//!                arch/all.rs      each algorithm once, written over `arch::Lanes`
+//! packed/ activations.rs                  the same for weights and activations in integers
+//!        │ dispatch!, dispatch_int! pick a shell    │
+//! arch/x86_64.rs  (AVX-512, AVX2, VNNI)     arch/scalar.rs    thin shells: one per instruction set
+//!        └──────────┬───────────────────────────────┘
+//!        arch/all.rs, packed/*.rs     each algorithm once, written over `arch::{Lanes, IntLanes}`
 //! ```
+//!
+//! Matrix products come in two kinds. [`matmul::matmul`] takes weights as the file has them and f32
+//! activations: exact, slow, for every type. [`packed::matmul_packed`] takes weights packed when
+//! the model was loaded and activations in 8 bit, and reads them at the speed of memory.
 //!
 //! **Same bits everywhere.** A sum over `k` is kept in 16 lanes (lane `k % 16`), each lane adds in
 //! ascending `k` with a separate multiply and add, and the lanes are folded in one fixed order.
