@@ -13,10 +13,11 @@
 //! activations: exact, slow, for every type. [`packed::matmul_packed`] takes weights packed when
 //! the model was loaded and activations in 8 bit, and reads them at the speed of memory.
 //!
-//! **Same bits everywhere.** A sum over `k` is kept in 16 lanes (lane `k % 16`), each lane adds in
-//! ascending `k` with a separate multiply and add, and the lanes are folded in one fixed order.
-//! So a result depends on its operands alone: not on the instruction set, the number of threads or
-//! the number of tokens that are processed together. Tests compare bits, not tolerances.
+//! **Same bits everywhere.** In f32, a sum over `k` is kept in 16 lanes (lane `k % 16`), each lane
+//! adds in ascending `k` with a separate multiply and add, and the lanes are folded in one fixed
+//! order; in integers, sums are exact within a block and blocks are added in order. So a result
+//! depends on its operands alone: not on the instruction set, the number of threads or the number
+//! of tokens that are processed together. Tests compare bits, not tolerances.
 //!
 //! This crate knows no file and no model, does no I/O and reads no environment.
 
