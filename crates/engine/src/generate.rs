@@ -414,8 +414,7 @@ impl Session<'_> {
     }
 
     fn batch(&self, ids: &[u32], logits: impl Fn(usize) -> bool) -> Vec<BatchToken> {
-        let token =
-            |(i, id): (usize, &u32)| BatchToken { id: *id, seq: self.seq, logits: logits(i) };
+        let token = |(i, id): (usize, &u32)| BatchToken { id: *id, seq: self.seq, logits: logits(i) };
         ids.iter().enumerate().map(token).collect()
     }
 

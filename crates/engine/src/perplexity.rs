@@ -38,11 +38,8 @@ impl Likelihood {
         let variance = self.sum_of_squares / n - mean * mean;
         let ppl = mean.exp();
         // The error of the mean, carried through exp.
-        let stderr = if self.count > 1 && variance > 0.0 {
-            (variance / (n - 1.0)).sqrt() * ppl
-        } else {
-            0.0
-        };
+        let stderr =
+            if self.count > 1 && variance > 0.0 { (variance / (n - 1.0)).sqrt() * ppl } else { 0.0 };
         Perplexity { ppl, stderr }
     }
 }

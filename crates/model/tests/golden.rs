@@ -171,8 +171,7 @@ fn greedy_tokens_match_until_a_near_tie() {
 
 #[test]
 fn bits_depend_on_the_sequence_alone() {
-    let names =
-        ["archs/llama", "archs/gemma3", "archs/gpt-oss", "archs/qwen2moe", "quantmodels/q4_k"];
+    let names = ["archs/llama", "archs/gemma3", "archs/gpt-oss", "archs/qwen2moe", "quantmodels/q4_k"];
     for name in names {
         let fixture = Fixture::open(name);
         let ids = &read(name).inputs[2].ids;
@@ -204,8 +203,7 @@ fn a_truncated_sequence_goes_on_as_if_it_had_never_been_longer() {
     let mut scratch = Scratch::default();
     let seq = cache.new_sequence();
     let mut run = |cache: &mut _, ids: &[u32]| {
-        let batch: Vec<_> =
-            ids.iter().map(|id| BatchToken { id: *id, seq, logits: true }).collect();
+        let batch: Vec<_> = ids.iter().map(|id| BatchToken { id: *id, seq, logits: true }).collect();
         fixture.model.forward(exec, &batch, cache, &mut scratch).unwrap().to_vec()
     };
     let whole = run(&mut cache, ids);

@@ -136,7 +136,8 @@ fn the_same_seed_gives_the_same_text_in_every_form() {
     assert_eq!(answer["token_ids"].as_array().expect("ids").len(), 20);
     let threads = run(&[&args[..], &["-t", "2", "-tb", "1", "-b", "1"]].concat()).ok();
     assert_eq!(threads, text, "other threads and batches");
-    let other = run(&["-m", model(), "-p", "Once", "--raw", "-s", "8", "-n", "20", "--ignore-eos"]);
+    let other =
+        run(&["-m", model(), "-p", "Once", "--raw", "-s", "8", "-n", "20", "--ignore-eos"]);
     assert_ne!(other.ok(), text);
 }
 
