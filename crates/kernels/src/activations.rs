@@ -8,7 +8,7 @@ use crate::Exec;
 use crate::arch::dispatch;
 use crate::packed::PackedMatrix;
 use crate::share::Shared;
-use hurtle_quant::{Q8_1Block, Q8KSuperBlock};
+use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of_32};
 
 /// 256 activations, `d * qs[i]` each.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,7 @@ impl From<&Q8_1Block> for Block {
     fn from(block: &Q8_1Block) -> Self {
         Self {
             qs: dwords(&block.qs),
-            sum: block.qs.iter().map(|&q| i32::from(q)).sum(),
+            sum: sum_of_32(&block.qs),
             d: block.scale(),
             scaled_sum: block.scaled_sum(),
         }

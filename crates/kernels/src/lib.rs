@@ -2,16 +2,22 @@
 //!
 //! ```text
 //! matmul.rs attention.rs elementwise.rs   safe API: check shapes, split the work over threads
-//!        │ dispatch! picks a shell                │
-//! arch/x86_64.rs  (AVX-512, AVX2)   arch/scalar.rs     thin shells: one per instruction set
-//!        └──────────┬─────────────────────────────┘
-//!                arch/all.rs      each algorithm once, written over `arch::Lanes`
+//! packed/ activations.rs                  the same for weights and activations in integers
+//!        │ dispatch!, dispatch_int! pick a shell    │
+//! arch/x86_64.rs  (AVX-512, AVX2, VNNI)     arch/scalar.rs    thin shells: one per instruction set
+//!        └──────────┬───────────────────────────────┘
+//!        arch/all.rs, packed/*.rs     each algorithm once, written over `arch::{Lanes, IntLanes}`
 //! ```
 //!
-//! **Same bits everywhere.** A sum over `k` is kept in 16 lanes (lane `k % 16`), each lane adds in
-//! ascending `k` with a separate multiply and add, and the lanes are folded in one fixed order.
-//! So a result depends on its operands alone: not on the instruction set, the number of threads or
-//! the number of tokens that are processed together. Tests compare bits, not tolerances.
+//! Matrix products come in two kinds. [`matmul::matmul`] takes weights as the file has them and f32
+//! activations: exact, slow, for every type. [`packed::matmul_packed`] takes weights packed when
+//! the model was loaded and activations in 8 bit, and reads them at the speed of memory.
+//!
+//! **Same bits everywhere.** In f32, a sum over `k` is kept in 16 lanes (lane `k % 16`), each lane
+//! adds in ascending `k` with a separate multiply and add, and the lanes are folded in one fixed
+//! order; in integers, sums are exact within a block and blocks are added in order. So a result
+//! depends on its operands alone: not on the instruction set, the number of threads or the number
+//! of tokens that are processed together. Tests compare bits, not tolerances.
 //!
 //! This crate knows no file and no model, does no I/O and reads no environment.
 

@@ -58,7 +58,15 @@ pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
             *lane = larger(*lane, x.abs());
         }
     }
-    lanes.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, larger)
+    // Halves against halves, which vectorises; the maximum does not depend on the order.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    rest.iter().map(|x| x.abs()).fold(lanes[0], larger)
 }
 
 /// The smallest and the largest value.
