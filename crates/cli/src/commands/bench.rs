@@ -142,6 +142,7 @@ struct Row {
     cache_type_v: &'static str,
     model: String,
     model_params: u64,
+    activations: &'static str,
 }
 
 pub(crate) fn execute(args: &BenchArgs, globals: &GlobalArgs) -> Result<()> {
@@ -268,6 +269,7 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
         cache_type_v: test.kv_types.1.name(),
         model: model_name(engine),
         model_params: engine.gguf().n_params(),
+        activations: args.activations.name(),
     })
 }
 
@@ -316,6 +318,7 @@ impl Table {
         column("size", 8, false, |row| bytes(row.model_bytes));
         column("params", 7, false, |row| count(row.model_params));
         column("isa", engine.isa().name().len(), true, |row| row.isa.clone());
+        column("activations", 0, true, |row| row.activations.to_owned());
         column("threads", 0, false, |row| row.threads.to_string());
         // As in llama-bench, columns that say nothing are left out.
         if tests.iter().any(|test| test.batch_size != tests[0].batch_size) {
