@@ -150,6 +150,16 @@ pub(crate) enum Activations {
     Q8,
 }
 
+impl Activations {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Activations::F32 => "f32",
+            Activations::Q8 => "q8",
+        }
+    }
+}
+
 impl From<Activations> for Arithmetic {
     fn from(activations: Activations) -> Self {
         match activations {

@@ -327,6 +327,18 @@ mod tests {
         }
     }
 
+    /// Rows of 2880 values are not whole blocks of 256, so recipes must give way.
+    #[test]
+    fn odd_widths_run() {
+        let shape = find_shape("gpt-oss:20b").expect("a shape");
+        let experts = Some(Experts { n: 2, n_used: 1, n_ff: shape.n_ff });
+        let family = &vocabulary::SMOLLM2;
+        let shape = Shape { n_layers: 1, n_vocab: 512, experts, family, ..*shape };
+        for mix in ["mxfp4_moe", "q4_k_m"] {
+            check_runs(&shape, find_mix(mix).expect("a mix"));
+        }
+    }
+
     #[test]
     fn every_weight_type_runs() {
         let shape = tiny(find_shape("qwen3:4b").expect("a shape"));

@@ -42,7 +42,7 @@ pub(crate) fn tensors(shape: &Shape, spec: &ArchSpec, mix: Mix) -> Vec<Tensor> {
     let Shape { n_embd, n_vocab, head_dim, .. } = *shape;
     let model = MixModel {
         n_layers: shape.n_layers,
-        n_gqa: shape.n_heads / shape.n_kv_heads,
+        n_gqa: shape.n_heads / shape.n_kv_heads.max(1),
         n_experts: shape.experts.map_or(0, |experts| experts.n),
         tied: shape.tied,
     };

@@ -206,7 +206,8 @@ mod tests {
             assert_eq!(tokenizer.n_tokens(), n_vocab);
             for (id, text) in family.special {
                 assert_eq!(tokenizer.token_id(text), Some(*id as u32));
-                assert!(tokenizer.is_control(*id as u32), "{text}");
+                let how = Encode { add_special: false, parse_special: true };
+                assert_eq!(tokenizer.encode(text, how), [*id as u32], "{text}");
             }
             assert!(tokenizer.is_end_of_generation(family.eos as u32));
             assert_eq!(tokenizer.bos(), Some(family.bos as u32));

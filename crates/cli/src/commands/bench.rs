@@ -23,14 +23,12 @@ Examples:
   hurtle bench -m x.gguf -p 0 -np 1,4,16          several sequences at once, all rates together
   hurtle bench -m x.gguf -pg 2048,256 -o json     an answer from end to end
 
-Flags that take a list (1,2,4) measure all combinations. Each test runs once to warm up and then -r \
+Flags that take a list (1,2,4) measure all combinations. Each test warms up and then runs -r \
 times. Tests: pp512 is a prompt of 512 tokens, tg128 are 128 tokens one by one, tg128@d4096 the same after \
 4096 others, tg128x16 in 16 sequences. Rates are tokens a second, those of all sequences together; tps in \
 JSON and CSV is their median. first_token_ms is the time until every sequence could choose a token. \
 peak_rss_bytes is the most memory in RAM until the test's end, the mapped model included.")]
 pub(crate) struct BenchArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Prompt tokens; 0: no such test
     #[arg(short = 'p', long, value_name = "N,...", value_delimiter = ',', default_value = "512", value_parser = tokens())]
     n_prompt: Vec<u64>,
@@ -80,6 +78,8 @@ pub(crate) struct BenchArgs {
     /// Form of the results
     #[arg(short, long, value_name = "FORM", default_value = "md")]
     output: Output,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// Form of the results.
@@ -142,6 +142,7 @@ struct Row {
     cache_type_v: &'static str,
     model: String,
     model_params: u64,
+    activations: &'static str,
 }
 
 pub(crate) fn execute(args: &BenchArgs, globals: &GlobalArgs) -> Result<()> {
@@ -268,6 +269,7 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
         cache_type_v: test.kv_types.1.name(),
         model: model_name(engine),
         model_params: engine.gguf().n_params(),
+        activations: args.activations.name(),
     })
 }
 
@@ -316,6 +318,7 @@ impl Table {
         column("size", 8, false, |row| bytes(row.model_bytes));
         column("params", 7, false, |row| count(row.model_params));
         column("isa", engine.isa().name().len(), true, |row| row.isa.clone());
+        column("activations", 0, true, |row| row.activations.to_owned());
         column("threads", 0, false, |row| row.threads.to_string());
         // As in llama-bench, columns that say nothing are left out.
         if tests.iter().any(|test| test.batch_size != tests[0].batch_size) {

@@ -3,7 +3,7 @@
 use crate::common::{model, run};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "test",
     "n_prompt",
     "n_gen",
@@ -22,6 +22,7 @@ const KEYS: [&str; 18] = [
     "cache_type_v",
     "model",
     "model_params",
+    "activations",
 ];
 
 fn bench(args: &[&str]) -> Vec<&'static str> {
@@ -83,7 +84,7 @@ fn json_tells_all_there_is() {
 #[test]
 fn every_flag_shows_in_the_results() {
     let args = ["-p", "0", "-n", "0", "-pg", "6,2", "-b", "64,4", "-ub", "32", "-r", "1"];
-    let caches = ["-ctk", "f16", "-ctv", "f16,f32", "--no-warmup"];
+    let caches = ["-ctk", "f16", "-ctv", "f16,f32", "--no-warmup", "--activations", "q8"];
     let found = rows(&[&args[..], &caches].concat());
     let shown: Vec<_> = found
         .iter()
@@ -93,6 +94,7 @@ fn every_flag_shows_in_the_results() {
         .collect();
     let row = |batch, v| [json!("pp6+tg2"), json!(batch), json!("f16"), json!(v)];
     assert_eq!(shown, [row(32, "f16"), row(4, "f16"), row(32, "f32"), row(4, "f32")]);
+    assert!(found.iter().all(|row| row["activations"] == "q8"));
     // All of a prompt and its tokens, in one rate.
     assert_eq!(found[0]["tps_all"].as_array().map(Vec::len), Some(1));
 }
