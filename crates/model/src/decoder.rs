@@ -10,6 +10,7 @@
 
 use crate::kv_cache::{KvCache, KvType, SeqId};
 use crate::load::{Ffn, Gated, Layer, Linear};
+use crate::profile::Profile;
 use crate::spec::{Gating, QkNorm};
 use crate::{Model, ModelError};
 use half::f16;
@@ -49,6 +50,8 @@ pub struct Scratch {
     positions: Vec<usize>,
     quantized: QuantizedActivations,
     moe: MoeScratch,
+    /// Where costs are added to, if they are wanted.
+    pub profile: Option<Profile>,
 }
 
 /// What a feed-forward network needs of the scratch.

@@ -7,6 +7,7 @@
 //! hparams.rs  a file's numbers           rope.rs  its rotary positions
 //! load.rs     a file's tensors, checked
 //! decoder.rs  THE forward pass           kv_cache.rs  what it remembers
+//! profile.rs  where its time goes
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod hparams;
 mod kv_cache;
 mod load;
 pub mod mix;
+pub mod profile;
 mod rope;
 pub mod spec;
 
