@@ -590,3 +590,164 @@ fn nearest_packed(ty: WeightType) -> Option<WeightType> {
     let packed = WeightType::ALL.iter().copied().filter(|ty| PackedMatrix::supports(*ty));
     packed.min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn machine(online: usize, allowed: usize, quota: Option<f64>) -> Machine {
+        let limit = |value| Limit { value, file: PathBuf::from("/cg/cpu.max") };
+        Machine {
+            processor: None,
+            online: Some(online),
+            allowed: Some(allowed),
+            cores: None,
+            cpu_quota: quota.map(limit),
+            memory_total: None,
+            memory_available: None,
+            memory_limit: None,
+            caches: Vec::new(),
+            huge_pages: None,
+        }
+    }
+
+    #[test]
+    fn who_decides_how_many_threads_run() {
+        let check = |machine: Machine, asked, available, expected| {
+            let found = Threads::of(&machine, asked, available);
+            assert_eq!((found.decided_by, found.used), expected, "{machine:?}");
+        };
+        check(machine(8, 8, None), Some(3), 8, ("--threads", 3));
+        check(machine(8, 8, None), None, 8, ("number of processors", 8));
+        check(machine(8, 2, None), None, 2, ("affinity mask", 2));
+        check(machine(8, 8, Some(2.5)), None, 2, ("cgroup quota", 2));
+        check(machine(8, 8, Some(0.5)), None, 1, ("cgroup quota", 1));
+        check(machine(8, 2, Some(4.0)), None, 2, ("affinity mask", 2));
+        // What the standard library says and the files do not explain is the system's.
+        check(machine(8, 8, None), None, 5, ("operating system", 5));
+        let unknown = Machine { allowed: None, online: None, ..machine(0, 0, None) };
+        check(unknown, None, 4, ("operating system", 4));
+    }
+
+    #[test]
+    fn powers_of_two_and_all_are_measured() {
+        let check = |used, expected: &[usize]| {
+            assert_eq!(Threads::of(&machine(1, 1, None), Some(used), 1).steps(), expected);
+        };
+        check(1, &[1]);
+        check(2, &[1, 2]);
+        check(6, &[1, 2, 4, 6]);
+        check(8, &[1, 2, 4, 8]);
+    }
+
+    /// A report of a machine on which nothing is wrong.
+    fn report(threads: Threads, reads: &[f64]) -> Report {
+        let measured = |(i, read): (usize, &f64)| Measured {
+            threads: threads.steps()[i],
+            read_bytes_per_second: *read,
+            integer_ops_per_second: 1.0,
+            float_ops_per_second: 1.0,
+        };
+        Report {
+            processor: None,
+            caches: Vec::new(),
+            memory: Memory { total_bytes: None, available_bytes: None, cgroup_limit: None },
+            isa: InstructionSets { available: vec!["scalar", "fast"], used: "fast", reason: "" },
+            huge_pages: HugePages {
+                setting: Some("madvise".into()),
+                buffer_bytes: 100 << 20,
+                buffer_huge_bytes: Some(100 << 20),
+            },
+            measured: reads.iter().enumerate().map(measured).collect(),
+            model: None,
+            advice: Vec::new(),
+            threads,
+        }
+    }
+
+    fn model(file_bytes: u64, kv_bytes: u64) -> ModelReport {
+        ModelReport {
+            path: String::new(),
+            weights: Vec::new(),
+            activations: "q8",
+            bytes_per_token: file_bytes,
+            tokens_per_second_ceiling: 1.0,
+            file_bytes,
+            ctx_size: 1000,
+            kv_bytes,
+            fits: None,
+        }
+    }
+
+    #[test]
+    fn advice_follows_from_facts() {
+        #[track_caller]
+        fn check(report: &Report, usable: Option<u64>, expected: &[&str]) {
+            let found = report.advise(usable);
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.contains(expected), "{expected:?} in {found:?}");
+            }
+        }
+        let threads = |machine: &Machine, asked, available| Threads::of(machine, asked, available);
+        let four = || threads(&machine(4, 4, None), None, 4);
+        let scaling = [10.0, 20.0, 40.0];
+        check(&report(four(), &scaling), Some(1), &[]);
+        check(
+            &report(four(), &[10.0, 20.0, 20.5]),
+            None,
+            &["2 of 4 threads read as fast as all: -t 2"],
+        );
+        let quota = threads(&machine(4, 4, Some(2.0)), None, 2);
+        check(&report(quota, &[10.0, 20.0]), None, &["keeps 2 of 4 processors idle"]);
+        let quota = threads(&machine(4, 4, Some(1.5)), Some(2), 1);
+        check(
+            &report(quota, &[10.0, 20.0]),
+            None,
+            &["share the time of 1.50 processors (/cg/cpu.max)"],
+        );
+        let mask = threads(&machine(8, 2, None), None, 2);
+        check(&report(mask, &[10.0, 20.0]), None, &["allows 2 of 8 processors"]);
+        let many = threads(&machine(8, 2, None), Some(4), 2);
+        check(&report(many, &scaling), None, &["4 threads take turns on 2 processors: take -t 2"]);
+
+        let mut forced = report(four(), &scaling);
+        forced.isa.used = "scalar";
+        check(&forced, None, &["HURTLE_ISA forces scalar, but this processor has fast"]);
+        let mut small = report(four(), &scaling);
+        small.huge_pages.buffer_huge_bytes = Some(1 << 20);
+        check(&small, None, &["only 1.0 MB of the buffer of 104.9 MB came in huge pages"]);
+        small.huge_pages.setting = Some("never".into());
+        check(&small, None, &["huge pages are switched off: 'echo madvise | sudo tee /sys/"]);
+        small.huge_pages.setting = None;
+        check(&small, None, &[]);
+
+        let with = |model| Report { model: Some(model), ..report(four(), &scaling) };
+        check(&with(model(100, 100)), None, &[]);
+        check(&with(model(100, 100)), Some(200), &[]);
+        check(&with(model(100, 100)), Some(99), &["the weights take 100 B, but 99 B"]);
+        check(&with(model(100, 100)), Some(150), &["-c 500 fits"]);
+    }
+
+    #[test]
+    fn types_without_kernels_have_a_neighbour_that_has_one() {
+        for ty in WeightType::ALL {
+            let better = nearest_packed(*ty).expect("some type has a kernel");
+            assert!(PackedMatrix::supports(better), "{ty}: {better}");
+            assert!(!PackedMatrix::supports(*ty) || better == *ty, "{ty}: {better}");
+        }
+        assert_eq!(nearest_packed(WeightType::IQ3_S), Some(WeightType::Q3_K));
+    }
+
+    #[test]
+    fn caches_read_well() {
+        let check = |level, kind: &str, bytes, shared_by, expected: &str| {
+            let cache = Cache { level, kind: kind.into(), bytes, shared_by };
+            assert_eq!(show_cache(&cache), expected);
+        };
+        check(1, "Data", 48 << 10, Some(1), "L1 data 48 KiB");
+        check(2, "Unified", 2 << 20, None, "L2 2 MiB");
+        check(3, "Unified", 36608 << 10, Some(2), "L3 35.75 MiB (shared by 2 processors)");
+    }
+}

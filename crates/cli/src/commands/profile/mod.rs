@@ -490,3 +490,101 @@ fn summary(operations: &[Row], total: &Row, roofline: &Roofline) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use hurtle_model::profile::Profile;
+    use std::time::Duration;
+
+    /// 10 GB/s, 400 Gop/s in integers and 50 in f32.
+    const MACHINE: Roofline = Roofline { read_bytes: 10e9, integer_ops: 400e9, float_ops: 50e9 };
+
+    const fn cost(us: u64, bytes: u64, flops: u64) -> Cost {
+        let time = Duration::from_micros(us);
+        Cost { calls: 2, time, wait: Duration::from_micros(us / 10), bytes, flops }
+    }
+
+    /// The report of two tokens of a model with two layers, each with these costs in both of them together.
+    pub(in crate::commands::profile) fn report(
+        costs: &[(Op, Cost)],
+        sampling_us: u64,
+        total_us: u64,
+        activations: Activations,
+    ) -> Report {
+        let mut profile = Profile::new(2);
+        for (op, cost) in costs {
+            let half = Cost {
+                calls: cost.calls / 2,
+                time: cost.time / 2,
+                wait: cost.wait / 2,
+                bytes: cost.bytes / 2,
+                flops: cost.flops / 2,
+            };
+            profile.add(Some(0), *op, half);
+            profile.add(Some(1), *op, half);
+        }
+        let run = ProfileRun {
+            costs: profile,
+            sampling: Duration::from_micros(sampling_us),
+            waited: Duration::from_micros(total_us / 10),
+            total: Duration::from_micros(total_us),
+        };
+        let (model, test) = ("a <model>".to_owned(), "tg2".to_owned());
+        let setting = Setting { model, test, isa: "scalar", activations, threads: 2, n_tokens: 2 };
+        Report::new(setting, &run, MACHINE, true)
+    }
+
+    #[test]
+    fn rates_and_shares() {
+        // 6 MB in 800 µs are 7.5 GB/s; 12 Mop are 15 Gop/s.
+        let costs = [(Op::Down, cost(800, 6_000_000, 12_000_000)), (Op::Norm, cost(100, 0, 0))];
+        let found = report(&costs, 60, 1000, Activations::Q8);
+        let row = |name: &str| found.operations.iter().find(|row| row.name == name).expect("a row");
+        let down = row("down");
+        assert_eq!((down.calls, down.time_us, down.wait_us, down.share), (2, 400.0, 40.0, 0.8));
+        assert_eq!((down.bytes, down.ops, down.bytes_per_second), (3e6, 6e6, 7.5e9));
+        assert_eq!((down.read_fraction, down.peak_fraction), (Some(0.75), Some(0.0375)));
+        assert_eq!((down.bound, down.least_us), (Some(Bound::Memory), 300.0));
+        let norm = row("norms");
+        assert_eq!((norm.bound, norm.read_fraction, norm.share), (None, None, 0.1));
+        assert_eq!(row("sampling").time_us, 30.0);
+        assert_eq!((row("everything else").time_us, row("everything else").wait_us), (20.0, 5.0));
+        assert_eq!(
+            (found.total.time_us, found.total.share, found.total.wait_us),
+            (500.0, 1.0, 50.0)
+        );
+        let layers = found.layers.as_ref().expect("layers");
+        assert_eq!(layers.len(), 2);
+        assert_eq!((layers[1].total.time_us, layers[1].total.share), (225.0, 0.45));
+        assert_eq!(
+            layers[1].cells(),
+            ["1", "225.0", "0.0", "0.0", "0.0", "0.0", "200.0", "25.0", "6.67"]
+        );
+        // The same in f32 meets a lower peak.
+        let found = report(&costs, 60, 1000, Activations::F32);
+        assert_eq!(found.operations[1].peak_fraction, Some(0.3));
+    }
+
+    #[test]
+    fn the_bound_in_a_sentence() {
+        let check = |costs: &[(Op, Cost)], expected: &str| {
+            let found = report(costs, 40, 1000, Activations::Q8).summary;
+            assert!(found.contains(expected), "expected {expected:?} in {found:?}");
+        };
+        let memory = [(Op::Down, cost(900, 8_500_000, 1)), (Op::Attention, cost(50, 50_000, 1))];
+        check(&memory, "Memory bounds it: it reads 8.6 of 10.0 GB/s, 86 % of what memory gives");
+        check(&memory, "attention 4 %, sampling 4 %");
+        check(&[(Op::Down, cost(900, 20_000_000, 1))], "Caches help: it reads 20.0 GB/s");
+        let computes = [(Op::Down, cost(900, 10, 300_000_000))];
+        check(&computes, "Arithmetic bounds it: 300 Gop/s, 75 % of what the instruction set gives");
+        check(
+            &[(Op::Down, cost(900, 2_000_000, 1))],
+            "Neither memory nor arithmetic bounds it: they need 20 %",
+        );
+        check(
+            &[(Op::Norm, cost(900, 0, 0))],
+            "they need 0 % of the time at least; lost beyond that",
+        );
+    }
+}

@@ -281,4 +281,39 @@ mod tests {
     fn text_cannot_become_markup() {
         assert_eq!(escape("a<b>&\"\u{1b}"), "a&lt;b&gt;&amp;&quot;\u{fffd}");
     }
+
+    /// Rooms for the numbers of every machine and model: nothing leaves the plot.
+    #[test]
+    fn every_dot_lies_in_the_plot_and_has_its_label() {
+        use crate::args::Activations;
+        use hurtle_model::profile::{Cost, Op};
+        use std::time::Duration;
+        let numbers = |attribute: &str, text: &str| -> Vec<f64> {
+            let parts = text.split(&format!(" {attribute}=\"")).skip(1);
+            parts
+                .map(|part| part.split('"').next().unwrap_or_default().parse().expect("a number"))
+                .collect()
+        };
+        for scale in [1, 1000, 1_000_000] {
+            let cost = |i: usize| Cost {
+                calls: 2,
+                time: Duration::from_micros(40 * (i as u64 + 1)),
+                wait: Duration::ZERO,
+                bytes: 50_000 * scale,
+                flops: 100_000 * scale * (1 + i as u64 % 3),
+            };
+            let costs: Vec<(Op, Cost)> =
+                Op::ALL.iter().enumerate().map(|(i, op)| (*op, cost(i))).collect();
+            let plot =
+                svg(&crate::commands::profile::tests::report(&costs, 10, 4000, Activations::Q8));
+            let (xs, ys) = (numbers("cx", &plot), numbers("cy", &plot));
+            assert_eq!((xs.len(), ys.len()), (Op::ALL.len(), Op::ALL.len()));
+            assert!(xs.iter().all(|x| (LEFT..=RIGHT).contains(x)), "{xs:?}");
+            assert!(ys.iter().all(|y| (TOP..=BOTTOM).contains(y)), "{ys:?}");
+            for op in Op::ALL {
+                assert!(plot.contains(&format!(">{} <tspan", escape(op.name()))), "{}", op.name());
+            }
+            assert!(plot.contains("a &lt;model&gt;") && !plot.contains("NaN"), "{plot}");
+        }
+    }
 }
