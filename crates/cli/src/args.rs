@@ -80,19 +80,27 @@ pub(crate) struct ComputeArgs {
     /// Prompt tokens processed at once, the smaller of the two counts (also -ub) [default: 512]
     #[arg(long, value_name = "N")]
     ubatch_size: Option<usize>,
-    /// Element type of the activations in matrix products: f32 is exact, q8 quantizes them to 8 bits and
-    /// packs the weights when loading, which is much faster
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    activations: Activations,
-    /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    cache_type_k: CacheType,
-    /// Element type of the V cache (also -ctv)
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    cache_type_v: CacheType,
+    #[command(flatten)]
+    types: TypeArgs,
     /// Layers to keep on a GPU (also -ngl): there is no GPU backend, a notice says so
     #[arg(long, value_name = "N", visible_alias = "n-gpu-layers", allow_negative_numbers = true)]
     gpu_layers: Option<String>,
+}
+
+/// The types of numbers to compute with and to remember.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Context and computation")]
+pub(crate) struct TypeArgs {
+    /// Element type of the activations in matrix products: f32 is exact, q8 quantizes them to 8 bits and
+    /// packs the weights when loading, which is much faster
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) activations: Activations,
+    /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) cache_type_k: CacheType,
+    /// Element type of the V cache (also -ctv)
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(crate) cache_type_v: CacheType,
 }
 
 /// Element type of a cache.
@@ -114,12 +122,6 @@ impl From<CacheType> for KvType {
 impl ComputeArgs {
     /// As the engine wants them, with the model's own context size.
     pub(crate) fn options(&self) -> Result<EngineOptions> {
-        for threads in [Some(self.threads), self.threads_batch].into_iter().flatten() {
-            if threads > MAX_THREADS {
-                usage!("--threads {threads}: expected at most {MAX_THREADS}");
-            }
-        }
-        let positive = |n: i64| usize::try_from(n).ok().filter(|&n| n > 0);
         for (name, size) in [("batch", self.batch_size), ("ubatch", self.ubatch_size)] {
             if size == Some(0) {
                 usage!("--{name}-size 0: expected at least 1");
@@ -131,16 +133,24 @@ impl ComputeArgs {
             ));
         }
         Ok(EngineOptions {
-            threads: positive(self.threads),
-            threads_batch: self.threads_batch.and_then(positive),
+            threads: threads(self.threads)?,
+            threads_batch: self.threads_batch.map(threads).transpose()?.flatten(),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
-            arithmetic: self.activations.into(),
-            kv_type_k: self.cache_type_k.into(),
-            kv_type_v: self.cache_type_v.into(),
+            arithmetic: self.types.activations.into(),
+            kv_type_k: self.types.cache_type_k.into(),
+            kv_type_v: self.types.cache_type_v.into(),
             ..EngineOptions::default()
         })
     }
+}
+
+/// A number of threads as the engine wants it: `None` for 0 or less.
+pub(crate) fn threads(n: i64) -> Result<Option<usize>> {
+    if n > MAX_THREADS {
+        usage!("--threads {n}: expected at most {MAX_THREADS}");
+    }
+    Ok(usize::try_from(n).ok().filter(|&n| n > 0))
 }
 
 /// How matrix products are computed.

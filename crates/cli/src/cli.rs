@@ -50,6 +50,10 @@ pub(crate) enum Command {
     Perplexity(commands::perplexity::PerplexityArgs),
     /// Measure how fast a model runs
     Bench(commands::bench::BenchArgs),
+    /// Measure where a token's time goes
+    Profile(commands::profile::ProfileArgs),
+    /// Look at this machine: threads, memory, instruction sets, and what a model can reach here
+    Doctor(commands::doctor::DoctorArgs),
     /// Write a model of a known shape with random weights, to size a machine
     Synth(commands::synth::SynthArgs),
     /// Write the completion script of a shell

@@ -77,7 +77,7 @@ pub struct Bench<'a> {
     test: BenchTest,
     cache: KvCache,
     seqs: Vec<SeqId>,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
     tokens: Tokens,
 }
 
@@ -121,7 +121,7 @@ impl Engine {
         bench.prompt(test.depth, false)?;
         if warm_up {
             let n_prompt = test.n_prompt.min(test.batch_size.max(1));
-            bench.run(n_prompt, test.n_gen.min(1))?;
+            bench.run(n_prompt, test.n_gen.min(1), &mut |_| ())?;
         }
         Ok(bench)
     }
@@ -133,10 +133,23 @@ impl Bench<'_> {
     /// # Errors
     /// If the model cannot be run.
     pub fn repeat(&mut self) -> Result<BenchSample, EngineError> {
-        self.run(self.test.n_prompt, self.test.n_gen)
+        self.repeat_with(&mut |_| ())
     }
 
-    fn run(&mut self, n_prompt: usize, n_gen: usize) -> Result<BenchSample, EngineError> {
+    /// As [`repeat`](Self::repeat), calling `each` with the logits after every generated token.
+    pub(crate) fn repeat_with(
+        &mut self,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<BenchSample, EngineError> {
+        self.run(self.test.n_prompt, self.test.n_gen, each)
+    }
+
+    fn run(
+        &mut self,
+        n_prompt: usize,
+        n_gen: usize,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<BenchSample, EngineError> {
         for seq in &self.seqs {
             self.cache.truncate(*seq, self.test.depth);
         }
@@ -148,7 +161,7 @@ impl Bench<'_> {
         }
         for i in 0..n_gen {
             let batch = self.seqs.iter().map(|seq| self.tokens.next(*seq, true)).collect();
-            self.forward(batch)?;
+            each(self.forward(batch)?);
             if n_prompt == 0 && i == 0 {
                 sample.first_token = start.elapsed();
             }
@@ -171,10 +184,9 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn forward(&mut self, batch: Vec<BatchToken>) -> Result<(), EngineError> {
+    fn forward(&mut self, batch: Vec<BatchToken>) -> Result<&[f32], EngineError> {
         let exec = self.engine.exec(self.test.threads);
-        self.engine.model().forward(exec, &batch, &mut self.cache, &mut self.scratch)?;
-        Ok(())
+        Ok(self.engine.model().forward(exec, &batch, &mut self.cache, &mut self.scratch)?)
     }
 }
 
@@ -195,12 +207,12 @@ impl Tokens {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::EngineOptions;
     use std::path::Path;
 
-    const TEST: BenchTest = BenchTest {
+    pub(crate) const TEST: BenchTest = BenchTest {
         n_prompt: 0,
         n_gen: 0,
         depth: 0,
@@ -210,7 +222,7 @@ mod tests {
         kv_types: (KvType::F32, KvType::F32),
     };
 
-    fn engine() -> Engine {
+    pub(crate) fn engine() -> Engine {
         let path = "../../tests/golden/archs/llama.gguf";
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         let options = EngineOptions { threads: Some(2), ..EngineOptions::default() };

@@ -158,6 +158,10 @@ impl Engine {
         self.load_time
     }
 
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     pub(crate) fn exec(&self, n_threads: usize) -> Exec<'_> {
         Exec { isa: self.isa, pool: &self.pool, n_threads }
     }

@@ -4,6 +4,7 @@
 mod bench;
 mod generate;
 pub mod perplexity;
+mod profile;
 pub mod sampler;
 mod stop;
 
@@ -13,4 +14,5 @@ pub use generate::{
     Session, StopReason, Timings,
 };
 pub use hurtle_kernels::Isa;
+pub use profile::ProfileRun;
 pub use stop::StopMatcher;

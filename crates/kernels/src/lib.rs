@@ -3,6 +3,7 @@
 //! ```text
 //! matmul.rs attention.rs elementwise.rs   safe API: check shapes, split the work over threads
 //! packed/ activations.rs                  the same for weights and activations in integers
+//! roofline.rs                             what memory and processor give at most, measured
 //!        │ dispatch!, dispatch_int! pick a shell    │
 //! arch/x86_64.rs  (AVX-512, AVX2, VNNI)     arch/scalar.rs    thin shells: one per instruction set
 //!        └──────────┬───────────────────────────────┘
@@ -31,6 +32,7 @@ pub mod matmul;
 mod memory;
 pub mod packed;
 mod pool;
+pub mod roofline;
 mod share;
 
 pub use isa::Isa;

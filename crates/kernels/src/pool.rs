@@ -13,9 +13,10 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 /// Spins before sleeping: some 20 to 50 µs, longer than the gaps between the tasks of a forward
 /// pass, short enough to leave the processor to others between two requests.
@@ -74,6 +75,14 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// What worker 0, the caller, keeps. The lock is held while a task runs.
     caller: Mutex<Worker>,
+    waiting: Waiting,
+}
+
+/// How long callers had nothing left to do and waited for the workers.
+#[derive(Debug, Default)]
+struct Waiting {
+    measured: AtomicBool,
+    nanoseconds: AtomicU64,
 }
 
 impl fmt::Debug for Pool {
@@ -97,7 +106,12 @@ impl Pool {
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { state, workers: Vec::new(), caller: Mutex::new(Worker::default()) };
+        let mut pool = Self {
+            state,
+            workers: Vec::new(),
+            caller: Mutex::new(Worker::default()),
+            waiting: Waiting::default(),
+        };
         for index in 1..n_threads.max(1) {
             let state = Arc::clone(&pool.state);
             let worker = thread::Builder::new()
@@ -117,6 +131,17 @@ impl Pool {
     /// Threads, the caller included.
     pub fn n_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Switches on or off that [`waited`](Self::waited) grows: two looks at the clock a task.
+    pub fn measure_waiting(&self, on: bool) {
+        self.waiting.measured.store(on, Ordering::Relaxed);
+    }
+
+    /// How long callers of [`run`](Self::run) were done with their own part and waited for other
+    /// threads, all tasks together, while [`measure_waiting`](Self::measure_waiting) was on.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waiting.nanoseconds.load(Ordering::Relaxed))
     }
 
     /// Runs `task` once on each of the first `n_threads` threads and returns when all are done.
@@ -163,7 +188,12 @@ impl Pool {
             worker.thread().unpark();
         }
         let mine = catch_unwind(AssertUnwindSafe(|| task(&mut caller)));
+        let waits = self.waiting.measured.load(Ordering::Relaxed).then(Instant::now);
         wait_until(|| self.state.pending.load(Ordering::Acquire) == 0);
+        if let Some(start) = waits {
+            let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.waiting.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        }
         let theirs = self.state.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(caller);
         if let Some(panic) = mine.err().or(theirs) {
@@ -315,6 +345,31 @@ mod tests {
             }
         });
         assert_eq!(count.into_inner(), 4 + 4 * 200 * 2);
+    }
+
+    #[test]
+    fn waiting_is_measured_where_it_is_asked_for() {
+        let pool = Pool::new(2).unwrap();
+        let late = Duration::from_millis(5);
+        let workers_are_late = || {
+            pool.run(2, |worker| {
+                if worker.index() > 0 {
+                    thread::sleep(late);
+                }
+            });
+        };
+        workers_are_late();
+        assert_eq!(pool.waited(), Duration::ZERO);
+        pool.measure_waiting(true);
+        let start = Instant::now();
+        workers_are_late();
+        let waited = pool.waited();
+        assert!(!waited.is_zero() && waited <= start.elapsed());
+        pool.run(1, |_| thread::sleep(late));
+        assert_eq!(pool.waited(), waited, "one thread has nobody to wait for");
+        pool.measure_waiting(false);
+        workers_are_late();
+        assert_eq!(pool.waited(), waited);
     }
 
     #[test]

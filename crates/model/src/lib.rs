@@ -8,6 +8,7 @@
 //! load.rs     a file's tensors, checked
 //! decoder.rs  THE forward pass           kv_cache.rs  what it remembers
 //! profile.rs  where its time goes
+//! traffic.rs  what of a file a token has to read
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod mix;
 pub mod profile;
 mod rope;
 pub mod spec;
+pub mod traffic;
 
 pub use decoder::{BatchToken, Scratch};
 pub use error::ModelError;

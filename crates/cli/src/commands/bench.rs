@@ -1,15 +1,17 @@
 //! `hurtle bench`: how fast a model runs, as llama-bench measures it.
 use crate::args::{Activations, CacheType, GlobalArgs, ModelArgs, forced_isa};
 use crate::error::usage;
-use crate::memory;
+use crate::machine::{Machine, memory};
 use crate::models;
 use crate::terminal::{StatusLine, bytes, count, harmless};
 use crate::timings::duration;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use hurtle_engine::{BenchTest, Engine, EngineOptions, KvType};
+use hurtle_kernels::Pool;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::path::Path;
 use std::str::FromStr;
 use unicode_width::UnicodeWidthStr as _;
 
@@ -94,11 +96,11 @@ enum Output {
 }
 
 /// More tokens than any context holds; keeps products of the counts within 64 bits.
-fn tokens() -> clap::builder::RangedU64ValueParser {
+pub(super) fn tokens() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(0..=1 << 24)
 }
 
-fn batch() -> clap::builder::RangedU64ValueParser {
+pub(super) fn batch() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=1 << 24)
 }
 
@@ -203,7 +205,7 @@ impl BenchArgs {
                     n_gen,
                     depth: size(&depth),
                     n_seqs: size(&n_seqs),
-                    threads: threads.unwrap_or_else(all_threads),
+                    threads: threads.unwrap_or_else(Pool::available_threads),
                     batch_size: size(&batch.min(ubatch)),
                     kv_types: (cache_k.into(), cache_v.into()),
                 };
@@ -218,15 +220,12 @@ fn combinations<A: Copy, B: Copy>(a: &[A], b: &[B]) -> Vec<(A, B)> {
     a.iter().flat_map(|a| b.iter().map(|b| (*a, *b))).collect()
 }
 
-fn all_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
 /// Refuses tests that the machine has no memory for: being killed by the system explains nothing.
-fn check_memory(engine: &Engine, tests: &[BenchTest]) -> Result<()> {
+pub(super) fn check_memory(engine: &Engine, tests: &[BenchTest]) -> Result<()> {
     let needs = tests.iter().map(|test| (engine.bench_bytes(test) as u64, test));
     let Some((needed, test)) = needs.max_by_key(|(needed, _)| *needed) else { return Ok(()) };
-    if let Some(available) = memory::available().filter(|available| *available < needed) {
+    let usable = Machine::read(Path::new("/")).usable_memory();
+    if let Some(available) = usable.filter(|usable| *usable < needed) {
         bail!(
             "{test}: keys, values and logits take {}, but {} of memory are available\n\
              hint: choose fewer sequences, a smaller depth or -ctk f16 -ctv f16",
@@ -274,7 +273,7 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
 }
 
 /// The name of the model's file, without the ending.
-fn model_name(engine: &Engine) -> String {
+pub(super) fn model_name(engine: &Engine) -> String {
     let stem = engine.gguf().paths().first().and_then(|path| path.file_stem());
     harmless(&stem.unwrap_or_default().to_string_lossy())
 }

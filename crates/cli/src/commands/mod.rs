@@ -3,9 +3,11 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod detokenize;
+pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
+pub(crate) mod profile;
 pub(crate) mod pull;
 pub(crate) mod render;
 pub(crate) mod rm;
@@ -37,6 +39,8 @@ pub(crate) fn execute(cli: Cli) -> Result<()> {
         Command::Logits(args) => logits::execute(&args, globals),
         Command::Perplexity(args) => perplexity::execute(&args, globals),
         Command::Bench(args) => bench::execute(&args, globals),
+        Command::Profile(args) => profile::execute(&args, globals),
+        Command::Doctor(args) => doctor::execute(&args, globals),
         Command::Synth(args) => synth::execute(&args),
         Command::Completions(args) => completions::execute(&args),
     }

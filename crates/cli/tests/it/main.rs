@@ -2,7 +2,9 @@
 mod bench;
 mod chat;
 mod common;
+mod doctor;
 mod model;
+mod profile;
 mod synth;
 #[cfg(unix)]
 mod terminal;

@@ -1,7 +1,7 @@
 //! What the program says when it is asked for help, or asked for nonsense.
 use crate::common::{golden, model, run, run_with};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "chat",
     "show",
@@ -14,6 +14,8 @@ const COMMANDS: [&str; 14] = [
     "logits",
     "perplexity",
     "bench",
+    "profile",
+    "doctor",
     "synth",
     "completions",
 ];

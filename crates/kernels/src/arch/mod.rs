@@ -199,6 +199,16 @@ macro_rules! int_shells {
             unsafe { $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out) }
         }
 
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            read_lines(lines: &[$crate::memory::Line], ahead: usize) -> [f32; $crate::arch::LANES]
+            = $crate::roofline::read_lines::<$lanes>(lines, ahead));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            integer_products(operands: &$crate::roofline::Operands, tokens: usize, rounds: usize) -> [f32; $crate::arch::LANES]
+            = $crate::roofline::integer_products::<$lanes>(operands, tokens, rounds));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            float_products(operands: &$crate::roofline::Operands, tokens: usize, rounds: usize) -> [f32; $crate::arch::LANES]
+            = $crate::roofline::float_products::<<$lanes as $crate::arch::IntLanes>::Floats>(operands, tokens, rounds));
+
         /// The name of the lanes that [`multiply`] runs on.
         $(#[target_feature(enable = $feature)])?
         pub(crate) fn lanes_name() -> &'static str {

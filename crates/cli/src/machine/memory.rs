@@ -1,4 +1,4 @@
-//! What the operating system says of memory.
+//! What the operating system says of this process's memory.
 
 /// The most memory that this process has had in RAM so far, in bytes; pages of mapped files count.
 #[cfg(target_os = "linux")]
@@ -21,13 +21,13 @@ pub(crate) fn peak_rss() -> Option<u64> {
     None
 }
 
-/// Bytes that a program can still use without swapping, where the system tells.
-pub(crate) fn available() -> Option<u64> {
-    field(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+/// Bytes of this process that lie in huge pages, where the system tells.
+pub(crate) fn huge_pages() -> Option<u64> {
+    field(&std::fs::read_to_string("/proc/self/smaps_rollup").ok()?, "AnonHugePages")
 }
 
 /// `NAME:   123 kB` of a file in /proc, in bytes.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
