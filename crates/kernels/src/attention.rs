@@ -116,7 +116,11 @@ pub fn attention<'a>(
     let out = Shared::new(out);
     // Query heads of KV head `item % n_kv_heads` of token `item / n_kv_heads`.
     let heads = |item: usize| item * n_group;
-    let attend = |item: usize, token: &Token<'_>, span: std::ops::Range<usize>, scores: &mut [f32], partial: &mut [f32]| {
+    let attend = |item: usize,
+                  token: &Token<'_>,
+                  span: std::ops::Range<usize>,
+                  scores: &mut [f32],
+                  partial: &mut [f32]| {
         let task = Task {
             layer,
             pages,

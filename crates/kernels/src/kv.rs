@@ -13,9 +13,9 @@
 //! being moved and share nothing but the pool of pages. Pages lie in slabs of some MiB, which the
 //! system can give in 2 MiB pages.
 
+use crate::Isa;
 use crate::arch::{LANES, Lanes, dispatch};
 use crate::memory::{Line, Lines};
-use crate::Isa;
 use half::{bf16, f16};
 use hurtle_quant::Q8_0Block;
 use std::fmt;
@@ -343,7 +343,12 @@ impl KvLayer {
 
     /// Tile `tile` of a page's keys of a head.
     #[inline(always)]
-    pub(crate) fn keys<'a, K: Elem>(&self, page: &'a [u8], head: usize, tile: usize) -> Tile<'a, K> {
+    pub(crate) fn keys<'a, K: Elem>(
+        &self,
+        page: &'a [u8],
+        head: usize,
+        tile: usize,
+    ) -> Tile<'a, K> {
         let at = self.k_start + (head * (PAGE_TOKENS / TILE) + tile) * self.tile_bytes;
         Tile::new(&page[at..at + self.tile_bytes], self.dim_k)
     }
@@ -428,7 +433,15 @@ impl KvPages {
     ///
     /// # Panics
     /// If a length does not fit, or there is no such page or slot.
-    pub fn store(&mut self, isa: Isa, layer: &KvLayer, page: u32, slot: usize, k: &[f32], v: &[f32]) {
+    pub fn store(
+        &mut self,
+        isa: Isa,
+        layer: &KvLayer,
+        page: u32,
+        slot: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
         let KvLayer { n_kv_heads, dim_k, dim_v, tile_bytes, values_bytes, .. } = *layer;
         assert!(slot < PAGE_TOKENS, "slot {slot}");
         assert_eq!((k.len(), v.len()), (n_kv_heads * dim_k, n_kv_heads * dim_v), "keys and values");

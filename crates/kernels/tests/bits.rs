@@ -1,13 +1,14 @@
 //! Every kernel on every instruction set of this machine against plain loops, bit for bit.
 
-use half::f16;
-use hurtle_kernels::attention::{self, KvElem, Token, attention};
+use half::{bf16, f16};
+use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, Activation, RopeStyle};
-use hurtle_kernels::kv::{KvPage, PAGE_TOKENS};
+use hurtle_kernels::kv::{KvLayer, KvPages, KvType, PAGE_TOKENS};
 use hurtle_kernels::matmul::{Matrix, matmul};
 use hurtle_kernels::{Exec, Isa, Pool};
-use hurtle_quant::WeightType;
+use hurtle_quant::{Q8_0Block, WeightType};
 use proptest::prelude::*;
+use std::ops::Range;
 
 /// Numbers of many sizes, the same ones every time.
 fn noise(seed: u64, n: usize) -> Vec<f32> {
@@ -120,19 +121,20 @@ fn a_matrix_needs_whole_rows() {
 /// Softmax attention of one token in f64.
 fn attention_oracle(
     layer: &attention::Layer<'_>,
+    (n_kv_heads, dim_k, dim_v): (usize, usize, usize),
     q: &[f32],
     k: &[Vec<f32>],
     v: &[Vec<f32>],
     pos: usize,
 ) -> Vec<f64> {
-    let group = layer.n_heads / layer.n_kv_heads;
+    let group = layer.n_heads / n_kv_heads;
     let first = layer.window.map_or(0, |window| (pos + 1).saturating_sub(window));
     let mut out = Vec::new();
     for head in 0..layer.n_heads {
         let kv = head / group;
-        let q = &q[head * layer.dim_k..(head + 1) * layer.dim_k];
+        let q = &q[head * dim_k..(head + 1) * dim_k];
         let score = |p: usize| {
-            let key = &k[p][kv * layer.dim_k..(kv + 1) * layer.dim_k];
+            let key = &k[p][kv * dim_k..(kv + 1) * dim_k];
             let dot: f64 = q.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let score = dot * f64::from(layer.scale);
             layer.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
@@ -141,96 +143,132 @@ fn attention_oracle(
         let sink = layer.sinks.map(|sinks| f64::from(sinks[head]));
         let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().copied().chain(sink).map(|score| (score - max).exp()).sum();
-        out.extend((0..layer.dim_v).map(|d| {
-            let value = |p: usize| f64::from(v[p][kv * layer.dim_v + d]);
+        out.extend((0..dim_v).map(|d| {
+            let value = |p: usize| f64::from(v[p][kv * dim_v + d]);
             scores.iter().zip(first..).map(|(s, p)| (s - max).exp() / sum * value(p)).sum::<f64>()
         }));
     }
     out
 }
 
-fn check_attention<K: KvElem + Into<f32>, V: KvElem + Into<f32>>(
-    layer: &attention::Layer<'_>,
+/// What a head becomes in the cache.
+fn rounded(ty: KvType, head: &[f32]) -> Vec<f32> {
+    let round = |f: fn(f32) -> f32| head.iter().copied().map(f).collect();
+    match ty {
+        KvType::F32 => head.to_vec(),
+        KvType::F16 => round(|x| f16::from_f32(x).to_f32()),
+        KvType::BF16 => round(|x| bf16::from_f32(x).to_f32()),
+        KvType::Q8_0 => {
+            let blocks = head.chunks(32).flat_map(|block| {
+                let mut values = [0.0; 32];
+                values[..block.len()].copy_from_slice(block);
+                let Q8_0Block { d, qs } = Q8_0Block::quantize(&values);
+                qs.map(|q| d.to_f32() * f32::from(q)).into_iter().take(block.len())
+            });
+            blocks.collect()
+        }
+    }
+}
+
+/// A layer's shape: query heads, KV heads, values of a key and of a value.
+type Shape = (usize, usize, usize, usize);
+
+fn check_attention(
+    (n_heads, n_kv_heads, dim_k, dim_v): Shape,
+    types: (KvType, KvType),
+    change: impl Fn(&mut attention::Layer<'_>),
     positions: &[usize],
 ) {
     let n = positions.iter().max().unwrap() + 1;
-    let rows = |seed: u64, dim: usize, round: fn(f32) -> f32| -> Vec<Vec<f32>> {
-        let row =
-            |p| noise(seed + p as u64, layer.n_kv_heads * dim).into_iter().map(round).collect();
-        (0..n).map(row).collect()
+    let rows = |seed: u64, dim: usize| -> Vec<Vec<f32>> {
+        (0..n).map(|p| noise(seed + p as u64, n_kv_heads * dim)).collect()
     };
-    let k = rows(10, layer.dim_k, |x| K::from_f32(x).into());
-    let v = rows(99, layer.dim_v, |x| V::from_f32(x).into());
-    // Pages in reverse order; in each the keys, then the values.
+    let (k, v) = (rows(10, dim_k), rows(99, dim_v));
+    // The layer does not begin where the page does, and pages lie in reverse order.
+    let kv = KvLayer::new(100, types, n_kv_heads, dim_k, dim_v);
     let n_pages = n.div_ceil(PAGE_TOKENS);
     let page_ids: Vec<u32> = (0..n_pages as u32).rev().collect();
-    let k_bytes =
-        (PAGE_TOKENS * layer.n_kv_heads * layer.dim_k * size_of::<K>()).next_multiple_of(64);
-    let v_bytes = PAGE_TOKENS * layer.n_kv_heads * layer.dim_v * size_of::<V>();
-    let mut pages: Vec<_> = (0..n_pages).map(|_| KvPage::new(k_bytes + v_bytes)).collect();
-    let layer = attention::Layer { v_offset: k_bytes / size_of::<V>(), ..*layer };
-    for p in 0..n {
-        let page = &mut pages[page_ids[p / PAGE_TOKENS] as usize];
-        for h in 0..layer.n_kv_heads {
-            let at = h * PAGE_TOKENS + p % PAGE_TOKENS;
-            for d in 0..layer.dim_k {
-                page.as_mut_slice()[at * layer.dim_k + d] = K::from_f32(k[p][h * layer.dim_k + d]);
-            }
-            for d in 0..layer.dim_v {
-                let value = V::from_f32(v[p][h * layer.dim_v + d]);
-                page.as_mut_slice()[layer.v_offset + at * layer.dim_v + d] = value;
-            }
+    let sinks = noise(3, n_heads);
+    let mut layer = attention::Layer {
+        n_heads,
+        kv: &kv,
+        scale: 0.2,
+        soft_cap: None,
+        window: None,
+        sinks: Some(&sinks),
+    };
+    change(&mut layer);
+    let q = noise(5, positions.len() * n_heads * dim_k);
+    // Attention of some of the tokens.
+    let run = |exec: Exec<'_>, tokens: Range<usize>| {
+        let mut pages = KvPages::new(kv.end());
+        for _ in 0..n_pages {
+            pages.push();
         }
-    }
-    let q = noise(5, positions.len() * layer.n_heads * layer.dim_k);
-    let tokens: Vec<_> =
-        positions.iter().map(|pos| Token { page_ids: &page_ids, pos: *pos }).collect();
-    let run = |exec: Exec<'_>| {
-        let mut out = vec![f32::NAN; positions.len() * layer.n_heads * layer.dim_v];
-        attention::<K, V>(exec, &layer, &pages, &tokens, &q, &mut out);
+        for p in 0..n {
+            let page = page_ids[p / PAGE_TOKENS];
+            pages.store(exec.isa, &kv, page, p % PAGE_TOKENS, &k[p], &v[p]);
+        }
+        let mut out = vec![f32::NAN; tokens.len() * n_heads * dim_v];
+        let token = |i: usize| Token { page_ids: &page_ids, pos: positions[tokens.start + i] };
+        let q = &q[tokens.start * n_heads * dim_k..tokens.end * n_heads * dim_k];
+        attention(exec, &layer, &pages, token, q, &mut Vec::new(), &mut out);
         out
     };
     let pool = Pool::new(1).unwrap();
-    let reference = run(Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 });
-    let rows = reference.chunks_exact(layer.n_heads * layer.dim_v);
-    let queries = q.chunks_exact(layer.n_heads * layer.dim_k);
+    let all = 0..positions.len();
+    let reference = run(Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 }, all.clone());
+    let heads = |rows: &[Vec<f32>], dim: usize, ty: KvType| -> Vec<Vec<f32>> {
+        let row = |row: &Vec<f32>| row.chunks(dim).flat_map(|head| rounded(ty, head)).collect();
+        rows.iter().map(row).collect()
+    };
+    let (k, v) = (heads(&k, dim_k, types.0), heads(&v, dim_v, types.1));
+    let rows = reference.chunks_exact(n_heads * dim_v);
+    let queries = q.chunks_exact(n_heads * dim_k);
+    let shape = (n_kv_heads, dim_k, dim_v);
     for ((out, q), pos) in rows.zip(queries).zip(positions) {
-        for (found, expected) in out.iter().zip(attention_oracle(&layer, q, &k, &v, *pos)) {
+        for (found, expected) in out.iter().zip(attention_oracle(&layer, shape, q, &k, &v, *pos)) {
             let error = (f64::from(*found) - expected).abs();
-            assert!(error < 1e-4, "{found} instead of {expected} at {pos}");
+            assert!(error < 1e-4, "{types:?}: {found} instead of {expected} at {pos}");
         }
     }
-    for_each_exec(|exec| assert_bits(&run(exec), &reference, &format!("attention, {}", exec.isa)));
+    for_each_exec(|exec| {
+        assert_bits(&run(exec, all.clone()), &reference, &format!("attention, {}", exec.isa));
+    });
+    // A token alone, whose work is split over its positions, has the bits that it has in company.
+    for (i, pos) in positions.iter().enumerate() {
+        let expected = &reference[i * n_heads * dim_v..(i + 1) * n_heads * dim_v];
+        for_each_exec(|exec| {
+            let out = run(exec, i..i + 1);
+            assert_bits(&out, expected, &format!("one token at {pos}, {}", exec.isa));
+        });
+    }
 }
 
 #[test]
 fn attention_equals_the_textbook_on_every_isa() {
-    let sinks = noise(3, 6);
-    let plain = attention::Layer {
-        n_heads: 6,
-        n_kv_heads: 2,
-        dim_k: 24,
-        dim_v: 20,
-        k_offset: 0,
-        v_offset: 0,
-        scale: 0.2,
-        soft_cap: None,
-        window: None,
-        sinks: None,
-    };
-    let variants = [
-        plain,
-        attention::Layer { n_heads: 1, n_kv_heads: 1, dim_k: 64, dim_v: 64, ..plain },
-        attention::Layer { n_heads: 2, n_kv_heads: 2, dim_k: 1, dim_v: 3, ..plain },
-        attention::Layer { soft_cap: Some(3.0), window: Some(16), ..plain },
-        attention::Layer { sinks: Some(&sinks), window: Some(1), ..plain },
+    use KvType::{BF16, F16, F32, Q8_0};
+    let positions = [0, 1, 15, 16, 63, 64, 130, 300];
+    let shapes: [Shape; 6] = [
+        (6, 2, 24, 20),
+        (1, 1, 64, 64),
+        (2, 2, 1, 3),
+        (7, 1, 40, 33),
+        (8, 2, 128, 80),
+        (3, 1, 96, 16),
     ];
-    for layer in variants {
-        let positions = [0, 1, 15, 16, 63, 64, 130];
-        check_attention::<f32, f32>(&layer, &positions);
-        check_attention::<f16, f16>(&layer, &positions);
-        check_attention::<f16, f32>(&layer, &positions[..3]);
-        check_attention::<f32, f16>(&layer, &positions[..3]);
+    for shape in shapes {
+        for types in [(F32, F32), (F16, F16), (BF16, BF16), (Q8_0, Q8_0)] {
+            check_attention(shape, types, |layer| layer.sinks = None, &positions);
+        }
+    }
+    for types in [(F16, F32), (F32, Q8_0), (Q8_0, F16)] {
+        let change = |layer: &mut attention::Layer<'_>| {
+            (layer.soft_cap, layer.window, layer.sinks) = (Some(3.0), Some(16), None);
+        };
+        check_attention(shapes[0], types, change, &positions);
+        check_attention(shapes[0], types, |layer| layer.window = Some(1), &positions);
+        check_attention(shapes[0], types, |layer| layer.window = Some(150), &positions);
     }
 }
 

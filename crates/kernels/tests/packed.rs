@@ -1,9 +1,9 @@
-//! Packed matrices on every instruction set against the integer dot products of the `quant` crate,
-//! bit for bit.
+//! Packed matrices on every instruction set against the integer dot products of the `quant` crate
+//! (F32, F16 and BF16: against plain loops), bit for bit.
 
 use hurtle_kernels::activations::{Form, QuantizedActivations};
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, matmul_packed};
+use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::{Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType as T};
 
@@ -45,6 +45,7 @@ fn encoded(ty: T, seed: u64, n: usize) -> Vec<u8> {
 
 /// A token in every form.
 struct Token {
+    floats: Vec<f32>,
     q8k: Vec<Q8KSuperBlock>,
     q8_0: Vec<Q8_0Block>,
     q8_1: Vec<Q8_1Block>,
@@ -57,15 +58,25 @@ impl Token {
         let mut q8_1 = vec![Q8_1Block::ZERO; x.len() / 32];
         let whole = &x[..q8k.len() * 256];
         hurtle_quant::quantize_activations_q8k_into(whole, &mut q8k).unwrap();
-        hurtle_quant::quantize_activations_q8_0_into(x, &mut q8_0).unwrap();
-        hurtle_quant::quantize_activations_q8_1_into(x, &mut q8_1).unwrap();
-        Self { q8k, q8_0, q8_1 }
+        let whole = &x[..q8_0.len() * 32];
+        hurtle_quant::quantize_activations_q8_0_into(whole, &mut q8_0).unwrap();
+        hurtle_quant::quantize_activations_q8_1_into(whole, &mut q8_1).unwrap();
+        Self { floats: x.to_vec(), q8k, q8_0, q8_1 }
     }
 }
 
 /// The oracle: the dot product of an encoded row with a token.
-fn dot(ty: T, row: &[u8], Token { q8k, q8_0, q8_1 }: &Token) -> f32 {
+fn dot(ty: T, row: &[u8], Token { floats, q8k, q8_0, q8_1 }: &Token) -> f32 {
     let dot = match ty {
+        T::F32 | T::F16 | T::BF16 => {
+            let mut weights = vec![0.0; floats.len()];
+            hurtle_quant::dequantize(ty, row, &mut weights).unwrap();
+            let mut sums = [0.0f32; 4];
+            for (i, (w, x)) in weights.iter().zip(floats).enumerate() {
+                sums[i % 4] += w * x;
+            }
+            Ok((sums[0] + sums[1]) + (sums[2] + sums[3]))
+        }
         T::Q4_0 => hurtle_quant::dot_q4_0_q8_0(row, q8_0),
         T::Q4_1 => hurtle_quant::dot_q4_1_q8_1(row, q8_1),
         T::Q5_0 => hurtle_quant::dot_q5_0_q8_0(row, q8_0),
@@ -83,6 +94,21 @@ fn dot(ty: T, row: &[u8], Token { q8k, q8_0, q8_1 }: &Token) -> f32 {
     };
     // A sum of no products but zeros may have either sign.
     dot.unwrap() + 0.0
+}
+
+/// Columns of the smallest matrix that can be packed.
+fn unit(ty: T) -> usize {
+    ty.block_len().max(16)
+}
+
+/// Packs one matrix.
+fn pack(exec: Exec<'_>, matrix: Matrix<'_>) -> PackedMatrix {
+    PackedMatrix::pack(exec, &[matrix], &|_| {}, &|_| {}).unwrap()
+}
+
+/// Products of all tokens with one matrix.
+fn multiply(exec: Exec<'_>, weights: &PackedMatrix, x: &QuantizedActivations, out: &mut [f32]) {
+    matmul_packed(exec, x, &[Product::new(weights, 0, 0..x.n_tokens(), None, out)]);
 }
 
 /// Each instruction set of this machine.
@@ -124,10 +150,10 @@ fn check(ty: T, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) {
     for isa in Isa::available() {
         for n_threads in [1, 3] {
             let exec = Exec { isa, pool: &pool, n_threads };
-            let packed = PackedMatrix::pack(exec, &matrix).unwrap();
+            let packed = pack(exec, matrix);
             activations.quantize(exec, x, [&packed]);
             let mut out = vec![f32::NAN; expected.len()];
-            matmul_packed(exec, &packed, &activations, &mut out);
+            multiply(exec, &packed, &activations, &mut out);
             let n_tokens = x.len() / n_cols;
             let what = format!("{ty} {n_rows}x{n_cols}, {n_tokens} tokens, {isa}, {n_threads}");
             assert_bits(&out, &expected, &what);
@@ -140,7 +166,7 @@ fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
     for ty in supported() {
         for n_rows in [1, 2, 15, 16, 17, 31, 40] {
             for n_blocks in [1, 2, 3] {
-                let n_cols = n_blocks * ty.block_len();
+                let n_cols = n_blocks * unit(ty);
                 let bytes = encoded(ty, n_rows as u64, n_rows * n_cols);
                 for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
                     let x = noise(7 + n_tokens as u64, n_tokens * n_cols);
@@ -185,7 +211,7 @@ fn any_bytes_and_extreme_activations_agree() {
 fn meaningless_activations_do_no_harm() {
     let pool = Pool::new(2).unwrap();
     for ty in supported() {
-        let n_cols = 2 * ty.block_len();
+        let n_cols = 2 * unit(ty);
         let bytes = noise_bytes(1, ty.row_bytes(20 * n_cols).unwrap());
         let matrix = Matrix::new(ty, 20, n_cols, &bytes).unwrap();
         for value in [f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
@@ -194,10 +220,10 @@ fn meaningless_activations_do_no_harm() {
             for x in [&x, &vec![value; n_cols]] {
                 for_each_isa(|isa| {
                     let exec = Exec { isa, pool: &pool, n_threads: 2 };
-                    let packed = PackedMatrix::pack(exec, &matrix).unwrap();
+                    let packed = pack(exec, matrix);
                     let mut activations = QuantizedActivations::new();
                     activations.quantize(exec, x, [&packed]);
-                    matmul_packed(exec, &packed, &activations, &mut [0.0; 20]);
+                    multiply(exec, &packed, &activations, &mut [0.0; 20]);
                 });
             }
         }
@@ -208,13 +234,13 @@ fn meaningless_activations_do_no_harm() {
 fn one_buffer_serves_matrices_of_both_forms_and_changing_sizes() {
     let pool = Pool::new(2).unwrap();
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 2 };
-    let pack = |ty: T, n_cols| {
+    let matrix = |ty: T, n_cols| {
         let bytes = noise_bytes(1, ty.row_bytes(4 * n_cols).unwrap());
-        PackedMatrix::pack(exec, &Matrix::new(ty, 4, n_cols, &bytes).unwrap()).unwrap()
+        pack(exec, Matrix::new(ty, 4, n_cols, &bytes).unwrap())
     };
     let mut activations = QuantizedActivations::new();
     for n_cols in [256, 8192, 512] {
-        let (k, legacy) = (pack(T::Q4_K, n_cols), pack(T::Q8_0, n_cols));
+        let (k, legacy) = (matrix(T::Q4_K, n_cols), matrix(T::Q8_0, n_cols));
         assert_eq!((k.form(), legacy.form()), (Form::SuperBlocks, Form::Blocks));
         let x = noise(n_cols as u64, 3 * n_cols);
         activations.quantize(exec, &x, [&legacy, &k, &k]);
@@ -223,13 +249,13 @@ fn one_buffer_serves_matrices_of_both_forms_and_changing_sizes() {
             let mut alone = QuantizedActivations::new();
             alone.quantize(exec, &x, [matrix]);
             let (mut a, mut b) = (vec![0.0; 12], vec![0.0; 12]);
-            matmul_packed(exec, matrix, &activations, &mut a);
-            matmul_packed(exec, matrix, &alone, &mut b);
+            multiply(exec, matrix, &activations, &mut a);
+            multiply(exec, matrix, &alone, &mut b);
             assert_bits(&a, &b, "shared and own activations");
         }
     }
-    activations.quantize(exec, &[], [&pack(T::Q4_0, 64)]);
-    matmul_packed(exec, &pack(T::Q4_0, 64), &activations, &mut []);
+    activations.quantize(exec, &[], [&matrix(T::Q4_0, 64)]);
+    multiply(exec, &matrix(T::Q4_0, 64), &activations, &mut []);
 }
 
 #[test]
@@ -238,16 +264,108 @@ fn memory_is_near_the_size_of_the_file() {
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
     for ty in supported() {
         let bytes = vec![0; ty.row_bytes(64 * 1024).unwrap()];
-        let packed = PackedMatrix::pack(exec, &Matrix::new(ty, 64, 1024, &bytes).unwrap()).unwrap();
+        let packed = pack(exec, Matrix::new(ty, 64, 1024, &bytes).unwrap());
         let percent = packed.n_bytes() as f64 / bytes.len() as f64 * 100.0;
         let limit = if ty == T::MXFP4 { 106.0 } else { 103.0 };
         assert!((100.0..limit).contains(&percent), "{ty}: {percent} %");
     }
-    let floats = [0; 64];
-    assert!(PackedMatrix::pack(exec, &Matrix::new(T::F32, 1, 16, &floats).unwrap()).is_none());
-    let empty = Matrix::new(T::Q4_0, 0, 32, &[]).unwrap();
-    let packed = PackedMatrix::pack(exec, &empty).unwrap();
+    let ragged = [Matrix::new(T::F32, 1, 17, &[0; 68]).unwrap()];
+    assert!(PackedMatrix::pack(exec, &ragged, &|_| {}, &|_| {}).is_none());
+    let packed = pack(exec, Matrix::new(T::Q4_0, 0, 32, &[]).unwrap());
     let mut activations = QuantizedActivations::new();
     activations.quantize(exec, &[1.0; 32], [&packed]);
-    matmul_packed(exec, &packed, &activations, &mut []);
+    multiply(exec, &packed, &activations, &mut []);
+}
+
+/// What a model does with experts: several matrices of different types, some of them packed
+/// together, meet different tokens of one input in one call.
+#[test]
+fn a_group_of_products_is_each_of_them() {
+    let pool = Pool::new(3).unwrap();
+    let (n_cols, n_tokens) = (512, 11);
+    let x = noise(1, n_tokens * n_cols);
+    let rows = [40, 1, 16];
+    let types = [T::Q4_K, T::Q6_K, T::Q8_0];
+    let bytes: Vec<Vec<Vec<u8>>> = types
+        .iter()
+        .zip(rows)
+        .map(|(ty, n)| (0..3).map(|seed| encoded(*ty, seed, n * n_cols)).collect())
+        .collect();
+    for isa in Isa::available() {
+        for n_threads in [1, 3] {
+            let exec = Exec { isa, pool: &pool, n_threads };
+            let packed: Vec<PackedMatrix> = types
+                .iter()
+                .zip(rows)
+                .zip(&bytes)
+                .map(|((ty, n), parts)| {
+                    let parts: Vec<_> = parts
+                        .iter()
+                        .map(|bytes| Matrix::new(*ty, n, n_cols, bytes).unwrap())
+                        .collect();
+                    PackedMatrix::pack(exec, &parts, &|_| {}, &|_| {}).unwrap()
+                })
+                .collect();
+            let mut activations = QuantizedActivations::new();
+            activations.quantize(exec, &x, &packed);
+            let bias = noise(9, 40);
+            let cases = [(0, 2, 0..4), (1, 0, 4..4), (0, 0, 3..11), (2, 1, 10..11), (1, 1, 0..11)];
+            let mut outs: Vec<Vec<f32>> = cases
+                .iter()
+                .map(|(m, _, tokens)| vec![f32::NAN; tokens.len() * rows[*m]])
+                .collect();
+            let products: Vec<_> = cases
+                .iter()
+                .zip(&mut outs)
+                .map(|((m, part, tokens), out)| {
+                    let bias = (*part != 1).then_some(&bias[..rows[*m]]);
+                    Product::new(&packed[*m], *part, tokens.clone(), bias, out)
+                })
+                .collect();
+            matmul_packed(exec, &activations, &products);
+            drop(products);
+            for ((m, part, tokens), out) in cases.into_iter().zip(outs) {
+                let mut expected = Vec::new();
+                for t in tokens {
+                    let x = Token::new(&x[t * n_cols..(t + 1) * n_cols]);
+                    let row_bytes = bytes[m][part].len() / rows[m];
+                    for (r, row) in bytes[m][part].chunks_exact(row_bytes).enumerate() {
+                        let bias = if part == 1 { 0.0 } else { bias[r] };
+                        expected.push(dot(types[m], row, &x) + bias);
+                    }
+                }
+                assert_bits(&out, &expected, &format!("{} part {part}, {isa}", types[m]));
+            }
+        }
+    }
+}
+
+/// Every byte is announced before it is read, and let go of once.
+#[test]
+fn packing_tells_what_it_reads() {
+    use std::sync::Mutex;
+    let pool = Pool::new(2).unwrap();
+    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 2 };
+    let (n_rows, n_cols) = (3000, 2048);
+    let bytes = noise_bytes(1, T::Q8_0.row_bytes(n_rows * n_cols).unwrap());
+    let matrix = Matrix::new(T::Q8_0, n_rows, n_cols, &bytes).unwrap();
+    let (before, after) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let note = |list: &Mutex<Vec<(usize, usize)>>, part: &[u8]| {
+        let at = part.as_ptr().addr() - bytes.as_ptr().addr();
+        list.lock().unwrap().push((at, part.len()));
+    };
+    let packed = PackedMatrix::pack(exec, &[matrix], &|part| note(&before, part), &|part| {
+        note(&after, part)
+    });
+    assert_eq!(packed.unwrap().n_parts(), 1);
+    for list in [before, after] {
+        let mut list = list.into_inner().unwrap();
+        list.sort_unstable();
+        assert!(list.len() > 1, "in several pieces");
+        let end = list.iter().fold(0, |at, (start, len)| {
+            assert_eq!(*start, at);
+            at + len
+        });
+        assert_eq!(end, bytes.len());
+    }
 }

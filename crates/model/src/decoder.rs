@@ -529,27 +529,32 @@ impl Model {
                 work.1 += 2 * rows.len() * weight.n_rows() * weight.n_cols();
             }
         }
-        record.time(exec, op, || work, || {
-            let mut products: SmallVec<[Product<'_>; 32]> = SmallVec::new();
-            for Projection { linear, rows, out } in projections {
-                let bias = linear.bias.as_deref();
-                if let Some(packed) = linear.weight.packed() {
-                    products.push(Product::new(&packed.matrix, packed.part, rows, bias, out));
-                    continue;
-                }
-                let n_cols = linear.weight.n_cols();
-                let x = &x[rows.start * n_cols..rows.end * n_cols];
-                matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out);
-                if let Some(bias) = bias {
-                    for row in out.chunks_exact_mut(bias.len()) {
-                        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        record.time(
+            exec,
+            op,
+            || work,
+            || {
+                let mut products: SmallVec<[Product<'_>; 32]> = SmallVec::new();
+                for Projection { linear, rows, out } in projections {
+                    let bias = linear.bias.as_deref();
+                    if let Some(packed) = linear.weight.packed() {
+                        products.push(Product::new(&packed.matrix, packed.part, rows, bias, out));
+                        continue;
+                    }
+                    let n_cols = linear.weight.n_cols();
+                    let x = &x[rows.start * n_cols..rows.end * n_cols];
+                    matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out);
+                    if let Some(bias) = bias {
+                        for row in out.chunks_exact_mut(bias.len()) {
+                            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                        }
                     }
                 }
-            }
-            if !products.is_empty() {
-                matmul_packed(exec, quantized, &products);
-            }
-        });
+                if !products.is_empty() {
+                    matmul_packed(exec, quantized, &products);
+                }
+            },
+        );
     }
 
     /// `hidden += post_norm(added) * residual_scale`.

@@ -48,11 +48,7 @@ impl Weight {
 
     /// Packs weights of one shape together if there is a kernel for their type, and lets go of the
     /// file's pages on the way, so that little is in memory twice.
-    fn pack<'a>(
-        weights: impl IntoIterator<Item = &'a mut Weight>,
-        exec: Exec<'_>,
-        gguf: &Gguf,
-    ) {
+    fn pack<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, exec: Exec<'_>, gguf: &Gguf) {
         let weights: Vec<&mut Weight> = weights.into_iter().collect();
         let Some(first) = weights.first() else { return };
         let tensor = first.tensor.clone();

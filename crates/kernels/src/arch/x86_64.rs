@@ -9,8 +9,12 @@ use std::arch::x86_64::{__m256i, __m512i};
 fn pin_ymm(low: &mut __m256i, high: &mut __m256i) {
     // SAFETY: a comment is no instruction. As it is not said to be pure, it stays in its place.
     unsafe {
-        asm!("/* {} {} */", inout(ymm_reg) *low, inout(ymm_reg) *high,
-            options(nomem, nostack, preserves_flags));
+        asm!(
+            "/* {} {} */",
+            inout(ymm_reg) * low,
+            inout(ymm_reg) * high,
+            options(nomem, nostack, preserves_flags)
+        );
     }
 }
 
@@ -19,7 +23,7 @@ fn pin_ymm(low: &mut __m256i, high: &mut __m256i) {
 #[target_feature(enable = "avx512f")]
 fn pin_zmm(x: &mut __m512i) {
     // SAFETY: as above.
-    unsafe { asm!("/* {} */", inout(zmm_reg) *x, options(nomem, nostack, preserves_flags)) }
+    unsafe { asm!("/* {} */", inout(zmm_reg) * x, options(nomem, nostack, preserves_flags)) }
 }
 
 /// The 16 lanes of 32 bits in two 256-bit registers; the dot products are what differs.

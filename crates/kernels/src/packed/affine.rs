@@ -81,13 +81,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
         x.super_blocks()
     }
 
-    fn pack(
-        block: &Self::Bytes,
-        row: usize,
-        _: usize,
-        header: &mut [Line],
-        quants: &mut [Line],
-    ) {
+    fn pack(block: &Self::Bytes, row: usize, _: usize, header: &mut [Line], quants: &mut [Line]) {
         let Fields { d, dmin, scales, high, low } = Q::split(block);
         set_half(&mut header[0], row, *d);
         // The sign of an f16 is the highest bit of the second byte.

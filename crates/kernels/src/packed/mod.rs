@@ -58,13 +58,7 @@ pub(crate) trait Kernel {
     fn activations(x: &QuantizedActivations) -> &[Self::Activations];
 
     /// Packs a block of row `row` (of a panel), the `slot`-th of those that share `header`.
-    fn pack(
-        block: &Self::Bytes,
-        row: usize,
-        slot: usize,
-        header: &mut [Line],
-        quants: &mut [Line],
-    );
+    fn pack(block: &Self::Bytes, row: usize, slot: usize, header: &mut [Line], quants: &mut [Line]);
 
     /// The products of a panel with the `T` tokens that `x` gives.
     ///
@@ -484,7 +478,8 @@ fn panels_as<K: Kernel>(
                     out.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
                 }
             };
-            let (lines, n_tokens, group) = (weights.panel(part, panel), x.n_tokens(), group.clone());
+            let (lines, n_tokens, group) =
+                (weights.panel(part, panel), x.n_tokens(), group.clone());
             dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut write));
         }
     }

@@ -218,13 +218,7 @@ impl<W: Type> Kernel for Sixteens<W> {
         x.super_blocks()
     }
 
-    fn pack(
-        block: &Self::Bytes,
-        row: usize,
-        _: usize,
-        header: &mut [Line],
-        quants: &mut [Line],
-    ) {
+    fn pack(block: &Self::Bytes, row: usize, _: usize, header: &mut [Line], quants: &mut [Line]) {
         W::pack(block, row, header, quants);
     }
 
