@@ -58,9 +58,9 @@ pub(crate) struct EngineArgs {
 
 impl EngineArgs {
     /// As the engine wants them.
-    pub(crate) fn options(&self) -> Result<EngineOptions> {
+    pub(crate) fn options(&self, default: Types) -> Result<EngineOptions> {
         let ctx_size = Some(self.ctx_size).filter(|&n| n > 0);
-        Ok(EngineOptions { ctx_size, ..self.compute.options()? })
+        Ok(EngineOptions { ctx_size, ..self.compute.options(default)? })
     }
 }
 
@@ -91,16 +91,52 @@ pub(crate) struct ComputeArgs {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Context and computation")]
 pub(crate) struct TypeArgs {
-    /// Element type of the activations in matrix products: f32 is exact, q8 quantizes them to 8 bits and
-    /// packs the weights when loading, which is much faster
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    /// Element type of the activations in matrix products: q8 quantizes them to 8 bits, as llama.cpp
+    /// does, and packs the weights when loading; f32 is exact and much slower
+    /// [default: q8; f32 in `logits` and `perplexity`]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Activations>,
+    /// Element type of the K cache (also -ctk) [default: f16; f32 in `logits` and `perplexity`]
+    #[arg(long, value_name = "TYPE")]
+    cache_type_k: Option<CacheType>,
+    /// Element type of the V cache (also -ctv) [default: as of the K cache]
+    #[arg(long, value_name = "TYPE")]
+    cache_type_v: Option<CacheType>,
+}
+
+/// What [`TypeArgs`] come down to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Types {
     pub(crate) activations: Activations,
-    /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) cache_type_k: CacheType,
-    /// Element type of the V cache (also -ctv)
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(crate) cache_type_v: CacheType,
+}
+
+impl Types {
+    /// For commands that are to be fast.
+    pub(crate) const FAST: Types = Types {
+        activations: Activations::Q8,
+        cache_type_k: CacheType::F16,
+        cache_type_v: CacheType::F16,
+    };
+    /// For commands that tell what a model says, whatever runs it.
+    pub(crate) const EXACT: Types = Types {
+        activations: Activations::F32,
+        cache_type_k: CacheType::F32,
+        cache_type_v: CacheType::F32,
+    };
+}
+
+impl TypeArgs {
+    /// These, with defaults for what is not given.
+    pub(crate) fn or(&self, default: Types) -> Types {
+        let cache_type_v = self.cache_type_v.or(self.cache_type_k);
+        Types {
+            activations: self.activations.unwrap_or(default.activations),
+            cache_type_k: self.cache_type_k.unwrap_or(default.cache_type_k),
+            cache_type_v: cache_type_v.unwrap_or(default.cache_type_v),
+        }
+    }
 }
 
 /// Element type of a cache.
@@ -108,6 +144,9 @@ pub(crate) struct TypeArgs {
 pub(crate) enum CacheType {
     F32,
     F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl From<CacheType> for KvType {
@@ -115,13 +154,16 @@ impl From<CacheType> for KvType {
         match ty {
             CacheType::F32 => Self::F32,
             CacheType::F16 => Self::F16,
+            CacheType::Bf16 => Self::BF16,
+            CacheType::Q8_0 => Self::Q8_0,
         }
     }
 }
 
 impl ComputeArgs {
     /// As the engine wants them, with the model's own context size.
-    pub(crate) fn options(&self) -> Result<EngineOptions> {
+    pub(crate) fn options(&self, default: Types) -> Result<EngineOptions> {
+        let types = self.types.or(default);
         for (name, size) in [("batch", self.batch_size), ("ubatch", self.ubatch_size)] {
             if size == Some(0) {
                 usage!("--{name}-size 0: expected at least 1");
@@ -137,9 +179,9 @@ impl ComputeArgs {
             threads_batch: self.threads_batch.map(threads).transpose()?.flatten(),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
-            arithmetic: self.types.activations.into(),
-            kv_type_k: self.types.cache_type_k.into(),
-            kv_type_v: self.types.cache_type_v.into(),
+            arithmetic: types.activations.into(),
+            kv_type_k: types.cache_type_k.into(),
+            kv_type_v: types.cache_type_v.into(),
             ..EngineOptions::default()
         })
     }

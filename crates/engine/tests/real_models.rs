@@ -4,7 +4,7 @@
 
 use hurtle_engine::perplexity::perplexity;
 use hurtle_engine::sampler::SamplerParams;
-use hurtle_engine::{Engine, EngineOptions, GenerationParams, StopReason};
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, GenerationParams, KvType, StopReason};
 use hurtle_text::{ChatTemplate, Encode, RenderInput};
 use serde_json::Value;
 use std::ops::ControlFlow;
@@ -21,11 +21,21 @@ fn golden_json(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden(name)).unwrap()).unwrap()
 }
 
+/// What the golden data was made with.
+fn exact() -> EngineOptions {
+    EngineOptions {
+        arithmetic: Arithmetic::Exact,
+        kv_type_k: KvType::F32,
+        kv_type_v: KvType::F32,
+        ..EngineOptions::default()
+    }
+}
+
 /// The model, unless it is not there and need not be.
 fn open(file: &str) -> Option<Engine> {
     let path = std::env::var_os("HURTLE_TEST_MODELS").map(|dir| Path::new(&dir).join(file));
     match path.filter(|path| path.exists()) {
-        Some(path) => Some(Engine::load(&path, &EngineOptions::default()).unwrap()),
+        Some(path) => Some(Engine::load(&path, &exact()).unwrap()),
         None => {
             let required = std::env::var_os("HURTLE_REQUIRE_MODELS").is_some();
             assert!(!required, "{file} is missing from HURTLE_TEST_MODELS");

@@ -42,10 +42,11 @@ use spec::ArchSpec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// f32 activations and exactly decoded weights, which stay in the mapped file: the reference.
-    #[default]
     Exact,
     /// Activations quantized to 8 bits for each input, weights packed when the model is loaded,
-    /// sums in integers, as llama.cpp does. Types without an integer kernel are computed exactly.
+    /// sums in integers, as llama.cpp does. F32, F16 and BF16 are packed and computed in f32; types
+    /// without a kernel are computed exactly.
+    #[default]
     Integer,
 }
 

@@ -1,6 +1,6 @@
 //! `hurtle logits`: what the model computes, in full.
 use super::detokenize::check_ids;
-use crate::args::{EngineArgs, GlobalArgs, ModelArgs, token_ids};
+use crate::args::{EngineArgs, GlobalArgs, ModelArgs, Types, token_ids};
 use crate::error::usage;
 use crate::models;
 use anyhow::Result;
@@ -37,7 +37,7 @@ struct Report<T> {
 
 pub(crate) fn execute(args: &LogitsArgs, globals: &GlobalArgs) -> Result<()> {
     let ids = token_ids(&args.ids)?;
-    let options = args.engine.options()?;
+    let options = args.engine.options(Types::EXACT)?;
     if ids.is_empty() {
         usage!("--ids: expected at least one token id");
     }

@@ -1,5 +1,5 @@
 //! `hurtle perplexity`: how well a model predicts a text.
-use crate::args::{ComputeArgs, GlobalArgs, ModelArgs, read_text};
+use crate::args::{ComputeArgs, GlobalArgs, ModelArgs, Types, read_text};
 use crate::error::usage;
 use crate::models;
 use crate::terminal::say;
@@ -61,7 +61,7 @@ pub(crate) fn execute(args: &PerplexityArgs, globals: &GlobalArgs) -> Result<()>
     if n_ctx < 2 {
         usage!("--ctx-size {n_ctx}: expected at least 2 tokens in a chunk");
     }
-    let options = EngineOptions { ctx_size: Some(n_ctx), ..args.compute.options()? };
+    let options = EngineOptions { ctx_size: Some(n_ctx), ..args.compute.options(Types::EXACT)? };
     let text = read_text(&args.file)?;
     let engine = models::load(&args.model.model, &options, globals)?;
     let tok = engine.tokenizer();

@@ -1,9 +1,6 @@
 //! `hurtle run`: one prompt, one answer.
 use crate::answer::{self, AnswerPrinter};
-use crate::args::{
-    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, read_stdin,
-    read_text, without_last_newline,
-};
+use crate::args::{EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_stdin, read_text, without_last_newline};
 use crate::error::{Interrupted, usage};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};
@@ -76,7 +73,7 @@ struct Answer<'a> {
 pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let terminal = Terminal::detect(globals);
     let params = args.generation.params()?;
-    let options = args.engine.options()?;
+    let options = args.engine.options(Types::FAST)?;
     let system = args.system.text()?;
     let text = prompt_text(args)?;
 

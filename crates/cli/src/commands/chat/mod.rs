@@ -13,9 +13,7 @@ mod slash;
 
 use super::show::Info;
 use crate::answer::{self, AnswerPrinter};
-use crate::args::{
-    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, read_text,
-};
+use crate::args::{EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_text};
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};
@@ -55,7 +53,7 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
-    let options = args.engine.options()?;
+    let options = args.engine.options(Types::FAST)?;
     let mut chat = Chat {
         args,
         globals,
