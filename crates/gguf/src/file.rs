@@ -6,6 +6,7 @@ use crate::split::{COUNT_KEY, NO_KEY, TENSORS_KEY, shard_path, shard_prefix};
 use crate::{Error, Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -202,11 +203,22 @@ impl Gguf {
     pub fn prefetch(&self, tensor: &TensorInfo) {
         self.shards[tensor.shard()].prefetch(tensor.range());
     }
-    /// Gives the memory of a mapped tensor back, e.g. when its weights have been repacked.
-    /// [`Gguf::data`] stays valid and reads the file again.
-    pub fn release(&self, tensor: &TensorInfo) {
-        self.shards[tensor.shard()].release(tensor.range());
+    /// Brings a part of a tensor's bytes into memory in one go, because it is about to be read.
+    /// [`Gguf::data`] is as valid before.
+    pub fn populate(&self, tensor: &TensorInfo, part: Range<usize>) {
+        self.shards[tensor.shard()].populate(within(tensor, part));
     }
+    /// Gives the memory of a part of a mapped tensor's bytes back, e.g. when its weights have been
+    /// repacked. [`Gguf::data`] stays valid and reads the file again.
+    pub fn release(&self, tensor: &TensorInfo, part: Range<usize>) {
+        self.shards[tensor.shard()].release(within(tensor, part));
+    }
+}
+
+/// A part of a tensor's bytes in its file; parts that are not in the tensor are cut off.
+fn within(tensor: &TensorInfo, part: Range<usize>) -> Range<usize> {
+    let Range { start, end } = tensor.range();
+    start.saturating_add(part.start).min(end)..start.saturating_add(part.end).min(end)
 }
 
 fn display_name(path: &Path) -> Arc<str> {

@@ -78,6 +78,19 @@ impl Bytes {
         let _ = range;
     }
 
+    /// Brings a range into memory in one go, where touching it would do so page by page. Only a
+    /// hint: failures are of no consequence, and a range that is not in the file is ignored.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Self::Mapped(map) = self
+            && map.get(range.clone()).is_some()
+        {
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
     /// Gives the memory of a range back to the system, which reads it again if it is touched.
     /// Only a hint: failures are of no consequence, and a range that is not in the file is ignored.
     pub(crate) fn release(&self, range: Range<usize>) {

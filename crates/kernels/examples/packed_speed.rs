@@ -7,7 +7,7 @@
 
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, matmul_packed};
+use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType as T;
 use std::hint::black_box;
@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let copies = (400 << 20) / bytes.len();
         let start = Instant::now();
         let copies: Option<Vec<_>> =
-            (0..copies).map(|_| PackedMatrix::pack(exec(2), &matrix)).collect();
+            (0..copies).map(|_| PackedMatrix::pack(exec(2), &[matrix], &|_| {}, &|_| {})).collect();
         let copies = copies.ok_or("no kernel")?;
         let n_bytes = copies.len() * copies[0].n_bytes();
         let packing = n_bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
@@ -81,7 +81,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let [one, two] = [1, 2].map(|n_threads| {
                 activations.quantize(exec(n_threads), &x, &copies[..1]);
                 let seconds = best(used, |i| {
-                    matmul_packed(exec(n_threads), &copies[i], &activations, &mut out);
+                    let product = Product::new(&copies[i], 0, 0..n_tokens, None, &mut out);
+                    matmul_packed(exec(n_threads), &activations, &[product]);
                 });
                 copies[0].n_bytes() as f64 / seconds / 1e9
             });

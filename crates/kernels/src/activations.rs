@@ -1,14 +1,16 @@
-//! Activations quantized to 8 bit, for the products with packed weights.
+//! Activations in the forms that packed weights meet, 8 bit for all but F32, F16 and BF16.
 //!
 //! Super-blocks of 256 (Q8_K) meet the weights that come in super-blocks, blocks of 32 (Q8_0 and
-//! Q8_1) the others. The numbers are those of the `quant` crate, bit for bit; the sums are spread
+//! Q8_1) the other quantized ones. The numbers are those of the `quant` crate, bit for bit; the sums are spread
 //! out so that the kernels need no arithmetic for them.
 
 use crate::Exec;
 use crate::arch::dispatch;
+use crate::elementwise::Activation;
 use crate::packed::PackedMatrix;
 use crate::share::Shared;
 use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of_32};
+use std::ops::Range;
 
 /// 256 activations, `d * qs[i]` each.
 #[derive(Debug, Clone, Copy)]
@@ -95,9 +97,14 @@ pub(crate) fn quantize_block(x: &[f32; 32]) -> Block {
 pub enum Form {
     /// Q8_K: super-blocks of 256, for the k-quants.
     SuperBlocks,
-    /// Q8_0 and Q8_1: blocks of 32, for the other types.
+    /// Q8_0 and Q8_1: blocks of 32, for the other quantized types.
     Blocks,
+    /// As they are, for F32, F16 and BF16.
+    Floats,
 }
+
+/// Values of a block of [`Form::Floats`].
+pub(crate) const FLOATS: usize = 16;
 
 /// Activations of some tokens, quantized once for all the matrices that they meet.
 ///
@@ -110,6 +117,8 @@ pub struct QuantizedActivations {
     super_blocks: Vec<SuperBlock>,
     /// `[n_cols / 32, n_tokens]`, or empty.
     blocks: Vec<Block>,
+    /// `[n_cols / 16, n_tokens]`, or empty.
+    floats: Vec<[f32; FLOATS]>,
 }
 
 /// How many values make it worth while to wake other threads.
@@ -132,32 +141,68 @@ impl QuantizedActivations {
         x: &[f32],
         matrices: impl IntoIterator<Item = &'m PackedMatrix>,
     ) {
+        self.clear();
+        for matrix in matrices {
+            if self.n_cols == 0 {
+                self.start(x.len(), matrix.n_cols());
+            }
+            assert_eq!(self.n_cols, matrix.n_cols(), "columns of matrices with one input");
+            // A row is whole blocks, so blocks do not cross tokens.
+            self.fill(exec, matrix.form(), &Source::Values(x));
+        }
+    }
+
+    /// Replaces the content by `activation(gate) · up` (`[n_tokens, n_cols]`, both), in the form
+    /// that `matrix` needs. What becomes of `gate` is not said.
+    ///
+    /// # Panics
+    /// If the lengths differ, or are no whole tokens.
+    pub fn quantize_gated(
+        &mut self,
+        exec: Exec<'_>,
+        activation: Activation,
+        gate: &mut [f32],
+        up: &[f32],
+        matrix: &PackedMatrix,
+    ) {
+        assert_eq!(gate.len(), up.len(), "gate and up");
+        self.clear();
+        self.start(gate.len(), matrix.n_cols());
+        self.fill(exec, matrix.form(), &Source::Gated(activation, Shared::new(gate), up));
+    }
+
+    fn clear(&mut self) {
         self.super_blocks.clear();
         self.blocks.clear();
+        self.floats.clear();
         (self.n_tokens, self.n_cols) = (0, 0);
-        for matrix in matrices {
-            let n_cols = matrix.n_cols();
-            if self.n_cols == 0 {
-                assert!(x.len().is_multiple_of(n_cols), "{} values for {n_cols} columns", x.len());
-                (self.n_tokens, self.n_cols) = (x.len() / n_cols, n_cols);
+    }
+
+    fn start(&mut self, n_values: usize, n_cols: usize) {
+        assert!(n_values.is_multiple_of(n_cols), "{n_values} values for {n_cols} columns");
+        (self.n_tokens, self.n_cols) = (n_values / n_cols, n_cols);
+    }
+
+    /// Makes a form, unless it is there.
+    fn fill(&mut self, exec: Exec<'_>, form: Form, source: &Source<'_>) {
+        let n_tokens = self.n_tokens;
+        match form {
+            Form::SuperBlocks if self.super_blocks.is_empty() => {
+                let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
+                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x| {
+                    dispatch!(exec.isa, quantize_super_block(x))
+                });
             }
-            assert_eq!(self.n_cols, n_cols, "columns of matrices with one input");
-            // A row is whole blocks, so blocks do not cross tokens.
-            match matrix.form() {
-                Form::SuperBlocks if self.super_blocks.is_empty() => {
-                    let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
-                    fill(exec, x, self.n_tokens, &mut self.super_blocks, zero, |x| {
-                        dispatch!(exec.isa, quantize_super_block(x))
-                    });
-                }
-                Form::Blocks if self.blocks.is_empty() => {
-                    let zero = Block::from(&Q8_1Block::ZERO);
-                    fill(exec, x, self.n_tokens, &mut self.blocks, zero, |x| {
-                        dispatch!(exec.isa, quantize_block(x))
-                    });
-                }
-                _ => {}
+            Form::Blocks if self.blocks.is_empty() => {
+                let zero = Block::from(&Q8_1Block::ZERO);
+                fill(exec, source, n_tokens, &mut self.blocks, zero, |x| {
+                    dispatch!(exec.isa, quantize_block(x))
+                });
             }
+            Form::Floats if self.floats.is_empty() => {
+                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x| *x);
+            }
+            _ => {}
         }
     }
 
@@ -180,32 +225,71 @@ impl QuantizedActivations {
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
+
+    /// `[n_cols / 16, n_tokens]`; empty if no matrix needed them.
+    pub(crate) fn floats(&self) -> &[[f32; FLOATS]] {
+        &self.floats
+    }
 }
 
-/// Quantizes `x` (`[n_tokens, n_blocks, LEN]`) to `out` (`[n_blocks, n_tokens]`), on all threads if
-/// there is enough to do.
+/// Where activations come from.
+enum Source<'a> {
+    Values(&'a [f32]),
+    /// `activation(gate) · up`, computed in the place of `gate`.
+    Gated(Activation, Shared<'a, f32>, &'a [f32]),
+}
+
+impl Source<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Source::Values(x) => x.len(),
+            Source::Gated(_, _, up) => up.len(),
+        }
+    }
+
+    /// Some of the values.
+    ///
+    /// # Safety
+    /// No value is asked for twice.
+    unsafe fn range(&self, exec: Exec<'_>, range: Range<usize>) -> &[f32] {
+        match self {
+            Source::Values(x) => &x[range],
+            Source::Gated(activation, gate, up) => {
+                // SAFETY: the caller's promise.
+                let gate = unsafe { gate.range(range.start, range.len()) };
+                dispatch!(exec.isa, gate(*activation, gate, &up[range]));
+                gate
+            }
+        }
+    }
+}
+
+/// Quantizes the values (`[n_tokens, n_blocks, LEN]`) to `out` (`[n_blocks, n_tokens]`), on all
+/// threads if there is enough to do.
 fn fill<const LEN: usize, B: Copy + Send>(
     exec: Exec<'_>,
-    x: &[f32],
+    source: &Source<'_>,
     n_tokens: usize,
     out: &mut Vec<B>,
     zero: B,
     quantize: impl Fn(&[f32; LEN]) -> B + Sync,
 ) {
-    let (x, _) = x.as_chunks::<LEN>();
-    out.resize(x.len(), zero);
-    if x.is_empty() {
+    let n = source.len() / LEN;
+    out.resize(n, zero);
+    if n == 0 {
         return;
     }
-    let n_blocks = x.len() / n_tokens;
-    let n_threads = if x.len() * LEN < PARALLEL { 1 } else { exec.n_threads.max(1) };
+    let n_blocks = n / n_tokens;
+    let n_threads = if source.len() < PARALLEL { 1 } else { exec.n_threads.max(1) };
     let out = Shared::new(out);
-    Exec { n_threads, ..exec }.for_chunks(x.len(), x.len().div_ceil(4 * n_threads), |items, _| {
-        for i in items {
+    Exec { n_threads, ..exec }.for_chunks(n, n.div_ceil(2 * n_threads), |items, _| {
+        // SAFETY: chunks do not overlap.
+        let x = unsafe { source.range(exec, items.start * LEN..items.end * LEN) };
+        for (i, x) in items.zip(x.as_chunks::<LEN>().0) {
             let (token, block) = (i / n_blocks, i % n_blocks);
             // SAFETY: each item has its own place.
             let out = unsafe { out.range(block * n_tokens + token, 1) };
-            out[0] = quantize(&x[i]);
+            out[0] = quantize(x);
         }
     });
 }

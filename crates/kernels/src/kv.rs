@@ -1,45 +1,490 @@
-//! Pages of the KV cache.
+//! Keys and values of past tokens, in pages.
 //!
 //! ```text
-//! page = for each layer:  K [n_kv_heads][PAGE_TOKENS][head_dim_k]   V [n_kv_heads][PAGE_TOKENS][head_dim_v]
+//! page    for each layer: K, V                          64 positions of one sequence
+//! K       [n_kv_heads][4 tiles]                         a tile: 16 positions
+//! tile    [dim_k][16 positions]                         Q8_0: before it [dim_k / 32][16] f16 scales
+//! V       [n_kv_heads][64 positions][dim_v]             Q8_0: before each head [64][dim_v / 32] scales
 //! ```
+//! Scores come from lanes that are positions, so that they need no horizontal sums; weighted sums
+//! come from lanes that are values. So keys lie transposed, 16 at a time, and values as they are.
+//!
 //! A page holds all layers of 64 consecutive positions of one sequence, so sequences grow without
-//! being moved and share nothing but the pool of pages. Where a layer's K and V begin in a page is
-//! the model's business.
+//! being moved and share nothing but the pool of pages. Pages lie in slabs of some MiB, which the
+//! system can give in 2 MiB pages.
 
-use crate::memory::Line;
-use bytemuck::Pod;
+use crate::arch::{LANES, Lanes, dispatch};
+use crate::memory::{Line, Lines};
+use crate::Isa;
+use half::{bf16, f16};
+use hurtle_quant::Q8_0Block;
+use std::fmt;
+use std::str::FromStr;
 
 /// Positions in a page.
 pub const PAGE_TOKENS: usize = 64;
 
-/// 64 positions of one sequence, all layers.
-pub struct KvPage(Box<[Line]>);
+/// Positions in a tile of keys.
+pub(crate) const TILE: usize = LANES;
 
-impl KvPage {
-    /// A page of at least `bytes` bytes, all zero.
-    pub fn new(bytes: usize) -> Self {
-        Self(vec![Line([0; 64]); bytes.div_ceil(64)].into_boxed_slice())
-    }
+/// Values that share a scale in Q8_0.
+const SCALED: usize = 32;
 
-    /// The page as values of a type.
-    pub fn as_slice<E: Pod>(&self) -> &[E] {
-        bytemuck::cast_slice(&self.0)
-    }
+/// Element type of keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvType {
+    /// 4 bytes: exact.
+    F32,
+    /// 2 bytes: 11 significant bits, up to 65 504.
+    #[default]
+    F16,
+    /// 2 bytes: 8 significant bits, the range of f32.
+    BF16,
+    /// 8 bits, and an f16 scale for 32 values.
+    Q8_0,
+}
 
-    /// The page as values of a type, to be written.
-    pub fn as_mut_slice<E: Pod>(&mut self) -> &mut [E] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
+impl KvType {
+    /// All types, for messages and command lines.
+    pub const ALL: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
 
-    /// Bytes of memory.
-    pub fn n_bytes(&self) -> usize {
-        self.0.len() * 64
+    /// `f32`, `f16`, `bf16` or `q8_0`.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::BF16 => "bf16",
+            KvType::Q8_0 => "q8_0",
+        }
     }
 }
 
-impl std::fmt::Debug for KvPage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KvPage").field("n_bytes", &self.n_bytes()).finish()
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for KvType {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|ty| ty.name() == name).ok_or_else(|| {
+            format!(
+                "KV cache type {name:?} is unknown; known are {}",
+                Self::ALL.map(Self::name).join(", ")
+            )
+        })
+    }
+}
+
+/// Evaluates `$body` with `$E` as the element type.
+macro_rules! with_kv {
+    ($ty:expr, $E:ident => $body:expr) => {
+        match $ty {
+            $crate::kv::KvType::F32 => {
+                type $E = f32;
+                $body
+            }
+            $crate::kv::KvType::F16 => {
+                type $E = half::f16;
+                $body
+            }
+            $crate::kv::KvType::BF16 => {
+                type $E = half::bf16;
+                $body
+            }
+            $crate::kv::KvType::Q8_0 => {
+                type $E = $crate::kv::Q8;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_kv;
+
+/// How an element type lies in memory.
+pub(crate) trait Elem {
+    /// An element.
+    type Stored: bytemuck::Pod;
+    /// Whether each 32 elements have an f16 scale.
+    const SCALES: bool = false;
+
+    /// Rounds a head to the type; `scales` is empty without them.
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [Self::Stored], scales: &mut [f16]);
+
+    /// The first 16 elements, scales aside.
+    unsafe fn load<L: Lanes>(stored: &[Self::Stored]) -> L;
+}
+
+impl Elem for f32 {
+    type Stored = f32;
+
+    #[inline(always)]
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f32], _: &mut [f16]) {
+        stored.copy_from_slice(x);
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(stored: &[f32]) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(stored) }
+    }
+}
+
+impl Elem for f16 {
+    type Stored = f16;
+
+    #[inline(always)]
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f16], _: &mut [f16]) {
+        let mut i = 0;
+        while i + LANES <= x.len() {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { L::load(&x[i..]).store_f16(&mut stored[i..]) };
+            i += LANES;
+        }
+        for (to, from) in stored[i..].iter_mut().zip(&x[i..]) {
+            *to = f16::from_f32(*from);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(stored: &[f16]) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load_f16(stored) }
+    }
+}
+
+impl Elem for bf16 {
+    type Stored = bf16;
+
+    #[inline(always)]
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [bf16], _: &mut [f16]) {
+        for (to, from) in stored.iter_mut().zip(x) {
+            *to = bf16::from_f32(*from);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(stored: &[bf16]) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load_bf16(stored) }
+    }
+}
+
+/// Q8_0.
+pub(crate) struct Q8;
+
+impl Elem for Q8 {
+    type Stored = i8;
+    const SCALES: bool = true;
+
+    #[inline(always)]
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [i8], scales: &mut [f16]) {
+        let blocks = x.chunks(SCALED).zip(stored.chunks_mut(SCALED)).zip(scales);
+        for ((x, stored), scale) in blocks {
+            let mut values = [0.0; SCALED];
+            values[..x.len()].copy_from_slice(x);
+            let block = Q8_0Block::quantize(&values);
+            stored.copy_from_slice(&block.qs[..x.len()]);
+            *scale = block.d;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(stored: &[i8]) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load_i8(stored) }
+    }
+}
+
+/// Bytes of the scales of `n` runs of `dim` elements.
+fn scale_bytes<E: Elem>(dim: usize, n: usize) -> usize {
+    if E::SCALES { dim.div_ceil(SCALED) * n * size_of::<f16>() } else { 0 }
+}
+
+/// 16 keys of a head.
+pub(crate) struct Tile<'a, E: Elem> {
+    /// `[dim / 32][16]`, or empty.
+    scales: &'a [f16],
+    /// `[dim][16]`
+    stored: &'a [E::Stored],
+}
+
+impl<'a, E: Elem> Tile<'a, E> {
+    fn n_bytes(dim: usize) -> usize {
+        let bytes = scale_bytes::<E>(dim, TILE) + dim * TILE * size_of::<E::Stored>();
+        bytes.next_multiple_of(size_of::<Line>())
+    }
+
+    #[inline(always)]
+    fn new(bytes: &'a [u8], dim: usize) -> Self {
+        let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, TILE));
+        let stored = &stored[..dim * TILE * size_of::<E::Stored>()];
+        Self { scales: bytemuck::cast_slice(scales), stored: bytemuck::cast_slice(stored) }
+    }
+
+    /// Values `d` of the 16 keys, without their scale.
+    #[inline(always)]
+    pub(crate) unsafe fn load<L: Lanes>(&self, d: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { E::load(&self.stored[d * TILE..(d + 1) * TILE]) }
+    }
+
+    /// Scales of the 16 values `d`.
+    #[inline(always)]
+    pub(crate) unsafe fn scales<L: Lanes>(&self, d: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load_f16(&self.scales[d / SCALED * TILE..(d / SCALED + 1) * TILE]) }
+    }
+}
+
+/// A page's values of a head. Rows are filled up to whole vectors.
+pub(crate) struct Values<'a, E: Elem> {
+    /// `[64][dim / 32]`, or empty.
+    scales: &'a [f16],
+    /// `[64][padded]`
+    stored: &'a [E::Stored],
+    n_scales: usize,
+    padded: usize,
+}
+
+impl<'a, E: Elem> Values<'a, E> {
+    fn n_bytes(dim: usize) -> usize {
+        let stored = PAGE_TOKENS * dim.next_multiple_of(LANES) * size_of::<E::Stored>();
+        (scale_bytes::<E>(dim, PAGE_TOKENS) + stored).next_multiple_of(size_of::<Line>())
+    }
+
+    #[inline(always)]
+    fn new(bytes: &'a [u8], dim: usize) -> Self {
+        let padded = dim.next_multiple_of(LANES);
+        let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, PAGE_TOKENS));
+        let stored = &stored[..PAGE_TOKENS * padded * size_of::<E::Stored>()];
+        Self {
+            scales: bytemuck::cast_slice(scales),
+            stored: bytemuck::cast_slice(stored),
+            n_scales: dim.div_ceil(SCALED),
+            padded,
+        }
+    }
+
+    /// Values `d` to `d + 15` of a position, for a `d` that is a multiple of 16.
+    #[inline(always)]
+    pub(crate) unsafe fn load<L: Lanes>(&self, slot: usize, d: usize) -> L {
+        let at = slot * self.padded + d;
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let values: L = E::load(&self.stored[at..at + LANES]);
+            if E::SCALES {
+                let scale = self.scales[slot * self.n_scales + d / SCALED];
+                values.mul(L::splat(scale.to_f32()))
+            } else {
+                values
+            }
+        }
+    }
+}
+
+/// Where a layer's keys and values lie in a page.
+#[derive(Debug, Clone, Copy)]
+pub struct KvLayer {
+    pub(crate) type_k: KvType,
+    pub(crate) type_v: KvType,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) dim_k: usize,
+    pub(crate) dim_v: usize,
+    /// Bytes of a tile of keys, and of a page's values of a head.
+    tile_bytes: usize,
+    values_bytes: usize,
+    /// Where the keys begin in a page, and the values.
+    k_start: usize,
+    v_start: usize,
+    /// Where the next layer begins.
+    end: usize,
+}
+
+impl KvLayer {
+    /// A layer that begins `start` bytes into a page (rounded up to a cache line).
+    pub fn new(
+        start: usize,
+        (type_k, type_v): (KvType, KvType),
+        n_kv_heads: usize,
+        dim_k: usize,
+        dim_v: usize,
+    ) -> Self {
+        let align = |at: usize| at.next_multiple_of(size_of::<Line>());
+        let tile_bytes = with_kv!(type_k, K => Tile::<K>::n_bytes(dim_k));
+        let values_bytes = with_kv!(type_v, V => Values::<V>::n_bytes(dim_v));
+        let k_start = align(start);
+        let v_start = align(k_start + n_kv_heads * (PAGE_TOKENS / TILE) * tile_bytes);
+        let end = align(v_start + n_kv_heads * values_bytes);
+        Self {
+            type_k,
+            type_v,
+            n_kv_heads,
+            dim_k,
+            dim_v,
+            tile_bytes,
+            values_bytes,
+            k_start,
+            v_start,
+            end,
+        }
+    }
+
+    /// Where the next layer may begin in the page.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// Bytes that attention reads of a position.
+    pub fn bytes_per_token(&self) -> usize {
+        self.n_kv_heads * (self.tile_bytes / TILE + self.values_bytes / PAGE_TOKENS)
+    }
+
+    /// Tile `tile` of a page's keys of a head.
+    #[inline(always)]
+    pub(crate) fn keys<'a, K: Elem>(&self, page: &'a [u8], head: usize, tile: usize) -> Tile<'a, K> {
+        let at = self.k_start + (head * (PAGE_TOKENS / TILE) + tile) * self.tile_bytes;
+        Tile::new(&page[at..at + self.tile_bytes], self.dim_k)
+    }
+
+    /// A page's values of a head.
+    #[inline(always)]
+    pub(crate) fn values<'a, V: Elem>(&self, page: &'a [u8], head: usize) -> Values<'a, V> {
+        let at = self.v_start + head * self.values_bytes;
+        Values::new(&page[at..at + self.values_bytes], self.dim_v)
+    }
+}
+
+/// Bytes of a slab, about: large enough for 2 MiB pages, small beside a model.
+const SLAB: usize = 8 << 20;
+
+/// The pages of all sequences.
+pub struct KvPages {
+    page_lines: usize,
+    pages_per_slab: usize,
+    slabs: Vec<Lines>,
+    len: usize,
+}
+
+impl fmt::Debug for KvPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvPages")
+            .field("len", &self.len)
+            .field("page_bytes", &self.page_bytes())
+            .finish()
+    }
+}
+
+impl KvPages {
+    /// No pages yet; each will have at least `page_bytes` bytes.
+    pub fn new(page_bytes: usize) -> Self {
+        let page_lines = page_bytes.div_ceil(size_of::<Line>()).max(1);
+        let pages_per_slab = (SLAB / (page_lines * size_of::<Line>())).clamp(1, 64);
+        Self { page_lines, pages_per_slab, slabs: Vec::new(), len: 0 }
+    }
+
+    /// Pages.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_lines * size_of::<Line>()
+    }
+
+    /// Adds a page, whose bytes mean nothing yet, and returns its index.
+    ///
+    /// # Panics
+    /// If there are 2^32 pages already.
+    pub fn push(&mut self) -> u32 {
+        if self.len == self.slabs.len() * self.pages_per_slab {
+            let lines = Lines::zeroed(self.pages_per_slab * self.page_lines);
+            self.slabs.push(lines.expect("a slab is some MiB, or one page"));
+        }
+        self.len += 1;
+        u32::try_from(self.len - 1).expect("fewer than 2^32 pages")
+    }
+
+    pub(crate) fn page(&self, page: u32) -> &[u8] {
+        let (slab, at) = self.place(page);
+        bytemuck::cast_slice(&self.slabs[slab][at..at + self.page_lines])
+    }
+
+    fn place(&self, page: u32) -> (usize, usize) {
+        assert!((page as usize) < self.len, "page {page} of {}", self.len);
+        let page = page as usize;
+        (page / self.pages_per_slab, page % self.pages_per_slab * self.page_lines)
+    }
+
+    /// Stores the keys `k` (`[n_kv_heads, dim_k]`) and values `v` (`[n_kv_heads, dim_v]`) of a
+    /// layer at position `slot < 64` of a page.
+    ///
+    /// # Panics
+    /// If a length does not fit, or there is no such page or slot.
+    pub fn store(&mut self, isa: Isa, layer: &KvLayer, page: u32, slot: usize, k: &[f32], v: &[f32]) {
+        let KvLayer { n_kv_heads, dim_k, dim_v, tile_bytes, values_bytes, .. } = *layer;
+        assert!(slot < PAGE_TOKENS, "slot {slot}");
+        assert_eq!((k.len(), v.len()), (n_kv_heads * dim_k, n_kv_heads * dim_v), "keys and values");
+        let (slab, at) = self.place(page);
+        let lines = &mut self.slabs[slab][at..at + self.page_lines];
+        let page: &mut [u8] = bytemuck::cast_slice_mut(lines);
+        for head in 0..n_kv_heads {
+            let tile = head * (PAGE_TOKENS / TILE) + slot / TILE;
+            let tile = &mut page[layer.k_start + tile * tile_bytes..][..tile_bytes];
+            let k = &k[head * dim_k..(head + 1) * dim_k];
+            with_kv!(layer.type_k, K => dispatch!(isa, store_key[K](tile, slot % TILE, k)));
+            let values = &mut page[layer.v_start + head * values_bytes..][..values_bytes];
+            let v = &v[head * dim_v..(head + 1) * dim_v];
+            with_kv!(layer.type_v, V => dispatch!(isa, store_value[V](values, slot, v)));
+        }
+    }
+}
+
+/// Values of a head that are rounded at a time.
+const PIECE: usize = 4 * SCALED;
+
+/// Stores a key in a tile; the other 15 stay.
+#[inline(always)]
+pub(crate) unsafe fn store_key<L: Lanes, E: Elem>(tile: &mut [u8], slot: usize, key: &[f32]) {
+    let (tile_scales, tile) = tile.split_at_mut(scale_bytes::<E>(key.len(), TILE));
+    let tile_scales: &mut [f16] = bytemuck::cast_slice_mut(tile_scales);
+    let tile = &mut tile[..key.len() * TILE * size_of::<E::Stored>()];
+    let tile: &mut [E::Stored] = bytemuck::cast_slice_mut(tile);
+    let mut piece = [bytemuck::Zeroable::zeroed(); PIECE];
+    let mut scales = [f16::ZERO; PIECE / SCALED];
+    for (i, key) in key.chunks(PIECE).enumerate() {
+        let piece = &mut piece[..key.len()];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { E::encode::<L>(key, piece, &mut scales) };
+        for (d, value) in piece.iter().enumerate() {
+            tile[(i * PIECE + d) * TILE + slot] = *value;
+        }
+        if E::SCALES {
+            for (b, scale) in scales[..key.len().div_ceil(SCALED)].iter().enumerate() {
+                tile_scales[(i * (PIECE / SCALED) + b) * TILE + slot] = *scale;
+            }
+        }
+    }
+}
+
+/// Stores a value in its row of a page's values.
+#[inline(always)]
+pub(crate) unsafe fn store_value<L: Lanes, E: Elem>(values: &mut [u8], slot: usize, value: &[f32]) {
+    let dim = value.len();
+    let (scales, rows) = values.split_at_mut(scale_bytes::<E>(dim, PAGE_TOKENS));
+    let row_bytes = dim.next_multiple_of(LANES) * size_of::<E::Stored>();
+    let row = &mut rows[slot * row_bytes..][..dim * size_of::<E::Stored>()];
+    let n_scales = scale_bytes::<E>(dim, 1);
+    let scales = &mut scales[slot * n_scales..(slot + 1) * n_scales];
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        E::encode::<L>(value, bytemuck::cast_slice_mut(row), bytemuck::cast_slice_mut(scales));
     }
 }

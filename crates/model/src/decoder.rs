@@ -8,17 +8,19 @@
 //! Every operation works on each token by itself, and attention sees the token's own sequence only,
 //! so a token's result does not depend on who shares the batch.
 
-use crate::kv_cache::{KvCache, KvType, SeqId};
+use crate::kv_cache::{KvCache, SeqId};
 use crate::load::{Ffn, Gated, Layer, Linear};
-use crate::profile::Profile;
+use crate::profile::{Cost, Op, Profile};
 use crate::spec::{Gating, QkNorm};
 use crate::{Model, ModelError};
-use half::f16;
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, rms_norm, rope};
-use hurtle_kernels::packed::matmul_packed;
+use hurtle_kernels::packed::{Product, matmul_packed};
 use hurtle_kernels::{Exec, matmul};
+use smallvec::SmallVec;
+use std::ops::Range;
+use std::time::Instant;
 
 /// A token to be processed. It takes the position after what the cache and the batch before it
 /// hold of its sequence.
@@ -41,6 +43,8 @@ pub struct Scratch {
     k: Vec<f32>,
     v: Vec<f32>,
     attn: Vec<f32>,
+    /// Partial results of attention.
+    partials: Vec<f32>,
     added: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -64,10 +68,61 @@ struct Buffers<'a> {
 #[derive(Debug, Default)]
 struct MoeScratch {
     router: Vec<f32>,
+    order: Vec<usize>,
+    weights: Vec<f32>,
     chosen: Vec<Chosen>,
     input: Vec<f32>,
     output: Vec<f32>,
     slots: Vec<f32>,
+}
+
+/// A projection of some rows of an input.
+struct Projection<'a> {
+    linear: &'a Linear,
+    /// Rows of the input.
+    rows: Range<usize>,
+    /// `[rows.len(), n_rows of the weight]`
+    out: &'a mut [f32],
+}
+
+/// Projections of one input: few enough to lie on the stack when a token is decoded, up to twice
+/// the experts that it uses.
+type Projections<'a> = SmallVec<[Projection<'a>; 32]>;
+
+/// Adds the costs of operations to a profile, if there is one.
+struct Recorder {
+    profile: Option<Profile>,
+    layer: Option<usize>,
+}
+
+impl Recorder {
+    /// Runs an operation that reads `bytes` and multiplies and adds `flops` numbers.
+    fn time<R>(
+        &mut self,
+        exec: Exec<'_>,
+        op: Op,
+        work: impl FnOnce() -> (usize, usize),
+        f: impl FnOnce() -> R,
+    ) -> R {
+        let Some(profile) = &mut self.profile else { return f() };
+        let (start, waited) = (Instant::now(), exec.pool.waited());
+        let result = f();
+        let (bytes, flops) = work();
+        let cost = Cost {
+            calls: 1,
+            time: start.elapsed(),
+            wait: exec.pool.waited().saturating_sub(waited),
+            bytes: bytes as u64,
+            flops: flops as u64,
+        };
+        profile.add(self.layer, op, cost);
+        result
+    }
+}
+
+/// An operation without products.
+fn no_work() -> (usize, usize) {
+    (0, 0)
 }
 
 /// One expert's part in one token.
@@ -107,36 +162,44 @@ impl Model {
             return Err(ModelError::Token { id: token.id, n_vocab: hparams.n_vocab });
         }
 
-        self.place(batch, cache, scratch);
-        let hidden = sized(&mut scratch.hidden, n * n_embd);
-        let embd = self.weights.token_embd.matrix(&self.gguf);
-        exec.for_rows(hidden, n_embd, |row, i| {
-            embd.decode_row(exec, batch[i].id as usize, row);
-            if hparams.embd_scale != 1.0 {
-                row.iter_mut().for_each(|x| *x *= hparams.embd_scale);
-            }
+        let mut record = Recorder { profile: scratch.profile.take(), layer: None };
+        let n_out = batch.iter().filter(|token| token.logits).count();
+        record.time(exec, Op::Embed, no_work, || {
+            self.place(batch, cache, scratch);
+            let embd = self.weights.token_embd.matrix(&self.gguf);
+            let hidden = sized(&mut scratch.hidden, n * n_embd);
+            exec.for_rows(hidden, n_embd, |row, i| {
+                embd.decode_row(exec, batch[i].id as usize, row);
+                if hparams.embd_scale != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= hparams.embd_scale);
+                }
+            });
         });
 
         let last = self.weights.layers.len().saturating_sub(1);
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.attention(exec, i, layer, batch, cache, scratch);
+            record.layer = Some(i);
+            self.attention(exec, i, layer, batch, cache, scratch, &mut record);
             // Behind the last attention only the tokens that want logits matter.
             if i == last {
                 keep_rows(&mut scratch.hidden, n_embd, batch.iter().map(|token| token.logits));
             }
-            let n = if i == last { batch.iter().filter(|token| token.logits).count() } else { n };
-            self.feed_forward(exec, layer, n, scratch);
+            let n = if i == last { n_out } else { n };
+            self.feed_forward(exec, layer, n, scratch, &mut record);
         }
+        record.layer = None;
 
         for token in batch {
             cache.advance(token.seq, cache.len(token.seq) + 1);
         }
-        let n_out = batch.iter().filter(|token| token.logits).count();
-        let hidden = &mut scratch.hidden[..n_out * n_embd];
-        rms_norm(exec, hidden, &self.weights.output_norm, hparams.norm_eps);
-        let logits = sized(&mut scratch.logits, n_out * hparams.n_vocab);
-        let output = (&self.weights.output, &mut *logits);
-        self.linear(exec, hidden, &mut scratch.quantized, [output]);
+        let Scratch { hidden, quantized, logits, .. } = scratch;
+        let hidden = &mut hidden[..n_out * n_embd];
+        record.time(exec, Op::Norm, no_work, || {
+            rms_norm(exec, hidden, &self.weights.output_norm, hparams.norm_eps);
+        });
+        let logits = sized(logits, n_out * hparams.n_vocab);
+        let output = [(&self.weights.output, &mut *logits)];
+        self.linear(exec, Op::LmHead, hidden, quantized, output, &mut record);
         if hparams.logit_scale != 1.0 {
             let scale = 1.0 / hparams.logit_scale;
             logits.iter_mut().for_each(|x| *x *= scale);
@@ -144,6 +207,7 @@ impl Model {
         if let Some(cap) = hparams.logit_soft_cap {
             elementwise::soft_cap(exec, logits, cap);
         }
+        scratch.profile = record.profile;
         Ok(logits)
     }
 
@@ -157,13 +221,14 @@ impl Model {
             let before = batch[..i].iter().rposition(|other| other.seq == token.seq);
             let pos = before.map_or_else(|| cache.len(token.seq), |before| positions[before] + 1);
             positions.push(pos);
-            cache.reserve(token.seq, pos);
+            cache.reserve(token.seq, pos + 1);
             self.rope.push(pos, rope);
             self.window_rope.push(pos, window_rope);
         }
     }
 
     /// `hidden += post_norm(output · attention(norm(hidden)))`.
+    #[expect(clippy::too_many_arguments, reason = "what a forward pass hands down")]
     fn attention(
         &self,
         exec: Exec<'_>,
@@ -172,6 +237,7 @@ impl Model {
         batch: &[BatchToken],
         cache: &mut KvCache,
         scratch: &mut Scratch,
+        record: &mut Recorder,
     ) {
         let hparams = self.hparams();
         let params = &hparams.layers[index];
@@ -179,108 +245,102 @@ impl Model {
         let (n_q, n_kv) = (params.n_heads, params.n_kv_heads);
         let (dim_k, dim_v) = (params.head_dim_k, params.head_dim_v);
 
-        let hidden = &scratch.hidden[..n * n_embd];
-        let x = sized(&mut scratch.normed, n * n_embd);
-        x.copy_from_slice(hidden);
-        if let Some(norm) = &layer.attn_norm {
-            rms_norm(exec, x, norm, hparams.norm_eps);
-        }
-        let q = sized(&mut scratch.q, n * n_q * dim_k);
-        let k = sized(&mut scratch.k, n * n_kv * dim_k);
-        let v = sized(&mut scratch.v, n * n_kv * dim_v);
-        let quantized = &mut scratch.quantized;
+        let Scratch { hidden, normed, q, k, v, attn, partials, added, quantized, .. } = scratch;
+        let hidden = &mut hidden[..n * n_embd];
+        let x = sized(normed, n * n_embd);
+        let norm = layer.attn_norm.as_deref();
+        record.time(exec, Op::Norm, no_work, || self.norm(exec, hidden, norm, x));
+        let q = sized(q, n * n_q * dim_k);
+        let k = sized(k, n * n_kv * dim_k);
+        let v = sized(v, n * n_kv * dim_v);
         let projections = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
-        self.linear(exec, x, quantized, projections);
-        // The norm's own length says whether it is over a head or over the whole row.
-        debug_assert_eq!(layer.q_norm.is_some(), self.spec().qk_norm != QkNorm::None);
-        if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
-            rms_norm(exec, q, q_norm, hparams.norm_eps);
-            rms_norm(exec, k, k_norm, hparams.norm_eps);
-        }
-        if params.rotates {
-            let (frequencies, table) = match params.window {
-                Some(_) => (&self.window_rope, &scratch.window_rope),
-                None => (&self.rope, &scratch.rope),
-            };
-            let (style, pairs) = (self.spec().rope, frequencies.n_pairs());
-            rope(exec, q, n_q, dim_k, style, table, pairs);
-            rope(exec, k, n_kv, dim_k, style, table, pairs);
-        }
+        self.linear(exec, Op::Qkv, x, quantized, projections, record);
 
-        let offsets = cache.offsets(index);
-        let (type_k, type_v) = cache.types();
-        for (i, token) in batch.iter().enumerate() {
-            let pos = scratch.positions[i];
-            let k = &k[i * n_kv * dim_k..(i + 1) * n_kv * dim_k];
-            let v = &v[i * n_kv * dim_v..(i + 1) * n_kv * dim_v];
-            match type_k {
-                KvType::F32 => cache.store::<f32>(token.seq, pos, offsets.k, dim_k, k),
-                KvType::F16 => cache.store::<f16>(token.seq, pos, offsets.k, dim_k, k),
+        let positions = &scratch.positions[..];
+        record.time(exec, Op::Rope, no_work, || {
+            // The norm's own length says whether it is over a head or over the whole row.
+            debug_assert_eq!(layer.q_norm.is_some(), self.spec().qk_norm != QkNorm::None);
+            if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
+                rms_norm(exec, q, q_norm, hparams.norm_eps);
+                rms_norm(exec, k, k_norm, hparams.norm_eps);
             }
-            match type_v {
-                KvType::F32 => cache.store::<f32>(token.seq, pos, offsets.v, dim_v, v),
-                KvType::F16 => cache.store::<f16>(token.seq, pos, offsets.v, dim_v, v),
+            if params.rotates {
+                let (frequencies, table) = match params.window {
+                    Some(_) => (&self.window_rope, &scratch.window_rope),
+                    None => (&self.rope, &scratch.rope),
+                };
+                let (style, pairs) = (self.spec().rope, frequencies.n_pairs());
+                rope(exec, q, n_q, dim_k, style, table, pairs);
+                rope(exec, k, n_kv, dim_k, style, table, pairs);
             }
-        }
-        let tokens: Vec<Token<'_>> = (batch.iter().zip(&scratch.positions))
-            .map(|(token, pos)| Token { page_ids: cache.page_ids(token.seq), pos: *pos })
-            .collect();
+            for (i, token) in batch.iter().enumerate() {
+                let k = &k[i * n_kv * dim_k..(i + 1) * n_kv * dim_k];
+                let v = &v[i * n_kv * dim_v..(i + 1) * n_kv * dim_v];
+                cache.store(exec.isa, index, (token.seq, positions[i]), k, v);
+            }
+        });
+
         let shape = attention::Layer {
             n_heads: n_q,
-            n_kv_heads: n_kv,
-            dim_k,
-            dim_v,
-            k_offset: offsets.k,
-            v_offset: offsets.v,
+            kv: cache.layer(index),
             scale: params.attn_scale,
             soft_cap: hparams.attn_soft_cap,
             window: params.window,
             sinks: layer.sinks.as_deref(),
         };
-        let out = sized(&mut scratch.attn, n * n_q * dim_v);
-        match (type_k, type_v) {
-            (KvType::F32, KvType::F32) => {
-                attention::<f32, f32>(exec, &shape, &cache.pages, &tokens, q, out)
-            }
-            (KvType::F32, KvType::F16) => {
-                attention::<f32, f16>(exec, &shape, &cache.pages, &tokens, q, out)
-            }
-            (KvType::F16, KvType::F32) => {
-                attention::<f16, f32>(exec, &shape, &cache.pages, &tokens, q, out)
-            }
-            (KvType::F16, KvType::F16) => {
-                attention::<f16, f16>(exec, &shape, &cache.pages, &tokens, q, out)
-            }
+        let token = |i: usize| Token { page_ids: cache.page_ids(batch[i].seq), pos: positions[i] };
+        let out = sized(attn, n * n_q * dim_v);
+        let work = || {
+            let seen = |pos: &usize| (pos + 1).min(params.window.unwrap_or(usize::MAX));
+            let seen: usize = positions.iter().map(seen).sum();
+            (seen * shape.kv.bytes_per_token(), 2 * seen * n_q * (dim_k + dim_v))
+        };
+        record.time(exec, Op::Attention, work, || {
+            attention(exec, &shape, &cache.pages, token, q, partials, out);
+        });
+        let added = sized(added, n * n_embd);
+        let output = [(&layer.attn_output, &mut *added)];
+        self.linear(exec, Op::AttnOutput, out, quantized, output, record);
+        record.time(exec, Op::Norm, no_work, || {
+            self.add(exec, layer.attn_post_norm.as_deref(), added, hidden);
+        });
+    }
+
+    /// `x = norm(hidden)`, or `hidden` without a norm.
+    fn norm(&self, exec: Exec<'_>, hidden: &[f32], norm: Option<&[f32]>, x: &mut [f32]) {
+        x.copy_from_slice(hidden);
+        if let Some(norm) = norm {
+            rms_norm(exec, x, norm, self.hparams().norm_eps);
         }
-        let added = sized(&mut scratch.added, n * n_embd);
-        self.linear(exec, out, quantized, [(&layer.attn_output, &mut *added)]);
-        let hidden = &mut scratch.hidden[..n * n_embd];
-        self.add(exec, layer.attn_post_norm.as_deref(), added, hidden);
     }
 
     /// `hidden += post_norm(ffn(norm(hidden)))` for the first `n` tokens.
-    fn feed_forward(&self, exec: Exec<'_>, layer: &Layer, n: usize, scratch: &mut Scratch) {
-        let hparams = self.hparams();
-        let n_embd = hparams.n_embd;
+    fn feed_forward(
+        &self,
+        exec: Exec<'_>,
+        layer: &Layer,
+        n: usize,
+        scratch: &mut Scratch,
+        record: &mut Recorder,
+    ) {
+        let n_embd = self.hparams().n_embd;
         let Scratch { hidden, normed, added, gate, up, quantized, moe, .. } = scratch;
         let mut buffers = Buffers { gate, up, quantized };
         let hidden = &mut hidden[..n * n_embd];
         let x = sized(normed, n * n_embd);
-        x.copy_from_slice(hidden);
-        if let Some(norm) = &layer.ffn_norm {
-            rms_norm(exec, x, norm, hparams.norm_eps);
-        }
+        let norm = layer.ffn_norm.as_deref();
+        record.time(exec, Op::Norm, no_work, || self.norm(exec, hidden, norm, x));
         let added = sized(added, n * n_embd);
         match &layer.ffn {
-            Ffn::Dense(ffn) => self.gated(exec, ffn, x, added, &mut buffers),
+            Ffn::Dense(ffn) => self.gated(exec, &[(ffn, 0..n)], x, added, &mut buffers, record),
             Ffn::Experts { router, experts, shared } => {
-                self.route(exec, router, x, n, moe, buffers.quantized);
-                self.run_experts(exec, experts, x, n, added, moe, &mut buffers);
+                self.route(exec, router, x, n, moe, buffers.quantized, record);
+                self.run_experts(exec, experts, x, n, added, moe, &mut buffers, record);
                 if let Some(shared) = shared {
                     let weights = sized(&mut moe.router, n);
                     matmul::matmul(exec, &shared.router.matrix(&self.gguf), x, weights);
                     let out = sized(&mut moe.output, n * n_embd);
-                    self.gated(exec, &shared.expert, x, out, &mut buffers);
+                    self.gated(exec, &[(&shared.expert, 0..n)], x, out, &mut buffers, record);
                     for ((added, out), weight) in
                         added.chunks_exact_mut(n_embd).zip(out.chunks_exact(n_embd)).zip(weights)
                     {
@@ -290,11 +350,14 @@ impl Model {
                 }
             }
         }
-        self.add(exec, layer.ffn_post_norm.as_deref(), added, hidden);
+        record.time(exec, Op::Norm, no_work, || {
+            self.add(exec, layer.ffn_post_norm.as_deref(), added, hidden);
+        });
     }
 
     /// Chooses each token's experts, most wanted first (ties: lower number first), and sorts the
     /// choices by expert.
+    #[expect(clippy::too_many_arguments, reason = "borrowed parts of one scratch")]
     fn route(
         &self,
         exec: Exec<'_>,
@@ -303,37 +366,44 @@ impl Model {
         n: usize,
         moe: &mut MoeScratch,
         quantized: &mut QuantizedActivations,
+        record: &mut Recorder,
     ) {
         let (Some(params), Some(spec)) = (self.hparams().experts, self.spec().moe) else { return };
-        let logits = sized(&mut moe.router, n * params.n_experts);
-        self.linear(exec, x, quantized, [(router, &mut *logits)]);
-        moe.chosen.clear();
-        let mut order: Vec<usize> = Vec::with_capacity(params.n_experts);
-        let mut weights: Vec<f32> = Vec::with_capacity(params.n_used);
-        for (token, logits) in logits.chunks_exact_mut(params.n_experts).enumerate() {
-            if spec.gating != Gating::SoftmaxOfChosen {
-                elementwise::softmax(logits);
-            }
-            order.clear();
-            order.extend(0..params.n_experts);
-            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-            order.truncate(params.n_used);
-            weights.clear();
-            weights.extend(order.iter().map(|expert| logits[*expert]));
-            match spec.gating {
-                Gating::Softmax => {}
-                Gating::SoftmaxNormalized => {
-                    // The floor is the smallest normal f16, as in llama.cpp.
-                    let sum = weights.iter().sum::<f32>().max(6.103_515_6e-5);
-                    weights.iter_mut().for_each(|weight| *weight /= sum);
+        let MoeScratch { router: logits, order, weights, chosen, .. } = moe;
+        let logits = sized(logits, n * params.n_experts);
+        self.linear(exec, Op::Router, x, quantized, [(router, &mut *logits)], record);
+        record.time(exec, Op::Router, no_work, || {
+            chosen.clear();
+            for (token, logits) in logits.chunks_exact_mut(params.n_experts).enumerate() {
+                if spec.gating != Gating::SoftmaxOfChosen {
+                    elementwise::softmax(logits);
                 }
-                Gating::SoftmaxOfChosen => elementwise::softmax(&mut weights),
+                order.clear();
+                order.extend(0..params.n_experts);
+                order.sort_unstable_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+                order.truncate(params.n_used);
+                weights.clear();
+                weights.extend(order.iter().map(|expert| logits[*expert]));
+                match spec.gating {
+                    Gating::Softmax => {}
+                    Gating::SoftmaxNormalized => {
+                        // The floor is the smallest normal f16, as in llama.cpp.
+                        let sum = weights.iter().sum::<f32>().max(6.103_515_6e-5);
+                        weights.iter_mut().for_each(|weight| *weight /= sum);
+                    }
+                    Gating::SoftmaxOfChosen => elementwise::softmax(weights),
+                }
+                chosen.extend(order.iter().zip(&*weights).enumerate().map(
+                    |(rank, (expert, weight))| Chosen {
+                        expert: *expert,
+                        token,
+                        rank,
+                        weight: *weight,
+                    },
+                ));
             }
-            moe.chosen.extend(order.iter().zip(&weights).enumerate().map(
-                |(rank, (expert, weight))| Chosen { expert: *expert, token, rank, weight: *weight },
-            ));
-        }
-        moe.chosen.sort_by_key(|chosen| chosen.expert);
+            chosen.sort_unstable_by_key(|chosen| (chosen.expert, chosen.token, chosen.rank));
+        });
     }
 
     /// Runs every expert once, on all the tokens that chose it, then adds up each token's results
@@ -348,74 +418,138 @@ impl Model {
         added: &mut [f32],
         moe: &mut MoeScratch,
         buffers: &mut Buffers<'_>,
+        record: &mut Recorder,
     ) {
         let (n_embd, n_used) = (self.hparams().n_embd, moe.chosen.len() / n.max(1));
         let MoeScratch { chosen, input, output, slots, .. } = moe;
-        let slots = sized(slots, n * n_used * n_embd);
+        let input = sized(input, chosen.len() * n_embd);
+        for (row, chosen) in input.chunks_exact_mut(n_embd).zip(&*chosen) {
+            row.copy_from_slice(&x[chosen.token * n_embd..(chosen.token + 1) * n_embd]);
+        }
+        let mut groups: SmallVec<[(&Gated, Range<usize>); 16]> = SmallVec::new();
+        let mut start = 0;
         for group in chosen.chunk_by(|a, b| a.expert == b.expert) {
-            let input = sized(input, group.len() * n_embd);
-            for (row, chosen) in input.chunks_exact_mut(n_embd).zip(group) {
-                row.copy_from_slice(&x[chosen.token * n_embd..(chosen.token + 1) * n_embd]);
-            }
-            let output = sized(output, group.len() * n_embd);
-            self.gated(exec, &experts[group[0].expert], input, output, buffers);
-            for (row, chosen) in output.chunks_exact(n_embd).zip(group) {
+            groups.push((&experts[group[0].expert], start..start + group.len()));
+            start += group.len();
+        }
+        let output = sized(output, chosen.len() * n_embd);
+        self.gated(exec, &groups, input, output, buffers, record);
+        record.time(exec, Op::Combine, no_work, || {
+            let slots = sized(slots, chosen.len() * n_embd);
+            for (row, chosen) in output.chunks_exact(n_embd).zip(&*chosen) {
                 let at = (chosen.token * n_used + chosen.rank) * n_embd;
                 for (slot, x) in slots[at..at + n_embd].iter_mut().zip(row) {
                     *slot = x * chosen.weight;
                 }
             }
-        }
-        for (added, slots) in
-            added.chunks_exact_mut(n_embd).zip(slots.chunks_exact(n_used * n_embd))
-        {
-            added.copy_from_slice(&slots[..n_embd]);
-            for slot in slots[n_embd..].chunks_exact(n_embd) {
-                added.iter_mut().zip(slot).for_each(|(a, s)| *a += s);
+            for (added, slots) in
+                added.chunks_exact_mut(n_embd).zip(slots.chunks_exact(n_used * n_embd))
+            {
+                added.copy_from_slice(&slots[..n_embd]);
+                for slot in slots[n_embd..].chunks_exact(n_embd) {
+                    added.iter_mut().zip(slot).for_each(|(a, s)| *a += s);
+                }
             }
-        }
+        });
     }
 
-    /// `out = down · (activation(gate · x) * (up · x))`.
+    /// `out = down · (activation(gate · x) * (up · x))` for networks of one shape, each for its own
+    /// rows of `x`, which follow one another.
     fn gated(
         &self,
         exec: Exec<'_>,
-        ffn: &Gated,
+        networks: &[(&Gated, Range<usize>)],
         x: &[f32],
         out: &mut [f32],
         buffers: &mut Buffers<'_>,
+        record: &mut Recorder,
     ) {
+        let Some((first, _)) = networks.first() else { return };
         let n = x.len() / self.hparams().n_embd;
-        let gate = sized(buffers.gate, n * ffn.gate.weight.n_rows());
-        let up = sized(buffers.up, n * ffn.up.weight.n_rows());
-        let projections = [(&ffn.gate, &mut *gate), (&ffn.up, &mut *up)];
-        self.linear(exec, x, buffers.quantized, projections);
-        elementwise::gate(exec, self.spec().activation, gate, up);
-        self.linear(exec, gate, buffers.quantized, [(&ffn.down, out)]);
+        let n_ff = first.gate.weight.n_rows();
+        let gate = sized(buffers.gate, n * n_ff);
+        let up = sized(buffers.up, n * n_ff);
+        let quantized = &mut *buffers.quantized;
+        let mut projections = Projections::new();
+        projections.extend(each(networks, |ffn| &ffn.gate, gate, n_ff));
+        projections.extend(each(networks, |ffn| &ffn.up, up, n_ff));
+        self.project(exec, Op::GateUp, x, quantized, true, projections, record);
+        let activation = self.spec().activation;
+        let packed = first.down.weight.packed().map(|packed| &packed.matrix);
+        record.time(exec, Op::Activation, no_work, || match packed {
+            Some(down) => quantized.quantize_gated(exec, activation, gate, up, down),
+            None => elementwise::gate(exec, activation, gate, up),
+        });
+        let n_embd = self.hparams().n_embd;
+        let down = each(networks, |ffn| &ffn.down, out, n_embd).collect();
+        self.project(exec, Op::Down, gate, quantized, packed.is_none(), down, record);
     }
 
-    /// `out = weight · x + bias` for each of some projections of one input, which is quantized once
-    /// for those that need it.
+    /// `out = weight · x + bias` for each of some projections of all rows of one input.
     fn linear<const N: usize>(
         &self,
         exec: Exec<'_>,
+        op: Op,
         x: &[f32],
         quantized: &mut QuantizedActivations,
         projections: [(&Linear, &mut [f32]); N],
+        record: &mut Recorder,
     ) {
-        let packed = projections.iter().filter_map(|(linear, _)| linear.weight.packed());
-        quantized.quantize(exec, x, packed);
-        for (linear, out) in projections {
-            match linear.weight.packed() {
-                Some(packed) => matmul_packed(exec, packed, quantized, out),
-                None => matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out),
-            }
-            if let Some(bias) = &linear.bias {
-                for row in out.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                }
+        let projections = projections.into_iter().map(|(linear, out)| {
+            let n = x.len() / linear.weight.n_cols();
+            Projection { linear, rows: 0..n, out }
+        });
+        self.project(exec, op, x, quantized, true, projections.collect(), record);
+    }
+
+    /// Computes projections of one input, which is quantized once for those that need it, unless
+    /// (`quantize`) it is so already.
+    #[expect(clippy::too_many_arguments, reason = "what a forward pass hands down")]
+    fn project(
+        &self,
+        exec: Exec<'_>,
+        op: Op,
+        x: &[f32],
+        quantized: &mut QuantizedActivations,
+        quantize: bool,
+        projections: Projections<'_>,
+        record: &mut Recorder,
+    ) {
+        if quantize {
+            let packed = projections.iter().filter_map(|projection| {
+                projection.linear.weight.packed().map(|packed| &*packed.matrix)
+            });
+            record.time(exec, Op::Quantize, no_work, || quantized.quantize(exec, x, packed));
+        }
+        let mut work = (0, 0);
+        if record.profile.is_some() {
+            for Projection { linear, rows, .. } in &projections {
+                let weight = &linear.weight;
+                work.0 += weight.n_bytes();
+                work.1 += 2 * rows.len() * weight.n_rows() * weight.n_cols();
             }
         }
+        record.time(exec, op, || work, || {
+            let mut products: SmallVec<[Product<'_>; 32]> = SmallVec::new();
+            for Projection { linear, rows, out } in projections {
+                let bias = linear.bias.as_deref();
+                if let Some(packed) = linear.weight.packed() {
+                    products.push(Product::new(&packed.matrix, packed.part, rows, bias, out));
+                    continue;
+                }
+                let n_cols = linear.weight.n_cols();
+                let x = &x[rows.start * n_cols..rows.end * n_cols];
+                matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out);
+                if let Some(bias) = bias {
+                    for row in out.chunks_exact_mut(bias.len()) {
+                        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                    }
+                }
+            }
+            if !products.is_empty() {
+                matmul_packed(exec, quantized, &products);
+            }
+        });
     }
 
     /// `hidden += post_norm(added) * residual_scale`.
@@ -435,6 +569,21 @@ impl Model {
         }
         hidden.iter_mut().zip(added).for_each(|(h, a)| *h += *a);
     }
+}
+
+/// A projection of each of some networks, of rows that follow one another; `out` is `[n_rows, width]`.
+fn each<'a>(
+    networks: &'a [(&'a Gated, Range<usize>)],
+    part: impl Fn(&Gated) -> &Linear + 'a,
+    mut out: &'a mut [f32],
+    width: usize,
+) -> impl Iterator<Item = Projection<'a>> {
+    networks.iter().map(move |(network, rows)| {
+        let rest = std::mem::take(&mut out);
+        let (mine, rest) = rest.split_at_mut(rows.len() * width);
+        out = rest;
+        Projection { linear: part(network), rows: rows.clone(), out: mine }
+    })
 }
 
 /// Moves the rows that `keep` names to the front.

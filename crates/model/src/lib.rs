@@ -27,7 +27,8 @@ pub mod traffic;
 pub use decoder::{BatchToken, Scratch};
 pub use error::ModelError;
 pub use hparams::{ExpertParams, Hparams, LayerParams};
-pub use kv_cache::{KvCache, KvType, SeqId};
+pub use hurtle_kernels::kv::KvType;
+pub use kv_cache::{KvCache, SeqId};
 pub use rope::RopeParams;
 
 use hparams::file_name;

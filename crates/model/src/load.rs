@@ -19,7 +19,14 @@ pub(crate) struct Weight {
     n_cols: usize,
     bytes: Range<usize>,
     n_rows: usize,
-    packed: Option<Arc<PackedMatrix>>,
+    packed: Option<Packed>,
+}
+
+/// One of the matrices that were packed together.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed {
+    pub(crate) matrix: Arc<PackedMatrix>,
+    pub(crate) part: usize,
 }
 
 impl Weight {
@@ -29,17 +36,49 @@ impl Weight {
             .expect("the loader checked type and shape")
     }
 
-    /// The rows packed for the integer kernels, if they are.
-    pub(crate) fn packed(&self) -> Option<&PackedMatrix> {
-        self.packed.as_deref()
+    /// The rows packed for the kernels, if they are.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
     }
 
-    /// Packs the rows if their type has integer kernels, and lets go of the file's pages.
-    fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
-        self.packed = PackedMatrix::pack(exec, &self.matrix(gguf)).map(Arc::new);
-        if self.packed.is_some() {
-            gguf.release(&self.tensor);
+    /// Bytes that a product reads.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.packed.as_ref().map_or(self.bytes.len(), |packed| packed.matrix.part_bytes())
+    }
+
+    /// Packs weights of one shape together if there is a kernel for their type, and lets go of the
+    /// file's pages on the way, so that little is in memory twice.
+    fn pack<'a>(
+        weights: impl IntoIterator<Item = &'a mut Weight>,
+        exec: Exec<'_>,
+        gguf: &Gguf,
+    ) {
+        let weights: Vec<&mut Weight> = weights.into_iter().collect();
+        let Some(first) = weights.first() else { return };
+        let tensor = first.tensor.clone();
+        let matrices: Vec<_> = weights.iter().map(|weight| weight.matrix(gguf)).collect();
+        let start = gguf.data(&tensor).as_ptr().addr();
+        let part = |bytes: &[u8]| {
+            let at = bytes.as_ptr().addr() - start;
+            at..at + bytes.len()
+        };
+        let packed = PackedMatrix::pack(
+            exec,
+            &matrices,
+            &|bytes| gguf.populate(&tensor, part(bytes)),
+            &|bytes| gguf.release(&tensor, part(bytes)),
+        );
+        if let Some(matrix) = packed.map(Arc::new) {
+            // What pages at the edges of the pieces have in common with their neighbours.
+            gguf.release(&tensor, 0..tensor.n_bytes());
+            for (part, weight) in weights.into_iter().enumerate() {
+                weight.packed = Some(Packed { matrix: Arc::clone(&matrix), part });
+            }
         }
+    }
+
+    pub(crate) fn n_cols(&self) -> usize {
+        self.n_cols
     }
 
     pub(crate) fn n_rows(&self) -> usize {
@@ -107,23 +146,29 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Packs all projections whose type has integer kernels. The token embeddings stay in the file,
-    /// which looking up a few rows does not read.
+    /// Packs all projections whose type has a kernel. The token embeddings stay in the file, which
+    /// looking up a few rows does not read.
     pub(crate) fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
-        let mut pack = |linear: &mut Linear| linear.weight.pack(exec, gguf);
+        let pack = |linear: &mut Linear| Weight::pack([&mut linear.weight], exec, gguf);
         for layer in &mut self.layers {
             [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.attn_output]
                 .into_iter()
-                .for_each(&mut pack);
-            let networks: Vec<&mut Gated> = match &mut layer.ffn {
-                Ffn::Dense(ffn) => vec![ffn],
-                Ffn::Experts { experts, shared, .. } => {
-                    let shared = shared.iter_mut().map(|shared| &mut shared.expert);
-                    experts.iter_mut().chain(shared).collect()
+                .for_each(pack);
+            let dense = match &mut layer.ffn {
+                Ffn::Dense(ffn) => Some(&mut **ffn),
+                Ffn::Experts { router, experts, shared } => {
+                    pack(router);
+                    let parts: [fn(&mut Gated) -> &mut Linear; 3] =
+                        [|ffn| &mut ffn.gate, |ffn| &mut ffn.up, |ffn| &mut ffn.down];
+                    for part in parts {
+                        let weights = experts.iter_mut().map(|ffn| &mut part(ffn).weight);
+                        Weight::pack(weights, exec, gguf);
+                    }
+                    shared.as_mut().map(|shared| &mut shared.expert)
                 }
             };
-            for ffn in networks {
-                [&mut ffn.gate, &mut ffn.up, &mut ffn.down].into_iter().for_each(&mut pack);
+            if let Some(ffn) = dense {
+                [&mut ffn.gate, &mut ffn.up, &mut ffn.down].into_iter().for_each(pack);
             }
         }
         pack(&mut self.output);

@@ -1,9 +1,7 @@
 //! Each algorithm once, over [`Lanes`]. Inlined into the shells, which add the target features.
 
 use super::{LANES, Lanes};
-use crate::attention::{HeadTask, KvElem};
 use crate::elementwise::Activation;
-use crate::kv::PAGE_TOKENS;
 use hurtle_quant::{Block, BlockVisitor, Error, WeightType, decode_row};
 
 /// Decodes whole blocks; compiled for the shell's instruction set.
@@ -23,7 +21,7 @@ pub(crate) fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<()
 
 /// Folds 16 lanes into one number, always in the same order.
 #[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f32 {
+pub(crate) fn fold(lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     let mut lanes = lanes;
     while width > 0 {
@@ -213,74 +211,6 @@ pub(crate) fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
                 let x = g.min(LIMIT);
                 let y = u.clamp(-LIMIT, LIMIT);
                 *g = x / (1.0 + exp(-ALPHA * x)) * (y + 1.0);
-            }
-        }
-    }
-}
-
-/// Attention of the query heads that share one KV head, for one token.
-///
-/// Two passes over the positions: scores with their maximum, then weights and the weighted sum of
-/// the values, each in ascending position. `scratch` holds `n_group · n_positions` scores and a
-/// decoded row; `out` is `[n_group, head_dim_v]`.
-#[inline(always)]
-pub(crate) unsafe fn attend<L: Lanes, K: KvElem, V: KvElem>(
-    task: &HeadTask<'_>,
-    scratch: &mut [f32],
-    out: &mut [f32],
-) {
-    let HeadTask { first, end, dim_k, dim_v, .. } = *task;
-    let n = end - first;
-    let n_group = task.queries.len() / dim_k;
-    let (scores, row) = scratch.split_at_mut(n_group * n);
-    // SAFETY: the caller has the lanes' instruction set.
-    unsafe {
-        for pos in first..end {
-            let page = task.pages[task.page_ids[pos / PAGE_TOKENS] as usize].as_slice::<K>();
-            let at = task.k_offset + pos % PAGE_TOKENS * dim_k;
-            let key = K::decode_row::<L>(&page[at..at + dim_k], row);
-            for g in 0..n_group {
-                let query = &task.queries[g * dim_k..(g + 1) * dim_k];
-                let mut score = tile::<L, 1, 1>([key], [query], dim_k)[0][0] * task.scale;
-                if let Some(cap) = task.soft_cap {
-                    score = cap * tanh(score / cap);
-                }
-                scores[g * n + pos - first] = score;
-            }
-        }
-        for g in 0..n_group {
-            let scores = &mut scores[g * n..(g + 1) * n];
-            let sink = task.sinks.map(|sinks| sinks[g]);
-            let max = scores.iter().copied().fold(sink.unwrap_or(f32::NEG_INFINITY), f32::max);
-            let mut sum = sink.map_or(0.0, |sink| exp(sink - max));
-            for score in scores.iter_mut() {
-                *score = exp(*score - max);
-            }
-            for score in scores.iter() {
-                sum += score;
-            }
-            let inverse = 1.0 / sum;
-            for score in scores.iter_mut() {
-                *score *= inverse;
-            }
-        }
-        out.fill(0.0);
-        for pos in first..end {
-            let page = task.pages[task.page_ids[pos / PAGE_TOKENS] as usize].as_slice::<V>();
-            let at = task.v_offset + pos % PAGE_TOKENS * dim_v;
-            let value = V::decode_row::<L>(&page[at..at + dim_v], row);
-            for g in 0..n_group {
-                let weight = scores[g * n + pos - first];
-                let out = &mut out[g * dim_v..(g + 1) * dim_v];
-                let splat = L::splat(weight);
-                let mut i = 0;
-                while i + LANES <= dim_v {
-                    L::load(&out[i..]).add(L::load(&value[i..]).mul(splat)).store(&mut out[i..]);
-                    i += LANES;
-                }
-                for (o, v) in out[i..].iter_mut().zip(&value[i..]) {
-                    *o += v * weight;
-                }
             }
         }
     }

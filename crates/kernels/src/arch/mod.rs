@@ -21,13 +21,24 @@ pub(crate) trait Lanes: Copy {
     /// Rows and tokens of a register tile of the matrix kernel that fit this register file.
     const TILE_ROWS: usize;
     const TILE_TOKENS: usize;
+    /// Tiles of keys that attention works on at a time, 1 or 2, and sums of values that it keeps.
+    const KEY_TILES: usize;
+    const VALUE_SUMS: usize;
     unsafe fn splat(x: f32) -> Self;
-    /// The first 16 values of `x`; panics if there are fewer.
+    /// The first 16 values of `x`, here and below; panics if there are fewer.
     unsafe fn load(x: &[f32]) -> Self;
     unsafe fn load_f16(x: &[half::f16]) -> Self;
+    unsafe fn load_bf16(x: &[half::bf16]) -> Self;
+    unsafe fn load_i8(x: &[i8]) -> Self;
     unsafe fn store(self, to: &mut [f32]);
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_f16(self, to: &mut [half::f16]);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    /// `self · factor + summand`, rounded once.
+    unsafe fn mul_add(self, factor: Self, summand: Self) -> Self;
+    /// The larger of numbers that are not NaN.
+    unsafe fn max(self, other: Self) -> Self;
     unsafe fn to_array(self) -> [f32; LANES];
 }
 
@@ -70,6 +81,9 @@ pub(crate) trait IntLanes: Copy {
     unsafe fn to_floats(self) -> Self::Floats;
     /// Takes the lanes for the bits of f32.
     unsafe fn as_floats(self) -> Self::Floats;
+    /// Makes the compiler compute this value before all that follows: sums of several tokens are
+    /// to be interleaved as written, since in one after the other each addition waits for the last.
+    unsafe fn pin(&mut self);
     /// Fetches the line at `line`, which need not be memory.
     unsafe fn prefetch(line: *const Line);
 }
@@ -121,7 +135,8 @@ pub(crate) use dispatch_int;
 macro_rules! shells {
     ($lanes:ty $(, $feature:literal)?) => {
         use $crate::arch::all;
-        use $crate::attention::{HeadTask, KvElem};
+        use $crate::attention::Task;
+        use $crate::kv::Elem;
         use hurtle_quant::{Error, WeightType};
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
@@ -142,20 +157,24 @@ macro_rules! shells {
             quantize_block(x: &[f32; 32]) -> $crate::activations::Block
             = $crate::activations::quantize_block(x));
 
-        /// One KV head of one token; see [`all::attend`].
-        $(#[target_feature(enable = $feature)])?
-        #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
-        pub(crate) fn attend<K: KvElem, V: KvElem>(
-            task: &HeadTask<'_>, scratch: &mut [f32], out: &mut [f32],
-        ) {
-            // SAFETY: this function has the features that its lanes need.
-            unsafe { all::attend::<$lanes, K, V>(task, scratch, out) }
-        }
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            weigh[K: Elem](task: &Task<'_>, scores: &mut [f32], totals: &mut [f32])
+            = $crate::attention::weigh::<$lanes, K>(task, scores, totals));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            add_values[V: Elem](task: &Task<'_>, weights: &[f32], out: &mut [f32])
+            = $crate::attention::add_values::<$lanes, V>(task, weights, out));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            store_key[E: Elem](tile: &mut [u8], slot: usize, key: &[f32])
+            = $crate::kv::store_key::<$lanes, E>(tile, slot, key));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            store_value[E: Elem](values: &mut [u8], slot: usize, value: &[f32])
+            = $crate::kv::store_value::<$lanes, E>(values, slot, value));
     };
-    (@fn $(#[$attr:meta])? $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $call:expr) => {
+    (@fn $(#[$attr:meta])? $name:ident $([$generic:ident: $bound:ident])?
+        ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $call:expr) => {
         $(#[$attr])?
         #[allow(unused_unsafe, clippy::allow_attributes, reason = "some bodies need no unsafe")]
-        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? {
+        pub(crate) fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: this function has the features that its lanes need.
             unsafe { $call }
         }

@@ -2,7 +2,7 @@
 
 use super::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
-use half::f16;
+use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; LANES]);
@@ -10,6 +10,8 @@ pub(crate) struct Portable([f32; LANES]);
 impl Lanes for Portable {
     const TILE_ROWS: usize = 2;
     const TILE_TOKENS: usize = 1;
+    const KEY_TILES: usize = 1;
+    const VALUE_SUMS: usize = 1;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -27,8 +29,24 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|i| x[i].to_f32()))
     }
     #[inline(always)]
+    unsafe fn load_bf16(x: &[bf16]) -> Self {
+        let x = &x[..LANES];
+        Self(std::array::from_fn(|i| x[i].to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(x: &[i8]) -> Self {
+        let x = &x[..LANES];
+        Self(std::array::from_fn(|i| f32::from(x[i])))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: &mut [f32]) {
         to[..LANES].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: &mut [f16]) {
+        for (to, from) in to[..LANES].iter_mut().zip(self.0) {
+            *to = f16::from_f32(from);
+        }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -37,6 +55,14 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].max(other.0[i])))
     }
     #[inline(always)]
     unsafe fn to_array(self) -> [f32; LANES] {
@@ -139,6 +165,8 @@ impl IntLanes for Dwords {
     unsafe fn to_floats(self) -> Portable {
         Portable(self.0.map(|a| a as i32 as f32))
     }
+    #[inline(always)]
+    unsafe fn pin(&mut self) {}
     #[inline(always)]
     unsafe fn prefetch(_: *const Line) {}
 }

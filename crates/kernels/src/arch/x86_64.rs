@@ -1,5 +1,27 @@
 //! The shells for x86-64.
 
+use std::arch::asm;
+use std::arch::x86_64::{__m256i, __m512i};
+
+/// See [`pin`](crate::arch::IntLanes::pin).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pin_ymm(low: &mut __m256i, high: &mut __m256i) {
+    // SAFETY: a comment is no instruction. As it is not said to be pure, it stays in its place.
+    unsafe {
+        asm!("/* {} {} */", inout(ymm_reg) *low, inout(ymm_reg) *high,
+            options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// See [`pin`](crate::arch::IntLanes::pin).
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pin_zmm(x: &mut __m512i) {
+    // SAFETY: as above.
+    unsafe { asm!("/* {} */", inout(zmm_reg) *x, options(nomem, nostack, preserves_flags)) }
+}
+
 /// The 16 lanes of 32 bits in two 256-bit registers; the dot products are what differs.
 macro_rules! two_ymm_ints {
     ($name:ident, $isa:literal) => {
@@ -106,6 +128,11 @@ macro_rules! two_ymm_ints {
             unsafe fn to_floats(self) -> TwoYmm {
                 // SAFETY: see `load`.
                 unsafe { TwoYmm(_mm256_cvtepi32_ps(self.0), _mm256_cvtepi32_ps(self.1)) }
+            }
+            #[inline(always)]
+            unsafe fn pin(&mut self) {
+                // SAFETY: see `load`.
+                unsafe { $crate::arch::x86_64::pin_ymm(&mut self.0, &mut self.1) }
             }
             #[inline(always)]
             unsafe fn prefetch(line: *const $crate::memory::Line) {
@@ -215,6 +242,11 @@ macro_rules! zmm_ints {
                 unsafe { Zmm(_mm512_cvtepi32_ps(self.0)) }
             }
             #[inline(always)]
+            unsafe fn pin(&mut self) {
+                // SAFETY: see `load`.
+                unsafe { $crate::arch::x86_64::pin_zmm(&mut self.0) }
+            }
+            #[inline(always)]
             unsafe fn prefetch(line: *const $crate::memory::Line) {
                 // SAFETY: a prefetch of any address is valid.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
@@ -226,7 +258,7 @@ macro_rules! zmm_ints {
 /// AVX2, with F16C for half-precision loads.
 pub(crate) mod avx2 {
     use crate::arch::{LANES, Lanes};
-    use half::f16;
+    use half::{bf16, f16};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -235,6 +267,8 @@ pub(crate) mod avx2 {
     impl Lanes for TwoYmm {
         const TILE_ROWS: usize = 2;
         const TILE_TOKENS: usize = 2;
+        const KEY_TILES: usize = 1;
+        const VALUE_SUMS: usize = 4;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -259,12 +293,46 @@ pub(crate) mod avx2 {
             }
         }
         #[inline(always)]
+        unsafe fn load_bf16(x: &[bf16]) -> Self {
+            let x = x[..LANES].as_ptr().cast::<__m128i>();
+            // SAFETY: 16 values of 2 bytes are there; `bf16` is a transparent u16.
+            unsafe {
+                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x));
+                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.add(1)));
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            // SAFETY: 16 bytes are there.
+            unsafe {
+                let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()));
+                let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.add(8).cast()));
+                Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: &mut [f32]) {
             let to = to[..LANES].as_mut_ptr();
             // SAFETY: room for 16 values is there.
             unsafe {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: &mut [f16]) {
+            let to = to[..LANES].as_mut_ptr().cast::<__m128i>();
+            // SAFETY: room for 16 values of 2 bytes is there.
+            unsafe {
+                let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+                let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1);
+                _mm_storeu_si128(to, low);
+                _mm_storeu_si128(to.add(1), high);
             }
         }
         #[inline(always)]
@@ -276,6 +344,21 @@ pub(crate) mod avx2 {
         unsafe fn mul(self, other: Self) -> Self {
             // SAFETY: see `splat`.
             unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
+            // SAFETY: see `splat`; FMA comes with every AVX2 level.
+            unsafe {
+                Self(
+                    _mm256_fmadd_ps(self.0, factor.0, summand.0),
+                    _mm256_fmadd_ps(self.1, factor.1, summand.1),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
         }
         #[inline(always)]
         unsafe fn to_array(self) -> [f32; LANES] {
@@ -373,7 +456,7 @@ pub(crate) mod avxvnni {
 /// AVX-512 (F, BW, VL, DQ).
 pub(crate) mod avx512 {
     use crate::arch::{LANES, Lanes};
-    use half::f16;
+    use half::{bf16, f16};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -382,6 +465,8 @@ pub(crate) mod avx512 {
     impl Lanes for Zmm {
         const TILE_ROWS: usize = 4;
         const TILE_TOKENS: usize = 4;
+        const KEY_TILES: usize = 2;
+        const VALUE_SUMS: usize = 16;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -399,6 +484,40 @@ pub(crate) mod avx512 {
             let x = x[..LANES].as_ptr().cast::<__m256i>();
             // SAFETY: 16 values of 2 bytes are there; `f16` is a transparent u16.
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(x))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(x: &[bf16]) -> Self {
+            let x = x[..LANES].as_ptr().cast::<__m256i>();
+            // SAFETY: 16 values of 2 bytes are there; `bf16` is a transparent u16.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr().cast::<__m128i>();
+            // SAFETY: 16 bytes are there.
+            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x)))) }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: &mut [f16]) {
+            let to = to[..LANES].as_mut_ptr().cast::<__m256i>();
+            // SAFETY: room for 16 values of 2 bytes is there.
+            unsafe {
+                let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+                _mm256_storeu_si256(to, halves);
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, summand.0)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
         }
         #[inline(always)]
         unsafe fn store(self, to: &mut [f32]) {

@@ -69,7 +69,8 @@ pub(crate) type Q4K = Affine<FourBits>;
 pub(crate) type Q5K = Affine<FiveBits>;
 
 impl<Q: Quants> Kernel for Affine<Q> {
-    type Weights = Q::Weights;
+    type Bytes = <Q::Weights as hurtle_quant::Block>::Bytes;
+    const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
     const SHARE: usize = 1;
@@ -81,7 +82,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
     }
 
     fn pack(
-        block: &<Q::Weights as hurtle_quant::Block>::Bytes,
+        block: &Self::Bytes,
         row: usize,
         _: usize,
         header: &mut [Line],
@@ -131,24 +132,58 @@ impl<Q: Quants> Kernel for Affine<Q> {
                 let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
                 for p in 0..4 {
                     let low = &low[8 * p..8 * p + 8];
-                    let (mut even, mut odd) = ([zero; T], [zero; T]);
-                    unroll8!(I => {
-                        let w = L::load(&low[I]);
-                        let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
-                        if Q::HIGH_LINES > 0 {
-                            let h = L::load(&high[I]).shr(2 * p as u32);
-                            w0 = w0.or(h.shl(4).and(fifth));
-                            w1 = w1.or(h.shl(3).and(fifth));
-                        }
-                        for t in 0..T {
-                            even[t] = even[t].dot(w0, x[t].qs[16 * p + I]);
-                            odd[t] = odd[t].dot(w1, x[t].qs[16 * p + 8 + I]);
-                        }
-                    });
                     let scale = scales[p / 2].shr(16 * (p % 2) as u32);
                     let (scale0, scale1) = (scale.and(byte), scale.shr(8).and(byte));
-                    for t in 0..T {
-                        products[t] = products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
+                    if T <= 2 {
+                        // Both groups at once: two chains of additions for each token.
+                        let (mut even, mut odd) = ([zero; T], [zero; T]);
+                        unroll8!(I => {
+                            let w = L::load(&low[I]);
+                            let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
+                            if Q::HIGH_LINES > 0 {
+                                let h = L::load(&high[I]).shr(2 * p as u32);
+                                w0 = w0.or(h.shl(4).and(fifth));
+                                w1 = w1.or(h.shl(3).and(fifth));
+                            }
+                            for t in 0..T {
+                                even[t] = even[t].dot(w0, x[t].qs[16 * p + I]);
+                                odd[t] = odd[t].dot(w1, x[t].qs[16 * p + 8 + I]);
+                            }
+                        });
+                        for t in 0..T {
+                            products[t] =
+                                products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
+                        }
+                    } else {
+                        // One after the other, so that all sums stay in registers.
+                        let mut dots = [zero; T];
+                        unroll8!(I => {
+                            let mut w = L::load(&low[I]).and(nibble);
+                            if Q::HIGH_LINES > 0 {
+                                w = w.or(L::load(&high[I]).shr(2 * p as u32).shl(4).and(fifth));
+                            }
+                            for t in 0..T {
+                                dots[t] = dots[t].dot(w, x[t].qs[16 * p + I]);
+                                dots[t].pin();
+                            }
+                        });
+                        for t in 0..T {
+                            products[t] = products[t].add(scale0.mul(dots[t]));
+                        }
+                        let mut dots = [zero; T];
+                        unroll8!(I => {
+                            let mut w = L::load(&low[I]).shr(4).and(nibble);
+                            if Q::HIGH_LINES > 0 {
+                                w = w.or(L::load(&high[I]).shr(2 * p as u32).shl(3).and(fifth));
+                            }
+                            for t in 0..T {
+                                dots[t] = dots[t].dot(w, x[t].qs[16 * p + 8 + I]);
+                                dots[t].pin();
+                            }
+                        });
+                        for t in 0..T {
+                            products[t] = products[t].add(scale1.mul(dots[t]));
+                        }
                     }
                 }
 

@@ -292,7 +292,8 @@ pub(crate) type Mxfp4 = Blocks<TypeMxfp4>;
 pub(crate) struct Blocks<W>(W);
 
 impl<W: Type> Kernel for Blocks<W> {
-    type Weights = W::Weights;
+    type Bytes = <W::Weights as WeightBlock>::Bytes;
+    const LEN: usize = 32;
     type Activations = Block;
     const FORM: Form = Form::Blocks;
     const SHARE: usize = if W::OFFSET.is_some() { 2 } else { 1 };
@@ -304,7 +305,7 @@ impl<W: Type> Kernel for Blocks<W> {
     }
 
     fn pack(
-        block: &<W::Weights as WeightBlock>::Bytes,
+        block: &Self::Bytes,
         row: usize,
         slot: usize,
         header: &mut [Line],

@@ -18,7 +18,8 @@ const LINES: usize = 32;
 pub(crate) struct Iq4Xs;
 
 impl Kernel for Iq4Xs {
-    type Weights = hurtle_quant::Iq4Xs<'static>;
+    type Bytes = [u8; 136];
+    const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
     const SHARE: usize = 1;

@@ -1,4 +1,4 @@
-//! Weights packed for integer arithmetic, and their products with quantized activations.
+//! Weights packed for reading at the speed of memory, and their products with activations.
 //!
 //! ```text
 //! matrix   panel 0 | panel 1 | …            16 rows each, the last filled up with zeros
@@ -15,10 +15,12 @@
 //! **Same bits everywhere.** Integers are exact within a block. Each block ends in one conversion
 //! to f32, and blocks are added up in ascending order with separate multiplications and additions,
 //! as the `dot_*` functions of the `quant` crate do. So a result depends on its row and its token
-//! alone: not on the instruction set, the number of threads or the number of tokens.
+//! alone: not on the instruction set, the number of threads or the number of tokens. F32, F16 and
+//! BF16 (`floats`) meet f32 activations in one fixed order, too.
 
 mod affine;
 mod blocks;
+mod floats;
 mod iq4_xs;
 mod sixteens;
 
@@ -28,7 +30,7 @@ use crate::arch::{IntLanes, LANES, dispatch_int};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
-use hurtle_quant::{Array, Block, WeightType};
+use hurtle_quant::{Array, WeightType};
 use std::ops::Range;
 
 /// Rows of a panel: the lanes.
@@ -36,8 +38,10 @@ const PANEL_ROWS: usize = LANES;
 
 /// How a weight type is packed, and its arithmetic.
 pub(crate) trait Kernel {
-    /// The blocks of the file.
-    type Weights: Block;
+    /// A block of the file, or several of them.
+    type Bytes: Array<u8>;
+    /// Its values.
+    const LEN: usize;
     /// The blocks that they meet, of as many values.
     type Activations: Sync;
     const FORM: Form;
@@ -47,13 +51,15 @@ pub(crate) trait Kernel {
     const HEADER: usize;
     /// Quant lines of a block.
     const LINES: usize;
+    /// Registers that hold a token's sums, compared with the integer kernels.
+    const SUMS: usize = 1;
 
     /// The activations in this form, `[n_blocks, n_tokens]`.
     fn activations(x: &QuantizedActivations) -> &[Self::Activations];
 
     /// Packs a block of row `row` (of a panel), the `slot`-th of those that share `header`.
     fn pack(
-        block: &<Self::Weights as Block>::Bytes,
+        block: &Self::Bytes,
         row: usize,
         slot: usize,
         header: &mut [Line],
@@ -168,7 +174,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     }
     let mut t = tokens.start;
     while t < tokens.end {
-        match L::TILE_TOKENS.min(tokens.end - t) {
+        match (L::TILE_TOKENS / K::SUMS).min(tokens.end - t) {
             8.. => step!(8, t),
             4.. => step!(4, t),
             2.. => step!(2, t),
@@ -181,6 +187,9 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
 macro_rules! with_kernel {
     ($ty:expr, $K:ident => $body:expr) => {
         with_kernel!(@match $ty, $K, $body,
+            F32: floats::F32,
+            F16: floats::F16,
+            BF16: floats::BF16,
             Q4_K: affine::Q4K,
             Q5_K: affine::Q5K,
             Q6_K: sixteens::Q6K,
@@ -207,49 +216,88 @@ macro_rules! with_kernel {
     };
 }
 
-/// A matrix repacked for the integer kernels, in memory of its own.
+/// Matrices of one shape and type, repacked for the kernels, in memory of their own.
 pub struct PackedMatrix {
     ty: WeightType,
     n_rows: usize,
     n_cols: usize,
+    n_parts: usize,
     panel_lines: usize,
     lines: Lines,
 }
 
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { ty, n_rows, n_cols, .. } = self;
-        write!(f, "PackedMatrix({ty}, {n_rows} x {n_cols}, {} bytes)", self.n_bytes())
+        let Self { ty, n_rows, n_cols, n_parts, .. } = self;
+        write!(f, "PackedMatrix({ty}, {n_parts} x {n_rows} x {n_cols}, {} bytes)", self.n_bytes())
     }
 }
 
+/// Rows of the file that are packed before they are let go of: some 2 MiB of bytes.
+const PACKED_AT_ONCE: usize = 2 << 20;
+
 impl PackedMatrix {
-    /// Whether there is an integer kernel for the type.
+    /// Whether there is a kernel for the type.
     pub fn supports(ty: WeightType) -> bool {
-        with_kernel!(ty, K => K::HEADER > 0).is_some()
+        with_kernel!(ty, K => K::LINES > 0).is_some()
     }
 
-    /// Packs a matrix, on all threads. `None` if its type has no integer kernel.
-    pub fn pack(exec: Exec<'_>, matrix: &Matrix<'_>) -> Option<Self> {
-        with_kernel!(matrix.ty(), K => Self::pack_as::<K>(exec, matrix))?
+    /// Packs matrices of one type and shape side by side, the experts of a layer for example, on
+    /// all threads. `None` if there is no kernel for them.
+    ///
+    /// `before` and `after` hear of each piece of the encoded bytes (a few MiB) when a thread is
+    /// about to read it, and when it has been packed and will not be read again.
+    ///
+    /// # Panics
+    /// If the matrices differ in type or shape, or there is none.
+    pub fn pack(
+        exec: Exec<'_>,
+        matrices: &[Matrix<'_>],
+        before: &(dyn Fn(&[u8]) + Sync),
+        after: &(dyn Fn(&[u8]) + Sync),
+    ) -> Option<Self> {
+        let shape = |matrix: &Matrix<'_>| (matrix.ty(), matrix.n_rows(), matrix.n_cols());
+        let first = shape(&matrices[0]);
+        assert!(matrices.iter().all(|matrix| shape(matrix) == first), "matrices of one shape");
+        with_kernel!(first.0, K => Self::pack_as::<K>(exec, matrices, before, after))?
     }
 
-    fn pack_as<K: Kernel>(exec: Exec<'_>, matrix: &Matrix<'_>) -> Option<Self> {
-        let (n_rows, n_cols) = (matrix.n_rows(), matrix.n_cols());
+    fn pack_as<K: Kernel>(
+        exec: Exec<'_>,
+        matrices: &[Matrix<'_>],
+        before: &(dyn Fn(&[u8]) + Sync),
+        after: &(dyn Fn(&[u8]) + Sync),
+    ) -> Option<Self> {
+        let (ty, n_rows, n_cols) = (matrices[0].ty(), matrices[0].n_rows(), matrices[0].n_cols());
+        if !n_cols.is_multiple_of(K::LEN) {
+            return None;
+        }
         let n_panels = n_rows.div_ceil(PANEL_ROWS);
-        let panel_lines = panel_lines::<K>(n_cols / K::Weights::LEN)?;
-        let n_lines = n_panels.checked_mul(panel_lines)?;
-        let mut lines = Lines::zeroed(n_lines)?;
+        let panel_lines = panel_lines::<K>(n_cols / K::LEN)?;
+        let all_panels = n_panels.checked_mul(matrices.len())?;
+        let mut lines = Lines::zeroed(all_panels.checked_mul(panel_lines)?)?;
         let shared = Shared::new(&mut lines[..]);
-        exec.for_chunks(n_panels, 1, |panels, _| {
-            for panel in panels {
-                // SAFETY: each panel is visited once.
-                let lines = unsafe { shared.range(panel * panel_lines, panel_lines) };
-                let rows = panel * PANEL_ROWS..n_rows.min((panel + 1) * PANEL_ROWS);
-                pack_panel::<K>(matrix, rows, lines);
+        let chunk = (PACKED_AT_ONCE / (panel_lines * size_of::<Line>())).max(1);
+        let chunks = n_panels.div_ceil(chunk);
+        exec.for_chunks(matrices.len() * chunks, 1, |items, _| {
+            for item in items {
+                let (part, first) = (item / chunks, item % chunks * chunk);
+                let panels = first..n_panels.min(first + chunk);
+                let end = n_rows.min(panels.end * PANEL_ROWS);
+                let bytes = matrices[part].row_bytes(first * PANEL_ROWS..end);
+                before(bytes);
+                for panel in panels {
+                    // SAFETY: each panel is visited once.
+                    let lines = unsafe {
+                        shared.range((part * n_panels + panel) * panel_lines, panel_lines)
+                    };
+                    let rows = panel * PANEL_ROWS..n_rows.min((panel + 1) * PANEL_ROWS);
+                    pack_panel::<K>(&matrices[part], rows, lines);
+                }
+                after(bytes);
             }
         });
-        Some(Self { ty: matrix.ty(), n_rows, n_cols, panel_lines, lines })
+        Some(Self { ty, n_rows, n_cols, n_parts: matrices.len(), panel_lines, lines })
     }
 
     /// Weight type.
@@ -257,7 +305,7 @@ impl PackedMatrix {
         self.ty
     }
 
-    /// Outputs.
+    /// Outputs of each matrix.
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }
@@ -267,13 +315,23 @@ impl PackedMatrix {
         self.n_cols
     }
 
+    /// Matrices.
+    pub fn n_parts(&self) -> usize {
+        self.n_parts
+    }
+
     /// Bytes of memory: those of the file, but for rows that fill up the last panel and some
     /// alignment.
     pub fn n_bytes(&self) -> usize {
         self.lines.len() * size_of::<Line>()
     }
 
-    /// What its activations are quantized to.
+    /// Bytes that a product with one of the matrices reads.
+    pub fn part_bytes(&self) -> usize {
+        self.n_bytes() / self.n_parts
+    }
+
+    /// What its activations have to be.
     pub fn form(&self) -> Form {
         with_kernel!(self.ty, K => K::FORM).expect("packed matrices have a kernel")
     }
@@ -282,12 +340,18 @@ impl PackedMatrix {
     pub fn kernel_name(isa: crate::Isa) -> &'static str {
         dispatch_int!(isa, lanes_name())
     }
+
+    /// The lines of panel `panel` of matrix `part`.
+    fn panel(&self, part: usize, panel: usize) -> &[Line] {
+        let panel = part * self.n_rows.div_ceil(PANEL_ROWS) + panel;
+        &self.lines[panel * self.panel_lines..][..self.panel_lines]
+    }
 }
 
 /// Packs up to 16 rows.
 fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mut [Line]) {
     let bytes = matrix.row_bytes(rows.clone());
-    let (blocks, _) = <K::Weights as Block>::Bytes::chunks(bytes);
+    let (blocks, _) = K::Bytes::chunks(bytes);
     let n_blocks = blocks.len() / rows.len();
     for first in (0..n_blocks).step_by(K::SHARE) {
         let (header, rest) = lines.split_at_mut(K::HEADER);
@@ -302,69 +366,126 @@ fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mu
     }
 }
 
-/// `out[token, row] = weights[row] · x[token]`, in integers.
-///
-/// `x` holds tokens of `n_cols` values, `out` is `[n_tokens, n_rows]`. Each result is that of the
-/// `quant` crate's integer dot product of the row with the token.
-///
-/// # Panics
-/// If a length does not fit the matrix, or `x` was quantized without it.
-pub fn matmul_packed(
-    exec: Exec<'_>,
-    weights: &PackedMatrix,
-    x: &QuantizedActivations,
-    out: &mut [f32],
-) {
-    assert_eq!(x.n_cols(), weights.n_cols, "columns");
-    assert_eq!(out.len(), x.n_tokens() * weights.n_rows, "output");
-    let done = with_kernel!(weights.ty, K => matmul_as::<K>(exec, weights, x, out));
-    done.expect("packed matrices have a kernel");
+/// One of several products that share their activations.
+pub struct Product<'a> {
+    weights: &'a PackedMatrix,
+    part: usize,
+    tokens: Range<usize>,
+    bias: Option<&'a [f32]>,
+    out: Shared<'a, f32>,
 }
 
-/// Bytes of weights, and of activations, that are worked on at a time: together they fit into half
-/// of an L2 cache of 1 MiB.
+impl<'a> Product<'a> {
+    /// `out[token, row] = weights[part][row] · x[token] + bias[row]` for the tokens `tokens` of the
+    /// activations; `out` is `[tokens.len(), n_rows]`.
+    ///
+    /// # Panics
+    /// If there is no such part, or a length does not fit.
+    pub fn new(
+        weights: &'a PackedMatrix,
+        part: usize,
+        tokens: Range<usize>,
+        bias: Option<&'a [f32]>,
+        out: &'a mut [f32],
+    ) -> Self {
+        assert!(part < weights.n_parts, "part {part} of {}", weights.n_parts);
+        assert_eq!(out.len(), tokens.len() * weights.n_rows, "output");
+        assert!(bias.is_none_or(|bias| bias.len() == weights.n_rows), "bias");
+        Self { weights, part, tokens, bias, out: Shared::new(out) }
+    }
+
+    fn n_panels(&self) -> usize {
+        if self.tokens.is_empty() { 0 } else { self.weights.n_rows.div_ceil(PANEL_ROWS) }
+    }
+
+    /// Panels that a thread takes at a time.
+    fn chunk(&self, n_panels: usize, n_threads: usize) -> usize {
+        let bytes = if self.tokens.len() <= FEW_TOKENS { TAKEN_AT_ONCE } else { IN_CACHE };
+        let most = (n_panels / (4 * n_threads)).max(1);
+        (bytes / (self.weights.panel_lines * size_of::<Line>()).max(1)).clamp(1, most)
+    }
+}
+
+/// Bytes of weights that a thread takes at a time: some µs of work.
+const TAKEN_AT_ONCE: usize = 64 << 10;
+
+/// Up to so many tokens a matrix costs about what reading it costs.
+const FEW_TOKENS: usize = 16;
+
+/// Bytes of weights, and of activations, that meet in the cache: together they fit into half of an
+/// L2 cache of 1 MiB.
 const IN_CACHE: usize = 256 << 10;
 
-fn matmul_as<K: Kernel>(
-    exec: Exec<'_>,
-    weights: &PackedMatrix,
-    x: &QuantizedActivations,
-    out: &mut [f32],
-) {
-    let (n_rows, n_blocks) = (weights.n_rows, weights.n_cols / K::Weights::LEN);
-    let blocks = K::activations(x);
-    assert_eq!(
-        blocks.len(),
-        x.n_tokens() * n_blocks,
-        "activations quantized for {} weights",
-        weights.ty
-    );
-    if x.n_tokens() == 0 {
-        return;
+/// Computes all the products, whose weights meet the same activations, in one go. Each result is
+/// that of the `quant` crate's integer dot product of the row with the token (for F32, F16 and
+/// BF16, see `floats`), plus the bias.
+///
+/// # Panics
+/// If the activations have other columns than a matrix, fewer tokens than a product asks for, or
+/// were made without it.
+pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Product<'_>]) {
+    let mut n_panels = 0;
+    for product in products {
+        assert_eq!(x.n_cols(), product.weights.n_cols, "columns");
+        assert!(product.tokens.end <= x.n_tokens(), "tokens");
+        n_panels += product.n_panels();
     }
-    // A prompt has too many activations to read them all for every panel, so some panels and some
-    // tokens meet in L2. A whole number of tiles each time.
-    let n_panels = n_rows.div_ceil(PANEL_ROWS);
-    let share = n_panels.div_ceil(8 * exec.n_threads.max(1));
-    let chunk = (IN_CACHE / (weights.panel_lines * size_of::<Line>())).clamp(1, share.max(1));
-    let token_bytes = n_blocks * size_of::<K::Activations>();
-    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
-    let out = Shared::new(out);
-    exec.for_chunks(n_panels, chunk, |panels, _| {
-        for first_token in (0..x.n_tokens()).step_by(group) {
-            let tokens = first_token..x.n_tokens().min(first_token + group);
-            for panel in panels.clone() {
-                let lines = &weights.lines[panel * weights.panel_lines..][..weights.panel_lines];
-                let first = panel * PANEL_ROWS;
-                let rows = PANEL_ROWS.min(n_rows - first);
-                let mut write = |token: usize, dots: &[f32; LANES]| {
-                    // SAFETY: each panel writes its own rows' outputs.
-                    let out = unsafe { out.range(token * n_rows + first, rows) };
-                    out.copy_from_slice(&dots[..rows]);
-                };
-                let (n_tokens, tokens) = (x.n_tokens(), tokens.clone());
-                dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, tokens, &mut write));
+    let n_threads = exec.n_threads.max(1);
+    let chunks = |product: &Product<'_>| {
+        let chunk = product.chunk(n_panels, n_threads);
+        (chunk, product.n_panels().div_ceil(chunk))
+    };
+    let n_chunks = products.iter().map(|product| chunks(product).1).sum();
+    exec.for_chunks(n_chunks, 1, |items, _| {
+        for mut item in items {
+            for product in products {
+                let (chunk, n) = chunks(product);
+                if item >= n {
+                    item -= n;
+                    continue;
+                }
+                let panels = item * chunk..product.n_panels().min((item + 1) * chunk);
+                let ty = product.weights.ty;
+                let done = with_kernel!(ty, K => panels_as::<K>(exec, product, panels, x));
+                done.expect("packed matrices have a kernel");
+                break;
             }
         }
     });
+}
+
+/// Some panels of a product.
+fn panels_as<K: Kernel>(
+    exec: Exec<'_>,
+    product: &Product<'_>,
+    panels: Range<usize>,
+    x: &QuantizedActivations,
+) {
+    let Product { weights, part, ref tokens, bias, ref out } = *product;
+    let n_rows = weights.n_rows;
+    let blocks = K::activations(x);
+    let n_blocks = weights.n_cols / K::LEN;
+    assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {} weights", weights.ty);
+    // A prompt has too many activations to read them all for every panel, so some panels and some
+    // tokens meet in L2. A whole number of tiles each time.
+    let token_bytes = n_blocks * size_of::<K::Activations>();
+    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
+    for first_token in tokens.clone().step_by(group) {
+        let group = first_token..tokens.end.min(first_token + group);
+        for panel in panels.clone() {
+            let first = panel * PANEL_ROWS;
+            let rows = PANEL_ROWS.min(n_rows - first);
+            let bias = bias.map(|bias| &bias[first..first + rows]);
+            let mut write = |token: usize, dots: &[f32; LANES]| {
+                // SAFETY: each panel writes its own rows' outputs of its own product.
+                let out = unsafe { out.range((token - tokens.start) * n_rows + first, rows) };
+                out.copy_from_slice(&dots[..rows]);
+                if let Some(bias) = bias {
+                    out.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                }
+            };
+            let (lines, n_tokens, group) = (weights.panel(part, panel), x.n_tokens(), group.clone());
+            dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut write));
+        }
+    }
 }

@@ -206,7 +206,8 @@ pub(crate) type Q3K = Sixteens<TypeQ3K>;
 pub(crate) type Q6K = Sixteens<TypeQ6K>;
 
 impl<W: Type> Kernel for Sixteens<W> {
-    type Weights = W::Weights;
+    type Bytes = <W::Weights as WeightBlock>::Bytes;
+    const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
     const SHARE: usize = 1;
@@ -218,7 +219,7 @@ impl<W: Type> Kernel for Sixteens<W> {
     }
 
     fn pack(
-        block: &<W::Weights as WeightBlock>::Bytes,
+        block: &Self::Bytes,
         row: usize,
         _: usize,
         header: &mut [Line],
