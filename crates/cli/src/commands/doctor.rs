@@ -27,7 +27,7 @@ Examples:
 
 Reads are those of a buffer that no cache holds, products those of operands in the first-level cache; each \
 is the best of several measurements. A generated token reads all weights once (of experts, those chosen), \
-so no program generates faster than the measured bandwidth divided by these bytes.")]
+so no program generates faster than the measured bandwidth divided by these bytes, unless caches hold them.")]
 pub(crate) struct DoctorArgs {
     /// A model to look at: a file, an alias, hf:USER/REPO ..., fetched if it is not on this machine
     #[arg(short, long, env = "HURTLE_MODEL")]
@@ -408,8 +408,16 @@ impl Report {
         };
         let rows: Vec<_> = self.measured.iter().map(row).collect();
         out.push_str(&table(["THREADS", "READS", "8-BIT PRODUCTS", "F32 PRODUCTS"], &rows));
+        let largest = self.caches.iter().max_by_key(|cache| cache.bytes);
+        if let Some(cache) = largest.filter(|cache| huge_pages.buffer_bytes / 4 < cache.bytes) {
+            let _ = writeln!(
+                out,
+                "the buffer is less than 4 times L{}: a part of the reads comes from there",
+                cache.level
+            );
+        }
         if let Some(model) = &self.model {
-            model.to_text(&mut out);
+            model.to_text(&mut out, largest.map(|cache| cache.bytes));
         }
         out.push_str("\nWhat to change\n");
         for advice in &self.advice {
@@ -507,7 +515,8 @@ impl ModelReport {
         }
     }
 
-    fn to_text(&self, out: &mut String) {
+    /// `largest_cache` in bytes.
+    fn to_text(&self, out: &mut String, largest_cache: Option<u64>) {
         let _ = writeln!(out, "\n{}", harmless(&self.path));
         let row = |row: &Weights| {
             [
@@ -529,8 +538,13 @@ impl ModelReport {
         line(
             "ceiling",
             format!(
-                "{:.1} tokens/s, the measured bandwidth divided by these bytes",
-                self.tokens_per_second_ceiling
+                "{:.1} tokens/s, the measured bandwidth divided by these bytes{}",
+                self.tokens_per_second_ceiling,
+                match largest_cache {
+                    Some(cache) if self.bytes_per_token <= cache =>
+                        "; caches can hold them and give more",
+                    _ => "",
+                }
             ),
         );
         line(

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 fn profile(args: &[&str]) -> Vec<String> {
-    let start = ["profile", "-m", model(), "-t", "2"];
+    let start = ["profile", "-m", model()];
     start.iter().chain(args).map(|arg| (*arg).to_owned()).collect()
 }
 
@@ -28,8 +28,8 @@ fn sum(rows: &Value, key: &str) -> f64 {
 #[test]
 fn the_parts_make_the_whole() {
     for (args, test, n_tokens) in [
-        (&["-n", "4"][..], "tg4", 4),
-        (&["-n", "3", "-d", "70", "-ctk", "f16", "-ctv", "f16"], "tg3@d70", 3),
+        (&["-n", "4", "-t", "2"][..], "tg4", 4),
+        (&["-n", "3", "-t", "1", "-d", "70", "-ctk", "f16", "-ctv", "f16"], "tg3@d70", 3),
         (&["-n", "2", "--activations", "q8"], "tg2", 2),
         (&["--prefill", "-p", "20", "-ub", "8"], "pp20", 20),
     ] {
@@ -92,7 +92,7 @@ fn pages_and_plots_need_nothing_else() {
 
 #[test]
 fn text_for_people() {
-    let text = output(&["-n", "2", "--layers"]);
+    let text = output(&["-n", "2", "-t", "2", "--layers"]);
     for part in ["llama, tg2, 2 threads", "GB/s", "OPERATION", "sampling", "total", "LAYER"] {
         assert!(text.contains(part), "{part:?} in {text}");
     }

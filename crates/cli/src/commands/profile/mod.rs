@@ -229,7 +229,6 @@ struct Row {
     peak_fraction: Option<f64>,
     bound: Option<Bound>,
     /// What memory and arithmetic need at least.
-    #[serde(rename = "least_us")]
     least_us: f64,
 }
 
@@ -462,11 +461,14 @@ fn summary(operations: &[Row], total: &Row, roofline: &Roofline) -> String {
         .take(4)
         .map(|(loss, name)| format!("{name} {:.0} %", (100.0 * loss).max(1.0)))
         .collect();
-    let lost = if losses.is_empty() {
-        String::new()
-    } else {
-        format!("; lost beyond that, in parts of the time: {}", losses.join(", "))
-    };
+    let mut lost = String::new();
+    if !losses.is_empty() {
+        lost = format!("; lost beyond that, in parts of the time: {}", losses.join(", "));
+    }
+    let waiting = total.wait_us / total.time_us;
+    if waiting >= 0.01 {
+        let _ = write!(lost, "; the first thread waits for the others {:.0} %", 100.0 * waiting);
+    }
     let used = total.least_us / total.time_us;
     let rate = total.bytes_per_second / 1e9;
     let gives = roofline.read_bytes / 1e9;
@@ -575,6 +577,7 @@ pub(super) mod tests {
         let memory = [(Op::Down, cost(900, 8_500_000, 1)), (Op::Attention, cost(50, 50_000, 1))];
         check(&memory, "Memory bounds it: it reads 8.6 of 10.0 GB/s, 86 % of what memory gives");
         check(&memory, "attention 4 %, sampling 4 %");
+        check(&memory, "; the first thread waits for the others 10 %.");
         check(&[(Op::Down, cost(900, 20_000_000, 1))], "Caches help: it reads 20.0 GB/s");
         let computes = [(Op::Down, cost(900, 10, 300_000_000))];
         check(&computes, "Arithmetic bounds it: 300 Gop/s, 75 % of what the instruction set gives");

@@ -10,10 +10,10 @@
 //! ```
 //! Operations that read the same weights in the same way lie on one another; so each has a label of its
 //! own at the right, with a line that leads to its dot.
-use super::{Report, Row};
+use super::{Bound, Report, Row};
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 960.0;
+const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = 640.0;
@@ -202,28 +202,33 @@ fn roofs(out: &mut String, x: Axis, y: Axis, bandwidth: f64, peaks: [(&str, f64)
 /// Each operation's dot, and its label at the right; `dots` from above.
 fn labels(out: &mut String, x: Axis, y: Axis, dots: &[&Row]) {
     let heights: Vec<f64> = dots.iter().map(|row| y.at(row.ops_per_second / 1e9)).collect();
+    let mut circles: Vec<(f64, String)> = Vec::new();
     for ((row, height), label) in dots.iter().zip(&heights).zip(spread(&heights)) {
         let at = x.at(intensity(row));
         let radius = 4.0 + 16.0 * row.share.clamp(0.0, 1.0).sqrt();
-        let part = match row.bound {
-            Some(super::Bound::Arithmetic) => row.peak_fraction.map(|part| (part, "of peak")),
-            _ => row.read_fraction.map(|part| (part, "of reads")),
+        let (part, of) = match row.bound {
+            Some(Bound::Arithmetic) => (row.peak_fraction, "of peak"),
+            _ => (row.read_fraction, "of reads"),
         };
-        let (part, of) = part.unwrap_or_default();
+        let name = escape(row.name);
         let _ = writeln!(
             out,
             "<path class=\"lead\" d=\"M{at:.1} {height:.1}L{:.1} {label:.1}H{:.1}\"/>\
-             <circle class=\"dot\" cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"{radius:.1}\"><title>{}</title></circle>\
-             <text x=\"{LABELS}\" y=\"{:.1}\">{} <tspan class=\"faint\">{:.0} % of time, {:.0} % {of}</tspan></text>",
+             <text x=\"{LABELS}\" y=\"{:.1}\">{name} <tspan class=\"faint\">{:.0} % of time, {:.0} % {of}</tspan></text>",
             LABELS - 18.0,
             LABELS - 5.0,
-            escape(row.name),
             label + 4.0,
-            escape(row.name),
             100.0 * row.share,
-            100.0 * part,
+            100.0 * part.unwrap_or_default(),
         );
+        let circle = format!(
+            "<circle class=\"dot\" cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"{radius:.1}\"><title>{name}</title></circle>\n"
+        );
+        circles.push((radius, circle));
     }
+    // Small dots on top of large ones.
+    circles.sort_by(|a, b| b.0.total_cmp(&a.0));
+    out.extend(circles.into_iter().map(|(_, circle)| circle));
 }
 
 /// Heights of labels that are far enough apart, as near to `heights` (ascending) as their number allows.
@@ -289,10 +294,9 @@ mod tests {
         use hurtle_model::profile::{Cost, Op};
         use std::time::Duration;
         let numbers = |attribute: &str, text: &str| -> Vec<f64> {
-            let parts = text.split(&format!(" {attribute}=\"")).skip(1);
-            parts
-                .map(|part| part.split('"').next().unwrap_or_default().parse().expect("a number"))
-                .collect()
+            let start = format!(" {attribute}=\"");
+            let values = text.split(&start).skip(1).map(|rest| rest.split('"').next());
+            values.map(|value| value.unwrap_or_default().parse().expect("a number")).collect()
         };
         for scale in [1, 1000, 1_000_000] {
             let cost = |i: usize| Cost {
