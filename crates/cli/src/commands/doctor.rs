@@ -1,6 +1,6 @@
 //! `hurtle doctor`: what this machine is, what of it hurtle may use, and what a model can reach on it.
 use super::table;
-use crate::args::{Activations, GlobalArgs, TypeArgs, forced_isa, threads};
+use crate::args::{Activations, GlobalArgs, TypeArgs, Types, forced_isa, threads};
 use crate::machine::{Cache, Limit, Machine, memory};
 use crate::models;
 use crate::terminal::{StatusLine, bytes, harmless};
@@ -174,7 +174,8 @@ pub(crate) fn execute(args: &DoctorArgs, globals: &GlobalArgs) -> Result<()> {
         };
         let engine = models::load(spec, &options, globals)?;
         let read_bytes = report.measured.last().map_or(0.0, |all| all.read_bytes_per_second);
-        report.model = Some(ModelReport::of(&engine, &args.types, read_bytes, usable_memory));
+        report.model =
+            Some(ModelReport::of(&engine, args.types.or(Types::FAST), read_bytes, usable_memory));
     }
     report.advice = report.advise(usable_memory);
     if args.json { super::print_json(&report) } else { super::print(&report.to_text()) }
@@ -451,7 +452,7 @@ fn show_cache(cache: &Cache) -> String {
 }
 
 impl ModelReport {
-    fn of(engine: &Engine, types: &TypeArgs, read_bytes: f64, usable_memory: Option<u64>) -> Self {
+    fn of(engine: &Engine, types: Types, read_bytes: f64, usable_memory: Option<u64>) -> Self {
         let gguf = engine.gguf();
         let weights = traffic(gguf, engine.model().hparams().experts);
         let bytes_per_token = weights.iter().map(|row| row.bytes_per_token).sum::<u64>();

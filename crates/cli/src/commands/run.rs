@@ -1,6 +1,9 @@
 //! `hurtle run`: one prompt, one answer.
 use crate::answer::{self, AnswerPrinter};
-use crate::args::{EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_stdin, read_text, without_last_newline};
+use crate::args::{
+    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_stdin,
+    read_text, without_last_newline,
+};
 use crate::error::{Interrupted, usage};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};

@@ -13,7 +13,9 @@ mod slash;
 
 use super::show::Info;
 use crate::answer::{self, AnswerPrinter};
-use crate::args::{EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_text};
+use crate::args::{
+    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_text,
+};
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
 use crate::prompt::{Prompt, Template};

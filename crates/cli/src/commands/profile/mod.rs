@@ -3,7 +3,7 @@ mod page;
 mod plot;
 
 use super::{bench, table};
-use crate::args::{Activations, GlobalArgs, ModelArgs, TypeArgs, forced_isa, threads};
+use crate::args::{Activations, GlobalArgs, ModelArgs, TypeArgs, Types, forced_isa, threads};
 use crate::error::usage;
 use crate::machine::Machine;
 use crate::models;
@@ -87,11 +87,12 @@ pub(crate) fn execute(args: &ProfileArgs, globals: &GlobalArgs) -> Result<()> {
     }
     let isa = forced_isa()?;
     let threads = threads(args.threads)?.unwrap_or_else(Pool::available_threads);
-    let test = args.test(threads);
+    let types = args.types.or(Types::FAST);
+    let test = args.test(threads, types);
     let options = EngineOptions {
         threads: Some(threads),
         isa,
-        arithmetic: args.types.activations.into(),
+        arithmetic: types.activations.into(),
         ctx_size: Some(test.n_ctx()),
         ..EngineOptions::default()
     };
@@ -111,7 +112,7 @@ pub(crate) fn execute(args: &ProfileArgs, globals: &GlobalArgs) -> Result<()> {
         model: bench::model_name(&engine),
         test: test.to_string(),
         isa: engine.isa().name(),
-        activations: args.types.activations,
+        activations: types.activations,
         threads,
         n_tokens: test.n_tokens(),
     };
@@ -137,7 +138,7 @@ impl ProfileArgs {
         self.format.or(by_ending).unwrap_or(Format::Text)
     }
 
-    fn test(&self, threads: usize) -> BenchTest {
+    fn test(&self, threads: usize, types: Types) -> BenchTest {
         let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let (n_prompt, n_gen) =
             if self.prefill { (size(self.n_prompt), 0) } else { (0, size(self.n_gen)) };
@@ -148,7 +149,7 @@ impl ProfileArgs {
             n_seqs: 1,
             threads,
             batch_size: size(self.ubatch_size),
-            kv_types: (self.types.cache_type_k.into(), self.types.cache_type_v.into()),
+            kv_types: (types.cache_type_k.into(), types.cache_type_v.into()),
         }
     }
 }
