@@ -1,10 +1,11 @@
 //! What was blamed for the slowness of the first engine, and whether it costs time here.
 
 use crate::kernels::{Form, Kernel};
-use crate::spread::Spread;
+use crate::spread::{Answer, Spread};
 use crate::work::{Dispatch, Order, Pages, Work};
 use hurtle_kernels::Isa;
 use serde::Serialize;
+use std::fmt;
 
 /// A suspicion, as a path from the slow way to the fast one.
 #[derive(Debug)]
@@ -37,18 +38,12 @@ pub(crate) fn all_work() -> Vec<Work> {
         let kernels = Isa::available().into_iter().map(|isa| Kernel { form, isa, prefetch: false });
         all.extend(kernels.filter(|k| k.exists()).map(|kernel| plain(kernel, Pages::Small)));
     }
-    for hypothesis in hypotheses() {
-        for step in hypothesis.steps {
-            if !all.contains(&step.work) {
-                all.push(step.work);
-            }
+    for step in hypotheses().into_iter().flat_map(|hypothesis| hypothesis.steps) {
+        if !matches!(step.work, Work::Packed(_)) && !all.contains(&step.work) {
+            all.push(step.work);
         }
     }
-    for isa in Isa::available() {
-        if !all.contains(&Work::Packed(isa)) {
-            all.push(Work::Packed(isa));
-        }
-    }
+    all.extend(Isa::available().into_iter().map(Work::Packed));
     all
 }
 
@@ -58,31 +53,19 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
     let best = isas.last().copied().unwrap_or(Isa::scalar());
     let fastest = Kernel { form: Form::Q8K, isa: best, prefetch: false };
     let ahead = Kernel { prefetch: true, ..fastest };
-    let rows = Work::Plain {
-        kernel: fastest,
-        order: Order::Rows,
-        dispatch: Dispatch::SpinPool,
-        pages: Pages::Small,
-    };
-    let tiles = Work::Plain {
-        kernel: fastest,
-        order: Order::Tiles,
-        dispatch: Dispatch::SpinPool,
-        pages: Pages::Small,
-    };
-    let stealing = Work::Plain {
-        kernel: fastest,
-        order: Order::Rows,
-        dispatch: Dispatch::WorkStealing,
-        pages: Pages::Small,
-    };
+    let rows = plain(fastest, Pages::Small);
+    let (spin_pool, row_order) = (Dispatch::SpinPool, Order::Rows);
+    let variant =
+        |order, dispatch| Work::Plain { kernel: fastest, order, dispatch, pages: Pages::Small };
+    let tiles = variant(Order::Tiles, spin_pool);
+    let stealing = variant(row_order, Dispatch::WorkStealing);
     let step = |name: &str, work: Work| Step { name: name.to_owned(), work };
 
     // The widest instruction set that all forms have been written for.
     let every = |isa: &Isa| {
         Form::ALL.iter().all(|&form| Kernel { form, isa: *isa, prefetch: false }.exists())
     };
-    let common = isas.iter().copied().filter(every).next_back().unwrap_or(Isa::scalar());
+    let common = isas.iter().copied().rfind(every).unwrap_or(Isa::scalar());
     let forms = Form::ALL.map(|form| Step {
         name: format!("{form} {common}"),
         work: plain(Kernel { form, isa: common, prefetch: false }, Pages::Small),
@@ -100,11 +83,8 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
         },
         Hypothesis { name: "tiling", steps: vec![step("rows", rows), step("L2 tiles", tiles)] },
         Hypothesis { name: "instruction set", steps: sets.collect() },
-        Hypothesis {
-            name: "data layout, with the pages and the prefetch that go with it",
-            steps: vec![step("file's rows", rows), step("packed", Work::Packed(best))],
-        },
     ];
+    let packed = Work::Packed(best);
     if ahead.exists() {
         let huge = plain(ahead, Pages::Huge);
         all.push(Hypothesis {
@@ -117,12 +97,13 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
         });
         all.push(Hypothesis {
             name: "order of the bytes alone",
-            steps: vec![
-                step("file's rows, prefetch, 2 MiB pages", huge),
-                step("packed", Work::Packed(best)),
-            ],
+            steps: vec![step("file's rows, prefetch, 2 MiB pages", huge), step("packed", packed)],
         });
     }
+    all.push(Hypothesis {
+        name: "data layout, with the pages and the prefetch that go with it",
+        steps: vec![step("file's rows", rows), step("packed", packed)],
+    });
     all.retain(|hypothesis| hypothesis.steps.len() > 1);
     all
 }
@@ -131,57 +112,56 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
 #[derive(Debug, Serialize)]
 pub(crate) struct Verdict {
     hypothesis: &'static str,
-    /// Shapes where the last step is faster than the first.
-    holds_for: Vec<&'static str>,
-    n_shapes: usize,
-    /// The medians that say so.
-    evidence: String,
+    evidence: Vec<Evidence>,
 }
 
-impl std::fmt::Display for Verdict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let verdict = match self.holds_for.as_slice() {
-            [] => "does not hold".to_owned(),
-            all if all.len() == self.n_shapes => "holds".to_owned(),
-            some => format!("holds for {} only", some.join(", ")),
+/// The times of a shape on some threads.
+#[derive(Debug, Serialize)]
+struct Evidence {
+    shape: &'static str,
+    threads: usize,
+    /// Whether the last step is faster than the first.
+    holds: Answer,
+    /// The medians that say so.
+    steps: String,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = |answer| self.evidence.iter().filter(|e| e.holds == answer).count();
+        let verdict = match (n(Answer::Yes), n(Answer::No), n(Answer::Unclear)) {
+            (1.., 0, 0) => "holds",
+            (1.., ..) => "holds in part",
+            (0, _, 1..) => "unclear",
+            (0, _, 0) => "does not hold",
         };
-        write!(f, "{}: {verdict}. {}", self.hypothesis, self.evidence)
+        write!(f, "{}: {verdict}", self.hypothesis)?;
+        for Evidence { shape, threads, holds, steps } in &self.evidence {
+            write!(f, "\n    {shape}, threads {threads}: {steps}: {holds}")?;
+        }
+        Ok(())
     }
 }
 
-/// Judges by the medians of each shape, which `time(shape, work)` looks up in seconds.
+/// Judges by the times that `time(work, shape, threads)` looks up, where all steps have been timed.
 pub(crate) fn judge(
     hypothesis: &Hypothesis,
-    shapes: &[&'static str],
-    time: impl Fn(usize, Work) -> Spread,
+    settings: &[(&'static str, usize)],
+    time: impl Fn(Work, &'static str, usize) -> Option<Spread>,
 ) -> Verdict {
-    let mut holds_for = Vec::new();
     let mut evidence = Vec::new();
-    for (i, shape) in shapes.iter().enumerate() {
-        let times: Vec<Spread> = hypothesis.steps.iter().map(|s| time(i, s.work)).collect();
-        let first = times[0];
-        if first.is_beaten_by(&times[times.len() - 1]) {
-            holds_for.push(*shape);
-        }
-        let steps: Vec<String> = hypothesis
-            .steps
-            .iter()
-            .zip(&times)
-            .enumerate()
-            .map(|(i, (step, time))| {
-                let ratio =
-                    if i > 0 { format!(" ({:.2}x)", first.over(time)) } else { String::new() };
-                format!("{} {:.3} ms{ratio}", step.name, time.median * 1e3)
-            })
-            .collect();
-        evidence.push(format!("{shape}: {}", steps.join(", ")));
+    for &(shape, threads) in settings {
+        let times = hypothesis.steps.iter().map(|step| time(step.work, shape, threads));
+        let Some(times) = times.collect::<Option<Vec<_>>>() else { continue };
+        let (first, last) = (times[0], times[times.len() - 1]);
+        let steps = hypothesis.steps.iter().zip(&times).enumerate().map(|(i, (step, time))| {
+            let ratio = if i > 0 { format!(" ({:.2}x)", first.over(time)) } else { String::new() };
+            format!("{} {:.3} ms{ratio}", step.name, time.median * 1e3)
+        });
+        let steps = steps.collect::<Vec<_>>().join(", ");
+        evidence.push(Evidence { shape, threads, holds: first.is_beaten_by(&last), steps });
     }
-    Verdict {
-        hypothesis: hypothesis.name,
-        holds_for,
-        n_shapes: shapes.len(),
-        evidence: evidence.join("; ") + ".",
-    }
+    Verdict { hypothesis: hypothesis.name, evidence }
 }
 
 #[cfg(test)]
@@ -196,24 +176,26 @@ mod tests {
             name: "pages",
             steps: vec![step("small", work[0]), step("huge", work[1])],
         };
-        let check = |times: [[f64; 2]; 2], expected: &str| {
-            let time = |shape: usize, w: Work| {
-                let t = times[shape][usize::from(w == work[1])];
-                Spread { median: t, q1: t, q3: t, min: t, max: t }
+        let check = |up: [f64; 2], down: [f64; 2], spread: f64, expected: &str| {
+            let time = |w: Work, shape: &str, threads: usize| {
+                let times = if shape == "up" { up } else { down };
+                let t = times[usize::from(w == work[1])];
+                let (q1, q3) = (t - spread, t + spread);
+                (threads == 2).then_some(Spread { median: t, q1, q3, min: q1, max: q3 })
             };
-            assert_eq!(judge(&hypothesis, &["up", "down"], time).to_string(), expected);
+            let verdict = judge(&hypothesis, &[("up", 1), ("up", 2), ("down", 2)], time);
+            assert_eq!(verdict.to_string(), expected);
         };
-        check(
-            [[0.004, 0.002], [0.003, 0.002]],
-            "pages: holds. up: small 4.000 ms, huge 2.000 ms (2.00x); down: small 3.000 ms, huge 2.000 ms (1.50x).",
-        );
-        check(
-            [[0.004, 0.002], [0.002, 0.002]],
-            "pages: holds for up only. up: small 4.000 ms, huge 2.000 ms (2.00x); down: small 2.000 ms, huge 2.000 ms (1.00x).",
-        );
-        check(
-            [[0.001, 0.002], [0.002, 0.002]],
-            "pages: does not hold. up: small 1.000 ms, huge 2.000 ms (0.50x); down: small 2.000 ms, huge 2.000 ms (1.00x).",
-        );
+        let ups = "up, threads 2: small 4.000 ms, huge 2.000 ms (2.00x)";
+        let same = "down, threads 2: small 2.000 ms, huge 2.000 ms (1.00x): no";
+        let down = "down, threads 2: small 3.000 ms, huge 2.000 ms (1.50x): yes";
+        let slower = "up, threads 2: small 1.000 ms, huge 2.000 ms (0.50x): no";
+        let unclear = "unclear, for the quartiles overlap";
+        let (two, one) = ([0.004, 0.002], [0.002, 0.002]);
+        check(two, [0.003, 0.002], 0.0, &format!("pages: holds\n    {ups}: yes\n    {down}"));
+        check(two, one, 0.0, &format!("pages: holds in part\n    {ups}: yes\n    {same}"));
+        check(two, one, 0.01, &format!("pages: unclear\n    {ups}: {unclear}\n    {same}"));
+        let neither = format!("pages: does not hold\n    {slower}\n    {same}");
+        check([0.001, 0.002], one, 0.0, &neither);
     }
 }

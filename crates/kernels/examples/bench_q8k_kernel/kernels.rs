@@ -294,7 +294,7 @@ mod x86_64 {
                     let (low, high) = (spread(2 * p), spread(2 * p + 1));
                     let low = (_mm256_set1_ps(low.0), _mm256_set1_ps(low.1));
                     let high = (_mm256_set1_ps(high.0), _mm256_set1_ps(high.1));
-                    for i in 0..4 {
+                    for (i, sum) in sums.iter_mut().enumerate() {
                         let q = block.qs.as_ptr().wrapping_add(32 * p + 8 * i);
                         let x = x.as_ptr().wrapping_add(64 * p + 8 * i);
                         // SAFETY: 8 of the 128 quants, and 8 activations of each of 2 groups.
@@ -307,8 +307,8 @@ mod x86_64 {
                         let q_high = _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(q));
                         let w_low = _mm256_fmsub_ps(low.0, q_low, low.1);
                         let w_high = _mm256_fmsub_ps(high.0, q_high, high.1);
-                        sums[i] = _mm256_fmadd_ps(w_low, x_low, sums[i]);
-                        sums[i] = _mm256_fmadd_ps(w_high, x_high, sums[i]);
+                        *sum = _mm256_fmadd_ps(w_low, x_low, *sum);
+                        *sum = _mm256_fmadd_ps(w_high, x_high, *sum);
                     }
                 }
             }

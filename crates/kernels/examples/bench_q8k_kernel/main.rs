@@ -20,6 +20,7 @@
 //! with products in f64, and a wrong one ends the program.
 
 mod hypotheses;
+mod in_cache;
 mod kernels;
 mod spread;
 mod work;
@@ -30,9 +31,9 @@ use hurtle_quant::WeightType;
 use hypotheses::{Verdict, all_work, hypotheses, judge};
 use kernels::{Block, Form};
 use serde::Serialize;
-use spread::Spread;
+use spread::{Spread, time};
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use work::{Bench, Dispatch, Weights, Work};
 
 /// Times Q4_K kernels that differ in one thing each, for one token.
@@ -47,6 +48,10 @@ struct Args {
     /// A third of the rounds with shorter turns, to see that it runs.
     #[arg(long)]
     quick: bool,
+    /// Measures instead how fast the packed kernels of all weight types compute, on weights that
+    /// stay in the cache.
+    #[arg(long, conflicts_with = "threads")]
+    in_cache: bool,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -90,6 +95,13 @@ struct Row {
     work: Work,
 }
 
+/// Seconds to hand a task that does nothing to all threads, and to wait for its end.
+#[derive(Serialize)]
+struct EmptyTask {
+    work_stealing: Spread,
+    spin_pool: Spread,
+}
+
 #[derive(Serialize)]
 struct Shape {
     name: &'static str,
@@ -97,7 +109,9 @@ struct Shape {
     cols: usize,
     bytes: usize,
     copies: usize,
+    threads: usize,
     results: Vec<Row>,
+    empty_task: EmptyTask,
 }
 
 #[derive(Serialize)]
@@ -105,26 +119,43 @@ struct Report {
     machine: Machine,
     rounds: u32,
     shapes: Vec<Shape>,
-    /// Seconds to hand an empty task to all threads and wait for its end.
-    empty_task: [(&'static str, Spread); 2],
     verdicts: Vec<Verdict>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let threads = args.threads.map_or_else(Pool::available_threads, usize::from);
     let (rounds, turn) = match args.quick {
         true => (args.rounds.div_ceil(3), Duration::from_millis(2)),
         false => (args.rounds, Duration::from_millis(10)),
     };
+    if args.in_cache {
+        let machine = machine(1);
+        // There are several times as many of these.
+        let rates = in_cache::measure(rounds, turn / 10)?;
+        if args.json {
+            let report = serde_json::json!({"machine": machine, "rounds": rounds, "rates": rates});
+            println!("{report:#}");
+        } else {
+            print_machine(&machine);
+            in_cache::print(&rates);
+        }
+        return Ok(());
+    }
+    let threads = args.threads.map_or_else(Pool::available_threads, usize::from);
+    let report = compare(threads, rounds, turn)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(())
+}
+
+/// Checks and measures everything, on both shapes.
+fn compare(threads: usize, rounds: u32, turn: Duration) -> Result<Report, Box<dyn Error>> {
     let machine = machine(threads);
     let n_bytes = machine.last_level_cache_bytes.map_or(0, |cache| 2 * cache).max(MIN_BYTES);
-    if !args.json {
-        print_machine(&machine);
-    }
-
     let mut shapes = Vec::new();
-    let mut empty_task = None;
     for (name, rows, cols) in SHAPES {
         let pool = Pool::new(threads)?;
         let bytes = random_weights(rows, cols)?;
@@ -134,48 +165,35 @@ fn main() -> Result<(), Box<dyn Error>> {
         let cases = cases(threads);
         let errors = check(&mut bench, &weights, &bytes, &cases)?;
         let times = measure(&mut bench, &weights, &cases, rounds, turn)?;
-        let shape = shape(name, &weights, &cases, &errors, &times);
-        if !args.json {
-            print_shape(&shape);
-        }
-        shapes.push(shape);
-        empty_task.get_or_insert(empty_tasks(&bench)?);
+        let empty_task = empty_tasks(&bench)?;
+        shapes.push(shape(name, &weights, &cases, &errors, &times, empty_task));
     }
-    let names = SHAPES.map(|(name, ..)| name);
-    let verdicts = hypotheses().into_iter().map(|hypothesis| {
-        judge(&hypothesis, &names, |shape, work| {
-            let mut results = shapes[shape].results.iter();
-            let row = results.find(|row| row.work == work && row.threads == threads);
-            row.expect("every step of a hypothesis is timed").seconds
-        })
-    });
-    let verdicts: Vec<Verdict> = verdicts.collect();
-    let empty_task = empty_task.ok_or("no shape")?;
-    if args.json {
-        let report = Report { machine, rounds, shapes, empty_task, verdicts };
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("\nWhat costs time here, on {threads} threads:");
-        for verdict in verdicts {
-            println!("- {verdict}");
-        }
-        let [stealing, spinning] = empty_task.map(|(_, spread)| spread.median * 1e6);
-        println!(
-            "An empty task takes {stealing:.1} us by work stealing and {spinning:.1} us on the spin pool."
-        );
-    }
-    Ok(())
+    let settings = shapes.iter().map(|s| s.name);
+    let settings: Vec<_> = settings.flat_map(|s| counts(threads).map(move |n| (s, n))).collect();
+    let seconds = |work: Work, name: &str, threads: usize| {
+        let shape = shapes.iter().find(|shape| shape.name == name)?;
+        let row = shape.results.iter().find(|row| row.work == work && row.threads == threads)?;
+        Some(row.seconds)
+    };
+    let verdicts =
+        hypotheses().into_iter().map(|hypothesis| judge(&hypothesis, &settings, seconds));
+    let verdicts = verdicts.collect();
+    Ok(Report { machine, rounds, shapes, verdicts })
+}
+
+/// The numbers of threads that are compared: one, and all.
+fn counts(threads: usize) -> impl Iterator<Item = usize> {
+    std::iter::once(1).chain((threads > 1).then_some(threads))
 }
 
 /// Everything that is timed, and on how many threads.
 fn cases(threads: usize) -> Vec<(Work, usize)> {
-    let counts: &[usize] = if threads == 1 { &[1] } else { &[1, threads] };
     let mut cases = Vec::new();
     for work in all_work() {
         // One thread has nobody to steal from.
         let steals = matches!(work, Work::Plain { dispatch: Dispatch::WorkStealing, .. });
-        let counts = if steals { &counts[counts.len() - 1..] } else { counts };
-        cases.extend(counts.iter().map(|&n| (work, n)));
+        let counts = counts(threads).filter(|&n| !steals || n == threads);
+        cases.extend(counts.map(|n| (work, n)));
     }
     cases
 }
@@ -268,32 +286,22 @@ fn measure(
     let mut samples = vec![Vec::new(); cases.len()];
     for _ in 0..rounds {
         for (samples, &(work, n_threads)) in samples.iter_mut().zip(cases) {
-            let (start, mut n) = (Instant::now(), 0);
-            while start.elapsed() < turn {
-                bench.run(work, n_threads, weights);
-                n += 1;
-            }
-            samples.push(start.elapsed().as_secs_f64() / f64::from(n));
+            samples.push(time(turn, || bench.run(work, n_threads, weights)));
         }
     }
     let spreads = samples.iter().map(|samples| Spread::of(samples));
     spreads.collect::<Option<_>>().ok_or("no rounds")
 }
 
-/// Seconds for a task that does nothing, on all threads, right after another one.
-fn empty_tasks(bench: &Bench) -> Result<[(&'static str, Spread); 2], &'static str> {
-    let time = |dispatch| {
-        let sample = |_| {
-            let start = Instant::now();
-            for _ in 0..100 {
-                bench.run_nothing(dispatch);
-            }
-            start.elapsed().as_secs_f64() / 100.0
-        };
+/// One empty task right after the other.
+fn empty_tasks(bench: &Bench) -> Result<EmptyTask, &'static str> {
+    let measure = |dispatch| {
+        let sample = |_| time(Duration::from_micros(500), || bench.run_nothing(dispatch));
         Spread::of(&(0..50).map(sample).collect::<Vec<_>>()).ok_or("no samples")
     };
-    let (stealing, spinning) = (time(Dispatch::WorkStealing)?, time(Dispatch::SpinPool)?);
-    Ok([("work stealing", stealing), ("spin pool", spinning)])
+    let (work_stealing, spin_pool) =
+        (measure(Dispatch::WorkStealing)?, measure(Dispatch::SpinPool)?);
+    Ok(EmptyTask { work_stealing, spin_pool })
 }
 
 fn shape(
@@ -302,6 +310,7 @@ fn shape(
     cases: &[(Work, usize)],
     errors: &[Option<f64>],
     times: &[Spread],
+    empty_task: EmptyTask,
 ) -> Shape {
     let first = |n_threads| {
         let is_first = |(work, n): &(Work, usize)| work.form().is_some() && *n == n_threads;
@@ -323,7 +332,9 @@ fn shape(
         cols: weights.n_cols,
         bytes: weights.n_bytes,
         copies: weights.n_copies,
+        threads: cases.iter().map(|(_, threads)| *threads).max().unwrap_or(1),
         results: cases.iter().zip(times).zip(errors).map(row).collect(),
+        empty_task,
     }
 }
 
@@ -371,6 +382,15 @@ fn print_machine(machine: &Machine) {
     }
 }
 
+fn print(report: &Report) {
+    print_machine(&report.machine);
+    report.shapes.iter().for_each(print_shape);
+    println!("\nWhat costs time here:");
+    for verdict in &report.verdicts {
+        println!("- {verdict}");
+    }
+}
+
 fn print_shape(shape: &Shape) {
     println!(
         "\n{}: {} outputs, {} inputs, {:.2} MB of Q4_K, {} copies",
@@ -396,6 +416,28 @@ fn print_shape(shape: &Shape) {
             row.gb_per_s
         );
     }
+    let best = |is_meant: fn(&Work) -> bool, threads: usize| {
+        let rows = shape.results.iter();
+        let rows = rows.filter(|row| row.threads == threads && is_meant(&row.work));
+        rows.map(|row| row.gb_per_s).max_by(f64::total_cmp)
+    };
+    for threads in counts(shape.threads) {
+        let read = best(|work| matches!(work, Work::Read(_)), threads);
+        let packed = best(|work| matches!(work, Work::Packed(_)), threads);
+        if let (Some(read), Some(packed)) = (read, packed) {
+            let percent = 100.0 * packed / read;
+            println!(
+                "threads {threads}: packed weights are read at {packed:.2} GB/s, {percent:.0} % of \
+                 plain reads' {read:.2}"
+            );
+        }
+    }
+    let EmptyTask { work_stealing, spin_pool } = &shape.empty_task;
+    println!(
+        "empty task: work stealing {:.1} us, spin pool {:.1} us",
+        work_stealing.median * 1e6,
+        spin_pool.median * 1e6
+    );
 }
 
 #[cfg(test)]

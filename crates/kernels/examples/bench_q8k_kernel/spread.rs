@@ -1,6 +1,8 @@
 //! Times, and how far they lie apart.
 
 use serde::Serialize;
+use std::fmt;
+use std::time::{Duration, Instant};
 
 /// What several measurements of one thing say.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -34,8 +36,45 @@ impl Spread {
     }
 
     /// Whether `other` is faster: by a tenth at least, and by more than the spread.
-    pub(crate) fn is_beaten_by(&self, other: &Self) -> bool {
-        self.over(other) >= 1.1 && other.q3 < self.q1
+    pub(crate) fn is_beaten_by(&self, other: &Self) -> Answer {
+        match (self.over(other) >= 1.1, other.q3 < self.q1) {
+            (true, true) => Answer::Yes,
+            (true, false) => Answer::Unclear,
+            (false, _) => Answer::No,
+        }
+    }
+}
+
+/// What times say about a suspicion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Answer {
+    Yes,
+    No,
+    /// The quartiles overlap.
+    Unclear,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Unclear => "unclear, for the quartiles overlap",
+        })
+    }
+}
+
+/// Seconds of one `run`, from as many as fill a turn.
+pub(crate) fn time(turn: Duration, mut run: impl FnMut()) -> f64 {
+    let (start, mut n) = (Instant::now(), 0);
+    loop {
+        run();
+        n += 1;
+        let elapsed = start.elapsed();
+        if elapsed >= turn {
+            return elapsed.as_secs_f64() / f64::from(n);
+        }
     }
 }
 
@@ -54,12 +93,19 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_runs_at_least_once() {
+        let mut n = 0;
+        let seconds = time(Duration::ZERO, || n += 1);
+        assert!(seconds.is_finite() && n == 1);
+    }
+
+    #[test]
     fn to_win_takes_a_tenth_and_separate_quartiles() {
         let spread = |q1, median, q3| Spread { median, q1, q3, min: q1, max: q3 };
         let slow = spread(1.9, 2.0, 2.1);
-        assert!(slow.is_beaten_by(&spread(1.0, 1.1, 1.2)));
-        assert!(!slow.is_beaten_by(&spread(1.0, 1.1, 1.95)), "overlap");
-        assert!(!slow.is_beaten_by(&spread(1.85, 1.86, 1.87)), "less than a tenth");
-        assert!(!slow.is_beaten_by(&slow));
+        assert_eq!(slow.is_beaten_by(&spread(1.0, 1.1, 1.2)), Answer::Yes);
+        assert_eq!(slow.is_beaten_by(&spread(1.0, 1.1, 1.95)), Answer::Unclear);
+        assert_eq!(slow.is_beaten_by(&spread(1.85, 1.86, 1.87)), Answer::No, "less than a tenth");
+        assert_eq!(slow.is_beaten_by(&slow), Answer::No);
     }
 }

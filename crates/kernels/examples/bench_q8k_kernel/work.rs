@@ -131,6 +131,28 @@ fn copies(bytes: &[u8], n_copies: usize, pages: Pages) -> std::io::Result<MmapMu
     Ok(map)
 }
 
+/// Packs a matrix for hurtle's kernels.
+pub(crate) fn pack(exec: Exec<'_>, matrix: &Matrix<'_>) -> Option<PackedMatrix> {
+    PackedMatrix::pack(exec, matrix)
+}
+
+/// Quantizes `x` (`[n_tokens, n_cols]`) for a packed matrix.
+pub(crate) fn quantize(exec: Exec<'_>, x: &[f32], matrix: &PackedMatrix) -> QuantizedActivations {
+    let mut quantized = QuantizedActivations::new();
+    quantized.quantize(exec, x, [matrix]);
+    quantized
+}
+
+/// The products of a packed matrix with tokens: `[n_tokens, n_rows]`.
+pub(crate) fn multiply_packed(
+    exec: Exec<'_>,
+    matrix: &PackedMatrix,
+    x: &QuantizedActivations,
+    out: &mut [f32],
+) {
+    matmul_packed(exec, matrix, x, out);
+}
+
 impl Weights {
     /// At least `n_bytes` of copies of the matrix in each layout.
     pub(crate) fn new(
@@ -141,7 +163,7 @@ impl Weights {
     ) -> Result<Self, Box<dyn Error>> {
         let matrix = Matrix::new(WeightType::Q4_K, n_rows, n_cols, bytes).ok_or("shape")?;
         let n_copies = n_bytes.div_ceil(bytes.len());
-        let packed = (0..n_copies).map(|_| PackedMatrix::pack(exec, &matrix));
+        let packed = (0..n_copies).map(|_| pack(exec, &matrix));
         Ok(Self {
             n_rows,
             n_cols,
@@ -201,9 +223,8 @@ impl Bench {
         x: Vec<f32>,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
         let stealing = rayon::ThreadPoolBuilder::new().num_threads(pool.n_threads()).build()?;
-        let mut quantized = QuantizedActivations::new();
         let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
-        quantized.quantize(exec, &x, &weights.packed[..1]);
+        let quantized = quantize(exec, &x, &weights.packed[0]);
         let out = vec![f32::NAN; weights.n_rows];
         Ok(Self { pool, stealing, x: Activations::new(x), quantized, out })
     }
@@ -248,7 +269,7 @@ impl Bench {
             }
             Work::Packed(isa) => {
                 let exec = Exec { isa, pool: &self.pool, n_threads };
-                matmul_packed(exec, &weights.packed[copy], &self.quantized, &mut self.out);
+                multiply_packed(exec, &weights.packed[copy], &self.quantized, &mut self.out);
             }
         }
     }
