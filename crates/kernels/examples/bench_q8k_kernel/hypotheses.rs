@@ -132,12 +132,12 @@ impl fmt::Display for Verdict {
         let verdict = match (n(Answer::Yes), n(Answer::No), n(Answer::Unclear)) {
             (1.., 0, 0) => "holds",
             (1.., ..) => "holds in part",
-            (0, _, 1..) => "unclear",
+            (0, _, 1..) => "is unclear",
             (0, _, 0) => "does not hold",
         };
-        write!(f, "{}: {verdict}", self.hypothesis)?;
+        write!(f, "- **{}** {verdict}", self.hypothesis)?;
         for Evidence { shape, threads, holds, steps } in &self.evidence {
-            write!(f, "\n    {shape}, threads {threads}: {steps}: {holds}")?;
+            write!(f, "\n  - {shape}, threads {threads}: {steps}: {holds}")?;
         }
         Ok(())
     }
@@ -192,10 +192,10 @@ mod tests {
         let slower = "up, threads 2: small 1.000 ms, huge 2.000 ms (0.50x): no";
         let unclear = "unclear, for the quartiles overlap";
         let (two, one) = ([0.004, 0.002], [0.002, 0.002]);
-        check(two, [0.003, 0.002], 0.0, &format!("pages: holds\n    {ups}: yes\n    {down}"));
-        check(two, one, 0.0, &format!("pages: holds in part\n    {ups}: yes\n    {same}"));
-        check(two, one, 0.01, &format!("pages: unclear\n    {ups}: {unclear}\n    {same}"));
-        let neither = format!("pages: does not hold\n    {slower}\n    {same}");
+        check(two, [0.003, 0.002], 0.0, &format!("- **pages** holds\n  - {ups}: yes\n  - {down}"));
+        check(two, one, 0.0, &format!("- **pages** holds in part\n  - {ups}: yes\n  - {same}"));
+        check(two, one, 0.01, &format!("- **pages** is unclear\n  - {ups}: {unclear}\n  - {same}"));
+        let neither = format!("- **pages** does not hold\n  - {slower}\n  - {same}");
         check([0.001, 0.002], one, 0.0, &neither);
     }
 }

@@ -17,7 +17,7 @@
 //! Weights are random normal values, encoded once, in so many copies that no cache holds them. All
 //! kernels take turns, a few milliseconds each, so that a noisy moment of the machine hits all of
 //! them; medians and quartiles are over the rounds. Before that, each one's results are compared
-//! with products in f64, and a wrong one ends the program.
+//! with products in f64, and a wrong one ends the program. The output is Markdown.
 
 mod hypotheses;
 mod in_cache;
@@ -369,31 +369,33 @@ fn last_level_cache() -> Option<usize> {
 
 fn print_machine(machine: &Machine) {
     let Machine { processor, threads, isas, skipped_isas, .. } = machine;
-    println!("{processor}, {threads} threads, instruction sets: {}", isas.join(", "));
+    println!("- processor: {processor}; threads: {threads}");
+    println!("- instruction sets: {}", isas.join(", "));
     for isa in skipped_isas {
-        println!("skipped: {isa}, which this processor does not have");
+        println!("- skipped: {isa}, which this processor does not have");
     }
     if let Some(cache) = machine.last_level_cache_bytes {
-        println!("last level of cache: {:.1} MB", cache as f64 / 1e6);
+        println!("- last level of cache: {:.1} MB", cache as f64 / 1e6);
     }
-    match &machine.transparent_huge_pages {
-        Some(modes) => println!("transparent huge pages: {modes}"),
-        None => println!("transparent huge pages: unknown; 2 MiB pages may be small ones"),
-    }
+    let pages = machine.transparent_huge_pages.as_deref();
+    println!(
+        "- transparent huge pages: {}",
+        pages.unwrap_or("unknown; 2 MiB pages may be small ones")
+    );
 }
 
 fn print(report: &Report) {
     print_machine(&report.machine);
     report.shapes.iter().for_each(print_shape);
-    println!("\nWhat costs time here:");
+    println!("\nWhat costs time here:\n");
     for verdict in &report.verdicts {
-        println!("- {verdict}");
+        println!("{verdict}");
     }
 }
 
 fn print_shape(shape: &Shape) {
     println!(
-        "\n{}: {} outputs, {} inputs, {:.2} MB of Q4_K, {} copies",
+        "\n{}: {} outputs, {} inputs, {:.2} MB of Q4_K, {} copies\n",
         shape.name,
         shape.rows,
         shape.cols,
@@ -416,6 +418,7 @@ fn print_shape(shape: &Shape) {
             row.gb_per_s
         );
     }
+    println!();
     let best = |is_meant: fn(&Work) -> bool, threads: usize| {
         let rows = shape.results.iter();
         let rows = rows.filter(|row| row.threads == threads && is_meant(&row.work));
@@ -425,16 +428,16 @@ fn print_shape(shape: &Shape) {
         let read = best(|work| matches!(work, Work::Read(_)), threads);
         let packed = best(|work| matches!(work, Work::Packed(_)), threads);
         if let (Some(read), Some(packed)) = (read, packed) {
-            let percent = 100.0 * packed / read;
             println!(
-                "threads {threads}: packed weights are read at {packed:.2} GB/s, {percent:.0} % of \
-                 plain reads' {read:.2}"
+                "- threads {threads}: packed weights are read at {packed:.2} GB/s, {:.0} % of plain \
+                 reads' {read:.2}",
+                100.0 * packed / read
             );
         }
     }
     let EmptyTask { work_stealing, spin_pool } = &shape.empty_task;
     println!(
-        "empty task: work stealing {:.1} us, spin pool {:.1} us",
+        "- an empty task takes {:.1} us by work stealing, {:.1} us on the spin pool",
         work_stealing.median * 1e6,
         spin_pool.median * 1e6
     );
