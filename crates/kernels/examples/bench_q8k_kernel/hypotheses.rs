@@ -21,12 +21,12 @@ pub(crate) struct Step {
 }
 
 /// A kernel in rows, on the spin pool.
-pub(crate) fn plain(kernel: Kernel, pages: Pages) -> Work {
+fn plain(kernel: Kernel, pages: Pages) -> Work {
     Work::Plain { kernel, order: Order::Rows, dispatch: Dispatch::SpinPool, pages }
 }
 
 /// The instruction sets that there are kernels for on the file's layout, here, slowest first.
-pub(crate) fn plain_isas() -> Vec<Isa> {
+fn plain_isas() -> Vec<Isa> {
     let exists = |isa: &Isa| Kernel { form: Form::Q8K, isa: *isa, prefetch: false }.exists();
     Isa::available().into_iter().filter(exists).collect()
 }
@@ -54,11 +54,10 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
     let fastest = Kernel { form: Form::Q8K, isa: best, prefetch: false };
     let ahead = Kernel { prefetch: true, ..fastest };
     let rows = plain(fastest, Pages::Small);
-    let (spin_pool, row_order) = (Dispatch::SpinPool, Order::Rows);
     let variant =
         |order, dispatch| Work::Plain { kernel: fastest, order, dispatch, pages: Pages::Small };
-    let tiles = variant(Order::Tiles, spin_pool);
-    let stealing = variant(row_order, Dispatch::WorkStealing);
+    let tiles = variant(Order::Tiles, Dispatch::SpinPool);
+    let stealing = variant(Order::Rows, Dispatch::WorkStealing);
     let step = |name: &str, work: Work| Step { name: name.to_owned(), work };
 
     // The widest instruction set that all forms have been written for.
@@ -70,10 +69,10 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
         name: format!("{form} {common}"),
         work: plain(Kernel { form, isa: common, prefetch: false }, Pages::Small),
     });
-    let sets = isas.iter().map(|&isa| Step {
-        name: isa.to_string(),
-        work: plain(Kernel { isa, ..fastest }, Pages::Small),
-    });
+    let sets = |isas: &[Isa]| -> Vec<Step> {
+        let kernel = |&isa| plain(Kernel { isa, ..fastest }, Pages::Small);
+        isas.iter().map(|isa| step(isa.name(), kernel(isa))).collect()
+    };
 
     let mut all = vec![
         Hypothesis { name: "activation format", steps: forms.into() },
@@ -82,7 +81,11 @@ pub(crate) fn hypotheses() -> Vec<Hypothesis> {
             steps: vec![step("work stealing", stealing), step("spin pool", rows)],
         },
         Hypothesis { name: "tiling", steps: vec![step("rows", rows), step("L2 tiles", tiles)] },
-        Hypothesis { name: "instruction set", steps: sets.collect() },
+        Hypothesis { name: "instruction set", steps: sets(&isas) },
+        Hypothesis {
+            name: "the widest instruction set over the one before it",
+            steps: sets(&isas[isas.len().saturating_sub(2)..]),
+        },
     ];
     let packed = Work::Packed(best);
     if ahead.exists() {
