@@ -32,6 +32,7 @@ mod memory;
 pub mod packed;
 mod pool;
 mod share;
+mod sync;
 
 pub use isa::Isa;
 pub use pool::{Pool, Worker};
