@@ -71,7 +71,9 @@ fn cross(verb: &str, rustc: &str) -> Command {
     let mut command = cargo();
     command.args([verb, "--target", TRIPLE, "--profile", PROFILE, "--target-dir"]);
     command.arg(target().join("aarch64"));
-    command.env("RUSTC", rustc).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // Documentation tests need the compiler's own rustdoc, which lies beside it.
+    command.env("RUSTC", rustc).env("RUSTDOC", rustc.replace("rustc", "rustdoc"));
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.env(format!("{PREFIX}_RUSTFLAGS"), "-C target-feature=+crt-static");
     command.env(format!("{PREFIX}_LINKER"), LINKER);
     command.env(format!("{PREFIX}_RUNNER"), format!("{EMULATOR} -cpu max"));
