@@ -130,7 +130,7 @@ impl Sampler {
             penalties,
             dry,
             mirostat: Mirostat::new(params.mirostat_tau, params.mirostat_eta),
-            buffers: Buffers::default(),
+            buffers: Buffers::new(n_vocab),
             params,
         })
     }
