@@ -1,5 +1,7 @@
 //! Development tasks. `cargo xtask test` fetches what the tests need and runs all of them.
 
+mod emulated;
+
 use anyhow::{Context, Result, bail, ensure};
 use std::env;
 use std::ffi::OsString;
@@ -12,6 +14,9 @@ Usage: cargo xtask <TASK>
 Tasks:
   test [ARGS]...   fetch the models that the tests need, then run every test of the workspace;
                    ARGS go to `cargo test` (for example `-p hurtle-text`, or `-- --nocapture`)
+  test --target aarch64 [ARGS]...
+                   build the kernel and golden tests for aarch64, run them under emulation, and compare
+                   the bits of logits with those of this machine
   models           only fetch the models, and print the folder they lie in
 ";
 
@@ -69,14 +74,35 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Every test, those on real models included.
+/// Every test, those on real models included; or with `--target aarch64` those that emulation can do.
 fn test(args: &[OsString]) -> Result<()> {
+    if let [first, target, args @ ..] = args
+        && first == "--target"
+    {
+        ensure!(
+            target == "aarch64",
+            "cannot emulate {}\nhint: the only target is aarch64",
+            target.display()
+        );
+        return emulated::test(args);
+    }
     let models = models()?;
     run(cargo()
         .args(["test", "--workspace", "--profile", PROFILE])
         .args(args)
         .env("HURTLE_TEST_MODELS", models)
-        .env("HURTLE_REQUIRE_MODELS", "1"))
+        .env("HURTLE_REQUIRE_MODELS", "1"))?;
+    if args.is_empty() { pool_model() } else { Ok(()) }
+}
+
+/// The thread pool under loom: another build of the kernels, in which loom stands for the standard
+/// library's threads and atomics.
+fn pool_model() -> Result<()> {
+    run(cargo()
+        .args(["test", "--profile", PROFILE, "--package", "hurtle-kernels", "--test", "pool_model"])
+        .arg("--target-dir")
+        .arg(target().join("loom"))
+        .env("RUSTFLAGS", "--cfg loom"))
 }
 
 /// Fetches the models with hurtle itself and returns the folder in which they lie under the names

@@ -170,7 +170,8 @@ impl Engine {
     pub fn session(&self) -> Session<'_> {
         let mut cache = self.model.kv_cache(self.kv_types.0, self.kv_types.1);
         let seq = cache.new_sequence();
-        Session { engine: self, cache, seq, scratch: Scratch::default(), tokens: Vec::new() }
+        let (scratch, tokens, batch) = (Scratch::default(), Vec::new(), Vec::new());
+        Session { engine: self, cache, seq, scratch, tokens, batch }
     }
 
     /// Calls `f(position, logits)` for every position of `ids` from `from` on.
@@ -192,8 +193,7 @@ impl Engine {
             let silent = from.saturating_sub(at).min(self.batch_size);
             let n = if silent > 0 { silent } else { self.batch_size.min(most_logits) };
             let chunk = &ids[at..ids.len().min(at + n)];
-            let batch = session.batch(chunk, |_| silent == 0);
-            let logits = session.forward(&batch)?;
+            let logits = session.forward(chunk, |_| silent == 0)?;
             for (i, logits) in logits.chunks_exact(n_vocab).enumerate() {
                 f(at + i, logits);
             }
@@ -322,7 +322,12 @@ pub struct Session<'a> {
     scratch: Scratch,
     /// What the cache holds.
     tokens: Vec<u32>,
+    /// What is being processed.
+    batch: Vec<BatchToken>,
 }
+
+/// Tokens that memory is reserved for before generating; longer answers grow by doubling.
+const EXPECTED_TOKENS: usize = 4096;
 
 impl Session<'_> {
     /// Generates after `prompt` (the whole sequence from its first token; the longest prefix that the
@@ -347,21 +352,25 @@ impl Session<'_> {
             prompt_n: prompt.len() - shared,
             ..Timings::default()
         };
+        let room = engine.n_ctx - prompt.len();
+        let expected = params.n_predict.unwrap_or(room).min(room).min(EXPECTED_TOKENS);
+        self.tokens.reserve(prompt.len() - shared + expected);
         let mut output = Output {
-            text: String::new(),
+            text: String::with_capacity(4 * expected),
+            decoded: String::new(),
             decoder: StreamDecoder::new(&engine.tokenizer, params.special),
             stop: StopMatcher::new(&params.stop),
             on_progress,
         };
-        let mut logits: Vec<f32> = Vec::new();
+        let mut done = shared;
+        let mut logits: &[f32] = &[];
         for chunk in prompt[shared..].chunks(engine.batch_size) {
-            let last = self.tokens.len() + chunk.len() == prompt.len();
-            let batch = self.batch(chunk, |i| last && i == chunk.len() - 1);
-            logits.clear();
-            logits.extend_from_slice(self.forward(&batch)?);
-            let progress = Progress::Prompt { done: self.tokens.len(), total: prompt.len() };
+            done += chunk.len();
+            let last = done == prompt.len();
+            logits = self.forward(chunk, |i| last && i == chunk.len() - 1)?;
+            let progress = Progress::Prompt { done, total: prompt.len() };
             if (output.on_progress)(progress).is_break() {
-                timings.prompt_n = self.tokens.len() - shared;
+                timings.prompt_n = done - shared;
                 timings.finish(start.elapsed(), Duration::ZERO);
                 return Ok(output.finish(Vec::new(), StopReason::Cancelled, timings));
             }
@@ -369,12 +378,12 @@ impl Session<'_> {
         let prompt_time = start.elapsed();
 
         let start = Instant::now();
-        let mut token_ids = Vec::new();
+        let mut token_ids = Vec::with_capacity(expected);
         let stop_reason = loop {
             if params.n_predict.is_some_and(|n| token_ids.len() >= n) {
                 break StopReason::Length;
             }
-            let id = sampler.sample(&logits);
+            let id = sampler.sample(logits);
             if engine.tokenizer.is_end_of_generation(id) && !params.sampler.ignore_eos {
                 break StopReason::EndOfText;
             }
@@ -389,9 +398,7 @@ impl Session<'_> {
             if self.tokens.len() >= engine.n_ctx {
                 break StopReason::Context;
             }
-            let batch = self.batch(&[id], |_| true);
-            logits.clear();
-            logits.extend_from_slice(self.forward(&batch)?);
+            logits = self.forward(&[id], |_| true)?;
         };
         timings.predicted_n = token_ids.len();
         timings.finish(prompt_time, start.elapsed());
@@ -408,18 +415,19 @@ impl Session<'_> {
         keep
     }
 
-    fn batch(&self, ids: &[u32], logits: impl Fn(usize) -> bool) -> Vec<BatchToken> {
-        let token =
-            |(i, id): (usize, &u32)| BatchToken { id: *id, seq: self.seq, logits: logits(i) };
-        ids.iter().enumerate().map(token).collect()
-    }
-
-    fn forward(&mut self, batch: &[BatchToken]) -> Result<&[f32], EngineError> {
-        let engine = self.engine;
-        let threads = if batch.len() == 1 { engine.threads } else { engine.threads_batch };
-        let exec = engine.exec(threads);
-        let logits = engine.model.forward(exec, batch, &mut self.cache, &mut self.scratch)?;
-        self.tokens.extend(batch.iter().map(|token| token.id));
+    /// Processes `ids`; returns the logits of those whose index `wants` them, `[n, n_vocab]`.
+    fn forward(
+        &mut self,
+        ids: &[u32],
+        wants: impl Fn(usize) -> bool,
+    ) -> Result<&[f32], EngineError> {
+        let Self { engine, cache, seq, scratch, tokens, batch } = self;
+        let threads = if ids.len() == 1 { engine.threads } else { engine.threads_batch };
+        let token = |(i, id): (usize, &u32)| BatchToken { id: *id, seq: *seq, logits: wants(i) };
+        batch.clear();
+        batch.extend(ids.iter().enumerate().map(token));
+        let logits = engine.model.forward(engine.exec(threads), batch, cache, scratch)?;
+        tokens.extend_from_slice(ids);
         Ok(logits)
     }
 }
@@ -442,7 +450,10 @@ impl Timings {
 
 /// Text on its way out.
 struct Output<'a> {
+    /// What has been let out.
     text: String,
+    /// What the latest token completes.
+    decoded: String,
     decoder: StreamDecoder<'a>,
     stop: StopMatcher,
     on_progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
@@ -451,9 +462,11 @@ struct Output<'a> {
 impl Output<'_> {
     /// Takes a token; tells whether generation has to end.
     fn push(&mut self, id: u32) -> Option<StopReason> {
-        let (text, stopped) = self.stop.push(&self.decoder.push(id));
-        self.text.push_str(&text);
-        let cancelled = (self.on_progress)(Progress::Text(&text)).is_break();
+        self.decoded.clear();
+        self.decoder.push(id, &mut self.decoded);
+        let before = self.text.len();
+        let stopped = self.stop.push(&self.decoded, &mut self.text);
+        let cancelled = (self.on_progress)(Progress::Text(&self.text[before..])).is_break();
         match (stopped, cancelled) {
             (true, _) => Some(StopReason::StopString),
             (false, true) => Some(StopReason::Cancelled),
@@ -469,14 +482,13 @@ impl Output<'_> {
         timings: Timings,
     ) -> Generation {
         if stop_reason != StopReason::StopString {
-            let (mut rest, stopped) = self.stop.push(&self.decoder.finish());
-            if !stopped {
-                rest.push_str(&self.stop.finish());
+            let before = self.text.len();
+            if !self.stop.push(&self.decoder.finish(), &mut self.text) {
+                self.text.push_str(&self.stop.finish());
             }
-            self.text.push_str(&rest);
-            if !rest.is_empty() {
+            if before < self.text.len() {
                 // The generation has ended: whether the callback breaks off makes no difference.
-                let _ = (self.on_progress)(Progress::Text(&rest));
+                let _ = (self.on_progress)(Progress::Text(&self.text[before..]));
             }
         }
         Generation { text: self.text, token_ids, stop_reason, timings }

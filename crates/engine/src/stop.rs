@@ -55,17 +55,16 @@ impl StopMatcher {
         Self { stops: stops.map(Stop::new).collect(), held: String::new(), stopped: false }
     }
 
-    /// Takes the next piece of text. Returns what can be shown now, and whether a stop string has
-    /// been found; it and all that follows it are never returned.
-    pub fn push(&mut self, piece: &str) -> (String, bool) {
+    /// Takes the next piece of text. Appends to `out` what can be shown now, and returns whether a
+    /// stop string has been found; it and all that follows it never come out.
+    pub fn push(&mut self, piece: &str, out: &mut String) -> bool {
         if self.stopped {
-            return (String::new(), true);
+            return true;
         }
-        let mut text = std::mem::take(&mut self.held);
-        let start = text.len();
-        text.push_str(piece);
-        for end in start..text.len() {
-            let byte = text.as_bytes()[end];
+        let start = self.held.len();
+        self.held.push_str(piece);
+        for end in start..self.held.len() {
+            let byte = self.held.as_bytes()[end];
             let mut longest = 0;
             for stop in &mut self.stops {
                 if stop.push(byte) {
@@ -74,15 +73,16 @@ impl StopMatcher {
             }
             if longest > 0 {
                 // A stop string begins and ends with whole characters.
-                text.truncate(end + 1 - longest);
+                out.push_str(&self.held[..end + 1 - longest]);
+                self.held.clear();
                 self.stopped = true;
-                return (text, true);
+                return true;
             }
         }
         let open = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         // What is open begins where a stop string begins, with a whole character.
-        self.held = text.split_off(text.len() - open);
-        (text, false)
+        out.extend(self.held.drain(..self.held.len() - open));
+        false
     }
 
     /// The text has ended: what was held back was no stop string after all.
@@ -101,8 +101,9 @@ mod tests {
         let mut matcher = StopMatcher::new(stops);
         let mut found = Vec::new();
         for piece in pieces {
-            let (text, stopped) = matcher.push(piece);
-            found.push(if stopped { format!("{text}|") } else { text });
+            let mut text = String::new();
+            let stopped = matcher.push(piece, &mut text);
+            found.push(if stopped { text + "|" } else { text });
         }
         found.push(matcher.finish());
         assert_eq!(found, expected, "{stops:?} {pieces:?}");
@@ -158,8 +159,7 @@ mod tests {
             let mut matcher = StopMatcher::new(&stops);
             let (mut found, mut all, mut found_stop) = (String::new(), String::new(), false);
             for piece in &pieces {
-                let (text, stopped) = matcher.push(piece);
-                found.push_str(&text);
+                let stopped = matcher.push(piece, &mut found);
                 all.push_str(piece);
                 found_stop = stopped;
                 // No more is held back than has to be.

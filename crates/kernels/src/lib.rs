@@ -34,6 +34,7 @@ pub mod packed;
 mod pool;
 pub mod roofline;
 mod share;
+mod sync;
 
 pub use isa::Isa;
 pub use pool::{Pool, Worker};

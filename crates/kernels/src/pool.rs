@@ -5,22 +5,29 @@
 //! before they go to sleep, and the caller works too, as worker 0.
 //!
 //! ```text
-//! caller   write task ─ epoch += 1 ─ unpark ─ run part 0 ─ spin/park until pending == 0
-//! worker i spin/park until epoch changes ─ run part i ─ pending -= 1 ─ unpark caller
+//! caller   write task ─ pending = n - 1 ─ call += 1 ─ unpark n - 1 workers ─ run part 0 ─ wait until pending == 0
+//! worker i wait until call has changed and is for i ─ run part i ─ pending -= 1 ─ unpark the caller, if it sleeps
 //! ```
+//!
+//! - A [`Call`] holds the task's number and how many threads it is for, in one word: a worker that it
+//!   is not for touches nothing, however late it looks, and one that it is for keeps it from changing.
+//! - Nobody who spins costs the other side a system call, and the caller gives its handle away only
+//!   before it sleeps.
+//! - `tests/pool_model.rs` runs all of this under loom, in every order that the memory model allows.
 
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::thread::{self, JoinHandle, Thread};
+use crate::sync::{Arc, Mutex, UnsafeCell, spin_loop};
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::sync::{PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// Spins before sleeping: some 20 to 50 µs, longer than the gaps between the tasks of a forward
-/// pass, short enough to leave the processor to others between two requests.
-const SPINS: u32 = 4_000;
+/// Looks at a word before sleeping. How long that takes depends on the processor's `pause`: from
+/// some 15 µs to some 200 µs. Longer than the gaps between the tasks of a forward pass, short enough
+/// to leave the processor to others between two requests.
+const SPINS: u32 = if cfg!(loom) { 1 } else { 4_000 };
 
 /// What a thread of the pool keeps between tasks.
 #[derive(Debug, Default)]
@@ -47,26 +54,52 @@ impl Worker {
 
 type Task = *const (dyn Fn(&mut Worker) + Sync);
 
-struct State {
-    /// Changes when a new task is there (or `stop` is set).
-    epoch: AtomicU32,
-    /// The task; written by the caller while `pending` is 0, read by workers after `epoch` changed.
-    task: UnsafeCell<Option<Task>>,
-    /// How many threads take part in the task (caller included).
-    active: AtomicUsize,
-    /// Workers that have not finished the task yet.
-    pending: AtomicUsize,
-    /// Who waits for `pending`; written before the epoch changes.
-    caller: UnsafeCell<Option<Thread>>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-    stop: AtomicBool,
+/// The number of a task, counted from 0 for none, and how many threads it is for: 44 and 20 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Call(u64);
+
+impl Call {
+    const THREADS: u64 = (1 << 20) - 1;
+
+    /// The call after this one.
+    fn next(self, n_threads: usize) -> Self {
+        Self((self.0 | Self::THREADS).wrapping_add(1) | n_threads as u64)
+    }
+
+    /// Whether the worker of this index takes part.
+    fn is_for(self, index: usize) -> bool {
+        (index as u64) < self.0 & Self::THREADS
+    }
 }
 
-// SAFETY: `task` and `caller` are written only by the holder of `Pool::caller`'s lock while no
-// worker runs (`pending == 0`), and read by workers only between the epoch's change (release /
-// acquire) and their decrement of `pending` (release / acquire).
+/// A value on cache lines of its own (two: processors fetch them in pairs), so that threads that
+/// spin on it don't slow those that write its neighbours.
+#[repr(align(128))]
+struct Apart<T>(T);
+
+/// In `State::pending`: the caller sleeps, or is about to.
+const ASLEEP: usize = 1 << (usize::BITS - 1);
+
+struct State {
+    /// The latest [`Call`]. Written only by the holder of `Pool::caller`'s lock.
+    call: Apart<AtomicU64>,
+    /// Workers that have not finished the task yet, and perhaps [`ASLEEP`].
+    pending: Apart<AtomicUsize>,
+    /// The task; `None` ends the workers. Written by the caller while no worker is pending, read by
+    /// workers that the call is for before they cease to be pending.
+    task: UnsafeCell<Option<Task>>,
+    /// Whom to wake. Written by the caller before it sets [`ASLEEP`], read by the last worker before
+    /// it ceases to be pending.
+    sleeper: UnsafeCell<Option<Thread>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: the raw task pointer is what keeps this from being automatic. `task` and `sleeper` are
+// written only by the holder of `Pool::caller`'s lock while no worker may read them: workers read
+// `task` between a call that is for them (release / acquire) and their decrement of `pending`
+// (release / acquire), and the last one reads `sleeper` between `ASLEEP` and its decrement (as well).
 unsafe impl Sync for State {}
-// SAFETY: the raw task pointer is only used during `run`, which outlives every use of it.
+// SAFETY: the task is only used during `Pool::run`, which outlives every use of it.
 unsafe impl Send for State {}
 
 /// A fixed set of threads.
@@ -81,8 +114,8 @@ pub struct Pool {
 /// How long callers had nothing left to do and waited for the workers.
 #[derive(Debug, Default)]
 struct Waiting {
-    measured: AtomicBool,
-    nanoseconds: AtomicU64,
+    measured: std::sync::atomic::AtomicBool,
+    nanoseconds: std::sync::atomic::AtomicU64,
 }
 
 impl fmt::Debug for Pool {
@@ -95,28 +128,27 @@ impl Pool {
     /// A pool of `n_threads` threads, of which the calling thread is one. 0 counts as 1.
     ///
     /// # Errors
-    /// When the operating system refuses a thread.
+    /// When the operating system refuses a thread, or for more than a million.
     pub fn new(n_threads: usize) -> std::io::Result<Self> {
+        if n_threads as u64 > Call::THREADS {
+            let message = format!("at most {} threads, not {n_threads}", Call::THREADS);
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
+        }
         let state = Arc::new(State {
-            epoch: AtomicU32::new(0),
+            call: Apart(AtomicU64::new(0)),
+            pending: Apart(AtomicUsize::new(0)),
             task: UnsafeCell::new(None),
-            active: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
-            caller: UnsafeCell::new(None),
+            sleeper: UnsafeCell::new(None),
             panic: Mutex::new(None),
-            stop: AtomicBool::new(false),
         });
-        let mut pool = Self {
-            state,
-            workers: Vec::new(),
-            caller: Mutex::new(Worker::default()),
-            waiting: Waiting::default(),
-        };
+        let caller = Mutex::new(Worker::default());
+        let waiting = Waiting::default();
+        let mut pool = Self { state, workers: Vec::new(), caller, waiting };
         for index in 1..n_threads.max(1) {
             let state = Arc::clone(&pool.state);
             let worker = thread::Builder::new()
                 .name(format!("hurtle-{index}"))
-                .spawn(move || work(&state, index))?;
+                .spawn(move || state.work(index))?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -125,7 +157,7 @@ impl Pool {
     /// Threads that this process may use: the affinity mask and the cgroup's quota, not the host's
     /// cores.
     pub fn available_threads() -> usize {
-        thread::available_parallelism().map_or(1, |n| n.get())
+        std::thread::available_parallelism().map_or(1, |n| n.get())
     }
 
     /// Threads, the caller included.
@@ -153,16 +185,17 @@ impl Pool {
     /// Passes on a panic of `task`, after every thread has ended its part.
     pub fn run(&self, n_threads: usize, task: impl Fn(&mut Worker) + Sync) {
         let n_threads = n_threads.clamp(1, self.n_threads());
-        let Ok(mut caller) = self.caller.try_lock().or_else(|error| match error {
-            std::sync::TryLockError::Poisoned(poisoned) => Ok(poisoned.into_inner()),
-            std::sync::TryLockError::WouldBlock => Err(()),
-        }) else {
-            let mut worker = Worker::default();
-            for index in 0..n_threads {
-                worker.index = index;
-                task(&mut worker);
+        let mut caller = match self.caller.try_lock() {
+            Ok(caller) => caller,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let mut worker = Worker::default();
+                for index in 0..n_threads {
+                    worker.index = index;
+                    task(&mut worker);
+                }
+                return;
             }
-            return;
         };
         if n_threads == 1 {
             return task(&mut caller);
@@ -176,20 +209,11 @@ impl Pool {
                 &'static (dyn Fn(&mut Worker) + Sync),
             >(erased)
         };
-        // SAFETY: no worker runs: `pending` is 0 and the epoch has not changed yet.
-        unsafe {
-            *self.state.task.get() = Some(erased);
-            *self.state.caller.get() = Some(thread::current());
-        }
-        self.state.active.store(n_threads, Ordering::Relaxed);
-        self.state.pending.store(self.workers.len(), Ordering::Relaxed);
-        self.state.epoch.fetch_add(1, Ordering::Release);
-        for worker in &self.workers {
-            worker.thread().unpark();
-        }
+        // SAFETY: we hold the lock, and `pending` is 0 since the last call.
+        unsafe { self.call(Some(erased), n_threads) };
         let mine = catch_unwind(AssertUnwindSafe(|| task(&mut caller)));
         let waits = self.waiting.measured.load(Ordering::Relaxed).then(Instant::now);
-        wait_until(|| self.state.pending.load(Ordering::Acquire) == 0);
+        self.state.wait_for_workers();
         if let Some(start) = waits {
             let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.waiting.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -198,6 +222,22 @@ impl Pool {
         drop(caller);
         if let Some(panic) = mine.err().or(theirs) {
             resume_unwind(panic);
+        }
+    }
+
+    /// Hands `task` to the workers below `n_threads`.
+    ///
+    /// # Safety
+    /// Nobody else calls, and no worker is pending. The task lives until none is again.
+    unsafe fn call(&self, task: Option<Task>, n_threads: usize) {
+        let state = &*self.state;
+        // SAFETY: no worker is pending, so none reads it.
+        state.task.with_mut(|slot| unsafe { *slot = task });
+        state.pending.0.store(n_threads - 1, Ordering::Relaxed);
+        let call = Call(state.call.0.load(Ordering::Relaxed)).next(n_threads);
+        state.call.0.store(call.0, Ordering::Release);
+        for worker in &self.workers[..n_threads - 1] {
+            worker.thread().unpark();
         }
     }
 
@@ -211,7 +251,7 @@ impl Pool {
         f: impl Fn(std::ops::Range<usize>, &mut Worker) + Sync,
     ) {
         let chunk = chunk.max(1);
-        let next = AtomicUsize::new(0);
+        let next = std::sync::atomic::AtomicUsize::new(0);
         self.run(n_threads.min(n.div_ceil(chunk)), |worker| {
             loop {
                 let start = next.fetch_add(1, Ordering::Relaxed).saturating_mul(chunk);
@@ -226,63 +266,109 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.state.stop.store(true, Ordering::Relaxed);
-        self.state.epoch.fetch_add(1, Ordering::Release);
+        // SAFETY: this borrow is the only one, so no `run` is going on.
+        unsafe { self.call(None, self.n_threads()) };
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             // A worker catches every panic of a task, so joining cannot fail.
             let _ = worker.join();
         }
     }
 }
 
-/// The life of a worker.
-fn work(state: &State, index: usize) {
-    let mut worker = Worker { index, scratch: Vec::new() };
-    let mut seen = 0;
-    loop {
-        wait_until(|| state.epoch.load(Ordering::Acquire) != seen);
-        seen = state.epoch.load(Ordering::Acquire);
-        if state.stop.load(Ordering::Relaxed) {
-            return;
-        }
-        // SAFETY: the epoch changed, so the caller has written both and will not touch them before
-        // our decrement of `pending`.
-        let (task, caller) = unsafe { (*state.task.get(), (*state.caller.get()).clone()) };
-        if let Some(task) = task
-            && index < state.active.load(Ordering::Relaxed)
-        {
+impl State {
+    /// The life of a worker.
+    fn work(&self, index: usize) {
+        let mut worker = Worker { index, scratch: Vec::new() };
+        let mut seen = Call(0);
+        loop {
+            let mut call = seen;
+            wait_until(|| {
+                call = Call(self.call.0.load(Ordering::Acquire));
+                call != seen && call.is_for(index)
+            });
+            seen = call;
+            // SAFETY: the call is for us, so the caller has written the task and will not touch it
+            // before our decrement of `pending`.
+            let Some(task) = self.task.with(|task| unsafe { *task }) else { return };
             // SAFETY: `Pool::run` keeps the task alive until `pending` is 0.
             let task = unsafe { &*task };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(&mut worker))) {
-                *state.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+            self.finish();
+        }
+    }
+
+    /// A worker is done; the last one wakes the caller.
+    fn finish(&self) {
+        let pending = &self.pending.0;
+        let mut seen = pending.load(Ordering::Acquire);
+        loop {
+            // Once `pending` is 0 the caller may be gone, or asleep again for another task: take its
+            // handle before.
+            let sleeper = if seen == ASLEEP | 1 {
+                // SAFETY: the caller has written it before `ASLEEP`, and not again before the count,
+                // of which the last one is ours, is 0.
+                self.sleeper.with(|sleeper| unsafe { (*sleeper).clone() })
+            } else {
+                None
+            };
+            let (done, failed) = (Ordering::Release, Ordering::Acquire);
+            match pending.compare_exchange_weak(seen, seen - 1, done, failed) {
+                Ok(_) => {
+                    if let Some(sleeper) = sleeper {
+                        sleeper.unpark();
+                    }
+                    return;
+                }
+                Err(now) => seen = now,
             }
         }
-        if state.pending.fetch_sub(1, Ordering::Release) == 1
-            && let Some(caller) = caller
-        {
-            caller.unpark();
+    }
+
+    /// Waits until no worker is pending. For the holder of `Pool::caller`'s lock.
+    fn wait_for_workers(&self) {
+        let pending = &self.pending.0;
+        if spin_until(|| pending.load(Ordering::Acquire) == 0) {
+            return;
+        }
+        // SAFETY: workers read it only after `ASLEEP` is set, which is what follows.
+        self.sleeper.with_mut(|sleeper| unsafe { *sleeper = Some(thread::current()) });
+        if pending.fetch_or(ASLEEP, Ordering::AcqRel) > 0 {
+            while pending.load(Ordering::Acquire) != ASLEEP {
+                thread::park();
+            }
         }
     }
 }
 
-/// Spins a moment, then sleeps until unparked, until `done`.
-fn wait_until(done: impl Fn() -> bool) {
-    for _ in 0..SPINS {
-        if done() {
-            return;
+/// Spins a moment; tells whether `done` came true.
+fn spin_until(mut done: impl FnMut() -> bool) -> bool {
+    (0..SPINS).any(|_| {
+        let done = done();
+        if !done {
+            spin_loop();
         }
-        std::hint::spin_loop();
-    }
-    while !done() {
-        thread::park();
+        done
+    })
+}
+
+/// Spins a moment, then sleeps until unparked, until `done`.
+fn wait_until(mut done: impl FnMut() -> bool) {
+    if !spin_until(&mut done) {
+        while !done() {
+            thread::park();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+
+    /// Shorter where every instruction costs a hundred.
+    const LIVES: usize = if cfg!(miri) { 2 } else { 2_000 };
 
     #[test]
     fn every_chunk_runs_exactly_once() {
@@ -302,49 +388,102 @@ mod tests {
         }
     }
 
+    /// Runs a task on `n_threads` of the pool's threads and checks that each index had its part.
+    fn check_run(pool: &Pool, n_threads: usize) {
+        let parts: Vec<_> = (0..pool.n_threads()).map(|_| AtomicU32::new(0)).collect();
+        pool.run(n_threads, |worker| _ = parts[worker.index()].fetch_add(1, Ordering::Relaxed));
+        let n_threads = n_threads.clamp(1, pool.n_threads());
+        for (index, part) in parts.into_iter().enumerate() {
+            let expected = u32::from(index < n_threads);
+            assert_eq!(part.into_inner(), expected, "part {index} of {n_threads}");
+        }
+    }
+
     #[test]
     fn only_the_threads_asked_for_take_part() {
         let pool = Pool::new(4).unwrap();
-        for n_threads in 0..=6 {
-            let mask = AtomicU64::new(0);
+        for i in 0..1_000 {
+            check_run(&pool, i * i % 11 % 7);
+        }
+    }
+
+    #[test]
+    fn workers_that_sleep_are_woken() {
+        let pool = Pool::new(3).unwrap();
+        for n_threads in [3, 2, 3] {
+            thread::sleep(std::time::Duration::from_millis(5));
+            check_run(&pool, n_threads);
+            // Here the caller sleeps, too.
+            let late = AtomicU32::new(0);
             pool.run(n_threads, |worker| {
-                mask.fetch_or(1 << worker.index(), Ordering::Relaxed);
+                if worker.index() > 0 {
+                    thread::sleep(std::time::Duration::from_millis(5));
+                    late.fetch_add(1, Ordering::Relaxed);
+                }
             });
-            assert_eq!(mask.into_inner(), (1 << n_threads.clamp(1, 4)) - 1);
+            assert_eq!(late.into_inner() as usize, n_threads - 1);
         }
     }
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        let pool = Pool::new(3).unwrap();
-        for culprit in 0..3 {
+        let pool = Pool::new(5).unwrap();
+        for round in 0..50 {
+            let culprit = round % 5;
+            let done = AtomicU32::new(0);
             let caught = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(3, |worker| assert!(worker.index() != culprit, "part {culprit} fails"));
+                pool.run(5, |worker| {
+                    assert!(worker.index() != culprit, "part {culprit} fails");
+                    done.fetch_add(1, Ordering::Relaxed);
+                });
             }));
             let message = *caught.unwrap_err().downcast::<String>().unwrap();
-            assert!(message.contains(&format!("part {culprit} fails")));
-            let count = AtomicUsize::new(0);
-            pool.run(3, |_| _ = count.fetch_add(1, Ordering::Relaxed));
-            assert_eq!(count.into_inner(), 3);
+            assert_eq!(message, format!("part {culprit} fails"));
+            assert_eq!(done.into_inner(), 4, "the others end their parts");
+            check_run(&pool, 5);
         }
+        let all_fail = || pool.run(5, |worker| panic!("part {} fails", worker.index()));
+        assert!(catch_unwind(AssertUnwindSafe(all_fail)).is_err());
+        check_run(&pool, 5);
     }
 
     #[test]
     fn nested_and_concurrent_calls_do_all_their_work() {
         let pool = Pool::new(2).unwrap();
-        let count = AtomicUsize::new(0);
+        let count = AtomicU64::new(0);
         pool.run(2, |_| pool.run(2, |_| _ = count.fetch_add(1, Ordering::Relaxed)));
         assert_eq!(count.load(Ordering::Relaxed), 4);
         thread::scope(|scope| {
-            for _ in 0..4 {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| check_run(&pool, 2)));
+            }
+        });
+    }
+
+    /// Far more threads than processors, in several pools, each with several callers.
+    #[test]
+    fn survives_oversubscription() {
+        let pools: Vec<_> = [33, 8, 1].into_iter().map(|n| Pool::new(n).unwrap()).collect();
+        let sums: Vec<_> = pools.iter().map(|_| AtomicU64::new(0)).collect();
+        let (n_callers, rounds) = if cfg!(miri) { (2, 2) } else { (6, 30) };
+        thread::scope(|scope| {
+            for _ in 0..n_callers {
                 scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(2, |_| _ = count.fetch_add(1, Ordering::Relaxed));
+                    for round in 0..rounds {
+                        for (pool, sum) in pools.iter().zip(&sums) {
+                            pool.for_chunks(pool.n_threads(), 100 + round, 7, |range, _| {
+                                let part: usize = range.sum();
+                                sum.fetch_add(part as u64, Ordering::Relaxed);
+                            });
+                        }
                     }
                 });
             }
         });
-        assert_eq!(count.into_inner(), 4 + 4 * 200 * 2);
+        let expected: usize = (0..rounds).map(|round| (0..100 + round).sum::<usize>()).sum();
+        for sum in sums {
+            assert_eq!(sum.into_inner(), (n_callers * expected) as u64);
+        }
     }
 
     #[test]
@@ -373,12 +512,38 @@ mod tests {
     }
 
     #[test]
-    fn survives_oversubscription_and_many_lives() {
-        for _ in 0..if cfg!(miri) { 2 } else { 500 } {
-            let pool = Pool::new(5).unwrap();
-            let count = AtomicUsize::new(0);
-            pool.run(5, |_| _ = count.fetch_add(1, Ordering::Relaxed));
-            assert_eq!(count.into_inner(), 5);
+    fn survives_many_lives() {
+        for life in 0..LIVES {
+            let pool = Pool::new(1 + life % 5).unwrap();
+            // Some lives end before their threads have begun, some with a panic.
+            match life % 3 {
+                0 => check_run(&pool, 5),
+                1 => {
+                    let last = pool.n_threads() - 1;
+                    let fails = || pool.run(5, |worker| assert_ne!(worker.index(), last));
+                    assert!(catch_unwind(AssertUnwindSafe(fails)).is_err());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn more_threads_than_can_be_are_refused() {
+        for n_threads in [Call::THREADS as usize + 1, usize::MAX] {
+            let error = Pool::new(n_threads).unwrap_err().to_string();
+            assert!(error.contains(&n_threads.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn calls_differ_and_say_whom_they_are_for() {
+        let mut call = Call(u64::MAX - 5 * (Call::THREADS + 1)); // the number is about to wrap
+        for n_threads in [1, 2, 3, 1, 1 << 19, Call::THREADS as usize, 2, 2, 2] {
+            let next = call.next(n_threads);
+            assert_ne!(next, call);
+            assert!(next.is_for(n_threads - 1) && !next.is_for(n_threads), "{next:?}");
+            call = next;
         }
     }
 }

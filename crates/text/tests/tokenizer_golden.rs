@@ -66,10 +66,11 @@ fn check(tokenizer: &Tokenizer, text: &str, how: Encode, expected: &[u32]) {
 fn check_stream(tokenizer: &Tokenizer, ids: &[u32]) {
     for special in [false, true] {
         let mut stream = StreamDecoder::new(tokenizer, special);
-        let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
+        let mut text = String::new();
+        ids.iter().for_each(|&id| stream.push(id, &mut text));
         text.push_str(&stream.finish());
         let pieces: Vec<u8> =
-            ids.iter().flat_map(|&id| tokenizer.token_bytes(id, special).into_owned()).collect();
+            ids.iter().flat_map(|&id| tokenizer.token_bytes(id, special)).collect();
         assert_eq!(text, String::from_utf8_lossy(&pieces));
     }
 }

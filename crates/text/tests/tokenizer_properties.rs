@@ -52,7 +52,8 @@ fn byte_level(pre: &str) -> Tokenizer {
 
 fn stream(tokenizer: &Tokenizer, ids: &[u32], special: bool) -> String {
     let mut decoder = StreamDecoder::new(tokenizer, special);
-    let text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+    let mut text = String::new();
+    ids.iter().for_each(|&id| decoder.push(id, &mut text));
     text + &decoder.finish()
 }
 

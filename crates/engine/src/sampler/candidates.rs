@@ -21,10 +21,7 @@
 //! A NaN counts as negative infinity, which means impossible, and positive infinity as the largest
 //! finite number, so that all that follows is arithmetic on finite numbers.
 use super::rng::Rng;
-use super::softmax::{exp, mass};
-
-/// Logits in a block.
-const BLOCK: usize = 128;
+use super::softmax::{BLOCK, block_mass, exp, mass, mass_and_logs};
 
 /// Memory that outlives a call, so that choosing a token does not allocate.
 #[derive(Debug, Default)]
@@ -33,12 +30,30 @@ pub(super) struct Buffers {
     edited: Vec<f32>,
     /// `[n_vocab / BLOCK]`, largest logit of each block; empty: not computed.
     maxima: Vec<f32>,
+    /// `[n_candidates / BLOCK]`, mass of each block while one is drawn.
+    masses: Vec<f64>,
     /// `[n_candidates]`, ascending, in form `List`.
     ids: Vec<u32>,
     /// `[n_candidates]`, in form `List`.
     logits: Vec<f32>,
     ranked: Vec<Ranked>,
     selection: Vec<f32>,
+}
+
+impl Buffers {
+    /// Room for what common chains leave of a vocabulary; odd ones make it grow.
+    pub(super) fn new(n_vocab: usize) -> Self {
+        let (n_blocks, n_left) = (n_vocab.div_ceil(BLOCK), n_vocab.min(4096));
+        Self {
+            edited: Vec::new(),
+            maxima: Vec::with_capacity(n_blocks),
+            masses: Vec::with_capacity(n_blocks),
+            ids: Vec::with_capacity(n_left),
+            logits: Vec::with_capacity(n_left),
+            ranked: Vec::with_capacity(n_left),
+            selection: Vec::with_capacity(n_blocks),
+        }
+    }
 }
 
 impl Clone for Buffers {
@@ -161,7 +176,7 @@ impl<'a> Candidates<'a> {
     /// The candidates, and the two buffers that a visitor fills.
     fn split(&mut self) -> (View<'_>, &mut Vec<Ranked>, &mut Vec<f32>) {
         self.fill_maxima();
-        let Buffers { edited, maxima, ids, logits, ranked, selection } = &mut *self.buffers;
+        let Buffers { edited, maxima, ids, logits, ranked, selection, .. } = &mut *self.buffers;
         let view = match self.form {
             Form::Source => View { ids: None, logits: self.source, maxima },
             Form::Edited => View { ids: None, logits: edited, maxima },
@@ -187,6 +202,11 @@ impl<'a> Candidates<'a> {
         self.logits().len()
     }
 
+    /// Number of possible candidates.
+    pub(super) fn n_possible(&self) -> usize {
+        self.logits().iter().filter(|&&x| x > f32::NEG_INFINITY).count()
+    }
+
     /// Largest logit; negative infinity if nothing is possible.
     pub(super) fn max(&mut self) -> f32 {
         self.fill_maxima();
@@ -198,6 +218,12 @@ impl<'a> Candidates<'a> {
     /// Σ exp(logit - max).
     pub(super) fn mass(&self, max: f32) -> f64 {
         mass(self.logits(), max)
+    }
+
+    /// Mass, and the entropy of the distribution in nats (0 if nothing is possible).
+    pub(super) fn mass_and_entropy(&self, max: f32) -> (f64, f64) {
+        let (mass, logs) = mass_and_logs(self.logits(), max);
+        (mass, if mass > 0.0 { mass.ln() - logs / mass } else { 0.0 })
     }
 
     /// Calls `f(id, logit)` for every possible candidate.
@@ -243,10 +269,20 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Changes every logit.
+    /// Changes every logit. What is impossible stays so: f(-∞) = -∞.
     pub(super) fn map(&mut self, f: impl Fn(f32) -> f32) {
-        self.keep(f32::NEG_INFINITY, |_, _| true);
-        self.buffers.logits.iter_mut().for_each(|x| *x = sane(f(*x)));
+        let Buffers { edited, maxima, logits, .. } = &mut *self.buffers;
+        let f = |x: f32| sane(f(sane(x)));
+        maxima.clear();
+        match self.form {
+            Form::Source => {
+                edited.clear();
+                edited.extend(self.source.iter().map(|&x| f(x)));
+                self.form = Form::Edited;
+            }
+            Form::Edited => edited.iter_mut().for_each(|x| *x = f(*x)),
+            Form::List => logits.iter_mut().for_each(|x| *x = f(*x)),
+        }
     }
 
     /// Keeps the possible candidates whose logit is at least `floor` and that `wanted(id, logit)`.
@@ -269,19 +305,25 @@ impl<'a> Candidates<'a> {
         ids.clear();
         logits.clear();
         let all = if self.form == Form::Source { self.source } else { edited };
-        View { ids: None, logits: all, maxima }.visit(floor, |id, x| {
-            if wanted(id, x) {
-                ids.push(id);
-                logits.push(x);
+        let blocks = all.chunks(BLOCK).zip(&*maxima).enumerate();
+        for (index, (block, _)) in blocks.filter(|(_, (_, max))| **max >= floor) {
+            // Written always, counted if wanted: no branch to mispredict.
+            let (mut kept_ids, mut kept_logits, mut n) = ([0; BLOCK], [0.0; BLOCK], 0);
+            for (&x, id) in block.iter().zip((index * BLOCK) as u32..) {
+                (kept_ids[n], kept_logits[n]) = (id, sane(x));
+                let keep = x >= floor && x > f32::NEG_INFINITY && wanted(id, sane(x));
+                n += usize::from(keep);
             }
-        });
+            ids.extend_from_slice(&kept_ids[..n]);
+            logits.extend_from_slice(&kept_logits[..n]);
+        }
         self.form = Form::List;
     }
 
     /// The k largest candidates and perhaps some more, in no order, each with the weight that
     /// `weigh(logit)` gives it. All possible ones if there are no more than k.
     pub(super) fn largest(&mut self, k: usize, weigh: impl Fn(f32) -> f32) -> &mut Vec<Ranked> {
-        let (view, ranked, selection) = self.split();
+        let (view, _, selection) = self.split();
         let mut floor = f32::NEG_INFINITY;
         if view.ids.is_none() && (1..view.maxima.len()).contains(&k) {
             selection.clear();
@@ -289,23 +331,89 @@ impl<'a> Candidates<'a> {
             let (_, kth, _) = selection.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
             floor = *kth;
         }
+        self.at_least(floor, weigh)
+    }
+
+    /// The possible candidates whose logit is at least `floor`, with the weight `weigh(logit)`.
+    pub(super) fn at_least(&mut self, floor: f32, weigh: impl Fn(f32) -> f32) -> &mut Vec<Ranked> {
+        let (view, ranked, _) = self.split();
         ranked.clear();
         view.visit(floor, |id, x| ranked.push(Ranked { rank: rank(x, id), weight: weigh(x) }));
         ranked
     }
 
-    /// All possible candidates, ranked by `order(logit)`, with the weight `weigh(logit)`.
-    pub(super) fn ranked_by(
+    /// The rank of the last candidate to keep, if they are taken by descending `order(logit)`, of
+    /// equals by ascending id, until there are `min_keep` of them and the sum of their
+    /// `weigh(logit)` is `enough`. `None`: all are to be kept.
+    ///
+    /// `order` of an impossible candidate is -∞, and its weight 0.
+    ///
+    /// Two steps instead of sorting: buckets of `order` tell between which bounds the end lies, and
+    /// what lies between them is looked into by [`cut_by_mass`].
+    pub(super) fn cut(
         &mut self,
         order: impl Fn(f32) -> f32,
         weigh: impl Fn(f32) -> f32,
-    ) -> &mut Vec<Ranked> {
+        min_keep: usize,
+        enough: impl Fn(f64) -> bool,
+    ) -> Option<u64> {
+        /// What lies further below the best matters little: it shares the last bucket.
+        const DEPTH: f32 = 32.0;
+        /// Fewer than this are ranked one by one.
+        const FEW_TO_RANK: usize = 512;
         let (view, ranked, _) = self.split();
         ranked.clear();
-        view.visit(f32::NEG_INFINITY, |id, x| {
-            ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
+        if view.logits.len() <= FEW_TO_RANK {
+            view.visit(f32::NEG_INFINITY, |id, x| {
+                ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
+            });
+            return cut_by_mass(ranked, 0, 0.0, min_keep, enough);
+        }
+        let (mut low, mut high) = (f32::MAX, f32::NEG_INFINITY);
+        for &x in view.logits {
+            let place = order(sane(x));
+            low = if place > f32::NEG_INFINITY && place < low { place } else { low };
+            high = if place > high { place } else { high };
+        }
+        low = low.max(high - DEPTH);
+        let scale = if high > low { LAST / (high - low) } else { 0.0 };
+        // Rises as `order` falls; NaN, of the impossible, comes last.
+        let place = |x: f32| {
+            let place = (high - order(x)) * scale;
+            if place < LAST { place } else { LAST }
+        };
+
+        let mut buckets = [(0usize, 0.0f64); BUCKETS]; // number and sum of weights
+        let (mut indices, mut weights) = ([0; BLOCK], [0.0; BLOCK]);
+        for block in view.logits.chunks(BLOCK) {
+            // Apart, the first loop vectorises.
+            for ((index, weight), &x) in indices.iter_mut().zip(&mut weights).zip(block) {
+                *index = bucket_index(place(sane(x)));
+                *weight = weigh(sane(x));
+            }
+            for (&index, &weight) in indices.iter().zip(&weights).take(block.len()) {
+                let bucket = &mut buckets[index as usize % BUCKETS];
+                bucket.0 += 1;
+                bucket.1 += f64::from(weight);
+            }
+        }
+        // The last bucket holds the impossible, too: whether it is enough is seen inside.
+        let (mut kept, mut mass) = (0, 0.0);
+        let end = buckets[..BUCKETS - 1].iter().position(|&(number, in_bucket)| {
+            let ends = number > 0 && kept + number >= min_keep && enough(mass + in_bucket);
+            if !ends {
+                kept += number;
+                mass += in_bucket;
+            }
+            ends
         });
-        ranked
+        let end = end.unwrap_or(BUCKETS - 1) as u32;
+        view.visit(f32::NEG_INFINITY, |id, x| {
+            if bucket_index(place(x)) == end {
+                ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
+            }
+        });
+        cut_by_mass(ranked, kept, mass, min_keep, enough)
     }
 
     /// Keeps what ranks (by logit, then by id) at least as high as `cut`.
@@ -325,18 +433,23 @@ impl<'a> Candidates<'a> {
     pub(super) fn draw(&mut self, rng: &mut Rng) -> (u32, f64) {
         let uniform = rng.uniform();
         let max = self.max();
-        let total = self.mass(max);
-        if max == f32::NEG_INFINITY || self.form == Form::List && self.len() == 1 {
-            let lowest = if self.form == Form::List { self.buffers.ids.first() } else { None };
-            return (lowest.copied().unwrap_or(0), 1.0);
+        let Buffers { edited, masses, ids, logits: list, .. } = &mut *self.buffers;
+        let (ids, logits): (Option<&[u32]>, &[f32]) = match self.form {
+            Form::Source => (None, self.source),
+            Form::Edited => (None, edited),
+            Form::List => (Some(ids), list),
+        };
+        if max == f32::NEG_INFINITY || ids.is_some_and(|ids| ids.len() == 1) {
+            return (ids.and_then(|ids| ids.first()).copied().unwrap_or(0), 1.0);
         }
+        masses.clear();
+        masses.extend(logits.chunks(BLOCK).map(|block| block_mass(block, max)));
+        let total: f64 = masses.iter().sum();
         let target = uniform * total;
-        let logits = self.logits();
         // The block in which the cumulated mass passes the target. Sums differ in their last bits:
         // if it never does, the last possible candidate is meant.
         let (mut block, mut below, mut sum) = (0, 0.0, 0.0);
-        for (index, logits) in logits.chunks(BLOCK).enumerate() {
-            let mass = mass(logits, max);
+        for (index, &mass) in masses.iter().enumerate() {
             if mass > 0.0 {
                 (block, below) = (index * BLOCK, sum);
             }
@@ -356,23 +469,37 @@ impl<'a> Candidates<'a> {
                 }
             }
         }
-        let id = if self.form == Form::List { self.buffers.ids[drawn] } else { drawn as u32 };
-        (id, probability)
+        (ids.map_or(drawn as u32, |ids| ids[drawn]), probability)
     }
 }
 
+/// How many buckets a cut sorts candidates into.
+const BUCKETS: usize = 1024;
+const LAST: f32 = (BUCKETS - 1) as f32;
+
+/// The nearest integer to `place`; 0 below 0. At most `LAST`.
+#[inline]
+fn bucket_index(place: f32) -> u32 {
+    // Adding 2^23 rounds to an integer and leaves it in the low bits. No conversion, which would
+    // have to check its range and not vectorise.
+    const ROUND: f32 = 8_388_608.0;
+    let place = if place > 0.0 { place } else { 0.0 };
+    (place + ROUND).to_bits() - ROUND.to_bits()
+}
+
 /// The rank of the last candidate to keep, if they are taken from the highest rank down until there
-/// are `min_keep` of them and their mass is `enough`. `None` if there are none.
+/// are `min_keep` of them and their mass is `enough`, `kept` of them and `mass` being there already.
+/// `None` if `ranked` is empty.
 ///
 /// Buckets instead of sorting: the mass of each bucket of ranks says in which one the end lies, and
 /// only that one is looked into. On return, `ranked` holds some of what it held.
 pub(super) fn cut_by_mass(
     ranked: &mut Vec<Ranked>,
+    mut kept: usize,
+    mut mass: f64,
     min_keep: usize,
     enough: impl Fn(f64) -> bool,
 ) -> Option<u64> {
-    const BUCKETS: usize = 1024;
-    let (mut kept, mut mass) = (0, 0.0); // of the buckets above
     while ranked.len() > 64 {
         let (low, high) = ranked.iter().fold((u64::MAX, 0), |(low, high), candidate| {
             (low.min(candidate.rank), high.max(candidate.rank))

@@ -60,7 +60,7 @@ impl Vocabulary for hurtle_text::Tokenizer {
     }
 
     fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
-        Self::token_bytes(self, id, true)
+        Self::token_bytes(self, id, true).into()
     }
 
     fn encode(&self, text: &str) -> Vec<u32> {
@@ -130,7 +130,7 @@ impl Sampler {
             penalties,
             dry,
             mirostat: Mirostat::new(params.mirostat_tau, params.mirostat_eta),
-            buffers: Buffers::default(),
+            buffers: Buffers::new(n_vocab),
             params,
         })
     }

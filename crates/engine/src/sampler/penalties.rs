@@ -18,7 +18,7 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { tokens: VecDeque::new(), capacity }
+        Self { tokens: VecDeque::with_capacity(capacity.min(4096)), capacity }
     }
 
     pub(super) fn push(&mut self, token: u32) {

@@ -33,27 +33,53 @@ pub(super) fn exp(x: f32) -> f32 {
     f32::from_bits((poly * power).to_bits() & mask)
 }
 
+/// Logits that are worked on together: loops over arrays of this length vectorise.
+pub(super) const BLOCK: usize = 128;
+
 /// Σ exp(x - max) over `logits`. NaN counts as negative infinity, positive infinity as `max`.
 pub(super) fn mass(logits: &[f32], max: f32) -> f64 {
-    let mut total = 0.0;
-    let mut weights = [0.0; 128];
-    for block in logits.chunks(weights.len()) {
-        // Apart, these two loops vectorise.
-        let weights = &mut weights[..block.len()];
-        for (weight, &x) in weights.iter_mut().zip(block) {
-            *weight = exp(x - max);
-        }
-        let mut lanes = [0.0f64; 8];
-        let (chunks, rest) = weights.as_chunks::<8>();
-        for chunk in chunks {
-            for (lane, &weight) in lanes.iter_mut().zip(chunk) {
-                *lane += f64::from(weight);
-            }
-        }
-        let rest: f64 = rest.iter().map(|&weight| f64::from(weight)).sum();
-        total += lanes.iter().sum::<f64>() + rest;
+    logits.chunks(BLOCK).map(|block| block_mass(block, max)).sum()
+}
+
+/// [`mass`] of at most [`BLOCK`] logits.
+pub(super) fn block_mass(block: &[f32], max: f32) -> f64 {
+    let mut weights = [0.0; BLOCK];
+    let weights = &mut weights[..block.len()];
+    for (weight, &x) in weights.iter_mut().zip(block) {
+        *weight = exp(x - max);
     }
-    total
+    sum(weights)
+}
+
+/// The [`mass`], and Σ w ln w for the weights w = exp(x - max).
+pub(super) fn mass_and_logs(logits: &[f32], max: f32) -> (f64, f64) {
+    let (mut mass, mut logs) = (0.0, 0.0);
+    let (mut weights, mut products) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for block in logits.chunks(BLOCK) {
+        let (weights, products) = (&mut weights[..block.len()], &mut products[..block.len()]);
+        for ((weight, product), &x) in weights.iter_mut().zip(&mut *products).zip(block) {
+            let below = x - max;
+            let below = if below > LOWEST { below } else { LOWEST };
+            *weight = exp(x - max);
+            *product = *weight * if below < 0.0 { below } else { 0.0 };
+        }
+        mass += sum(weights);
+        logs += sum(products);
+    }
+    (mass, logs)
+}
+
+/// Σ of f32 numbers in f64.
+fn sum(numbers: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (chunks, rest) = numbers.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x)).sum();
+    lanes.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
@@ -86,7 +112,13 @@ mod tests {
         let logits: Vec<f32> = (0..1003).map(|i| (i * 37 % 101) as f32 * -0.3).collect();
         let expected: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         assert!((mass(&logits, 0.0) / expected - 1.0).abs() < 1e-6);
-        assert_eq!(mass(&[f32::NAN, 5.0, f32::NEG_INFINITY, 5.0], 5.0), 2.0);
+        let logs: f64 = logits.iter().map(|&x| f64::from(x).exp() * f64::from(x)).sum();
+        assert_eq!(mass_and_logs(&logits, 0.0).0, mass(&logits, 0.0));
+        assert!((mass_and_logs(&logits, 0.0).1 / logs - 1.0).abs() < 1e-6);
+
+        let odd = [f32::NAN, 5.0, f32::NEG_INFINITY, 5.0, f32::INFINITY];
+        assert_eq!(mass(&odd, 5.0), 3.0);
+        assert_eq!(mass_and_logs(&odd, 5.0), (3.0, 0.0));
         assert_eq!(mass(&[], 0.0), 0.0);
     }
 }

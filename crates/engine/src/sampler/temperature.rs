@@ -1,6 +1,5 @@
 //! Temperature, fixed and dynamic.
 use super::candidates::Candidates;
-use super::truncation::entropy;
 
 /// Divides the logits by `temp`; 0 or less keeps only the best candidate.
 pub(super) fn temperature(candidates: &mut Candidates<'_>, temp: f32) {
@@ -30,12 +29,14 @@ pub(super) fn dynamic_temperature(
         temperature(candidates, temp);
         return;
     }
-    candidates.keep(f32::NEG_INFINITY, |_, _| true);
-    if candidates.len() <= 1 {
+    let n = candidates.n_possible();
+    if n <= 1 {
         return;
     }
+    let max = candidates.max();
+    let (_, entropy) = candidates.mass_and_entropy(max);
     let (low, high) = ((temp - range).max(0.0), (temp + range).min(f32::MAX));
-    let evenness = (entropy(candidates) / (candidates.len() as f64).ln()) as f32;
+    let evenness = (entropy / (n as f64).ln()) as f32;
     let evenness = evenness.clamp(0.0, 1.0);
     temperature(candidates, low + (high - low) * evenness.powf(exponent));
 }

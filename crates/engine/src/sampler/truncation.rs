@@ -3,6 +3,10 @@ use super::candidates::{Candidates, cut_by_mass, rank, total_weight};
 use super::rng::Rng;
 use super::softmax::exp;
 
+/// Up to how many candidates are picked out by the maxima of blocks. Larger sets are cut off by
+/// counting.
+const FEW: usize = 256;
+
 /// Keeps the `k` most probable; of equals, those with the lowest ids. 0 or less: all.
 pub(super) fn top_k(candidates: &mut Candidates<'_>, k: i32) {
     if let Ok(k @ 1..) = usize::try_from(k) {
@@ -12,10 +16,19 @@ pub(super) fn top_k(candidates: &mut Candidates<'_>, k: i32) {
 
 /// Keeps the `k` ≥ 1 most probable.
 pub(super) fn keep_largest(candidates: &mut Candidates<'_>, k: usize) {
-    let ranked = candidates.largest(k, |_| 0.0);
-    if k <= ranked.len() {
-        let (_, last, _) = ranked.select_nth_unstable_by(k - 1, |a, b| b.rank.cmp(&a.rank));
-        let cut = last.rank;
+    if k >= candidates.len() {
+        return;
+    }
+    let cut = if k < FEW {
+        let ranked = candidates.largest(k, |_| 0.0);
+        (k <= ranked.len()).then(|| {
+            let (_, last, _) = ranked.select_nth_unstable_by(k - 1, |a, b| b.rank.cmp(&a.rank));
+            last.rank
+        })
+    } else {
+        candidates.cut(|x| x, |_| 0.0, k, |_| true)
+    };
+    if let Some(cut) = cut {
         candidates.keep_from(cut);
     }
 }
@@ -30,11 +43,14 @@ pub(super) fn top_p(candidates: &mut Candidates<'_>, p: f32, min_keep: usize) {
     let target = f64::from(p) * candidates.mass(max);
     let enough = |mass: f64| mass >= target;
     // The nucleus of a vocabulary is mostly small: look for it among the first few.
-    let mut ranked = candidates.largest(min_keep.max(256), |x| exp(x - max));
-    if !enough(total_weight(ranked)) {
-        ranked = candidates.largest(usize::MAX, |x| exp(x - max));
-    }
-    let cut = cut_by_mass(ranked, min_keep, enough);
+    let few = FEW.min(candidates.len() / 512);
+    let nucleus = if min_keep <= few {
+        let ranked = candidates.largest(few, |x| exp(x - max));
+        enough(total_weight(ranked)).then(|| cut_by_mass(ranked, 0, 0.0, min_keep, enough))
+    } else {
+        None
+    };
+    let cut = nucleus.unwrap_or_else(|| candidates.cut(|x| x, |x| exp(x - max), min_keep, enough));
     if let Some(cut) = cut {
         candidates.keep_from(cut);
     }
@@ -87,30 +103,15 @@ pub(super) fn typical_p(candidates: &mut Candidates<'_>, p: f32, min_keep: usize
         return;
     }
     let max = candidates.max();
-    let mass = candidates.mass(max);
-    let entropy = entropy(candidates) as f32;
-    let log_mass = mass.ln() as f32;
+    let (mass, entropy) = candidates.mass_and_entropy(max);
+    let (log_mass, entropy) = (mass.ln() as f32, entropy as f32);
     // The nearer, the higher the rank.
     let order = |x: f32| -((log_mass - (x - max)) - entropy).abs();
     let target = f64::from(p) * mass;
-    let ranked = candidates.ranked_by(order, |x| exp(x - max));
-    if let Some(cut) = cut_by_mass(ranked, min_keep, |mass| mass > target) {
+    let cut = candidates.cut(order, |x| exp(x - max), min_keep, |mass| mass > target);
+    if let Some(cut) = cut {
         candidates.keep(f32::NEG_INFINITY, |id, x| rank(order(x), id) >= cut);
     }
-}
-
-/// Entropy of the candidates' distribution in nats.
-pub(super) fn entropy(candidates: &mut Candidates<'_>) -> f64 {
-    let max = candidates.max();
-    let mass = candidates.mass(max);
-    let mut weighted = 0.0; // Σ weight ln(weight)
-    candidates.for_each(|_, x| {
-        let weight = exp(x - max);
-        if weight > 0.0 {
-            weighted += f64::from(weight) * f64::from(x - max);
-        }
-    });
-    if mass > 0.0 { mass.ln() - weighted / mass } else { 0.0 }
 }
 
 /// "Exclude top choices": with `probability`, removes all candidates of at least the probability
@@ -130,16 +131,13 @@ pub(super) fn xtc(
     }
     let max = candidates.max();
     let least = f64::from(threshold) * candidates.mass(max);
-    candidates.keep(f32::NEG_INFINITY, |_, _| true);
-    let mut tops = 0;
-    let mut last = u64::MAX; // rank of the least probable top choice
-    candidates.for_each(|id, x| {
-        if f64::from(exp(x - max)) >= least {
-            tops += 1;
-            last = last.min(rank(x, id));
-        }
-    });
-    if tops > 1 && candidates.len() - (tops - 1) >= min_keep {
+    // `exp` is off by some 1e-7: lower logits need not be looked at.
+    let floor = (f64::from(max) + least.ln() - 1e-6) as f32;
+    let tops = candidates.at_least(floor, |x| exp(x - max));
+    tops.retain(|top| f64::from(top.weight) >= least);
+    let n_tops = tops.len();
+    let Some(last) = tops.iter().map(|top| top.rank).min() else { return };
+    if n_tops > 1 && (min_keep <= 1 || candidates.n_possible() - (n_tops - 1) >= min_keep) {
         candidates.keep(f32::NEG_INFINITY, |id, x| rank(x, id) <= last);
     }
 }

@@ -3,36 +3,40 @@
 use super::byte_alphabet::byte_of;
 use super::vocab::attr;
 use super::{Algorithm, Tokenizer, rwkv};
-use std::borrow::Cow;
 
 impl Tokenizer {
     /// What the token adds to an output text: empty for control tokens unless `special`.
     /// An id outside the vocabulary gives nothing.
-    pub fn token_bytes(&self, id: u32, special: bool) -> Cow<'_, [u8]> {
+    pub fn token_bytes(&self, id: u32, special: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.push_bytes(id, special, &mut bytes);
+        bytes
+    }
+
+    /// Appends [`token_bytes`](Self::token_bytes) to `out`.
+    fn push_bytes(&self, id: u32, special: bool, out: &mut Vec<u8>) {
         let vocab = &self.vocab;
         let text = vocab.text(id);
         let is = |bits| vocab.has(id, bits);
-        let nothing = Cow::Borrowed(&[][..]);
         if id as usize >= vocab.n_tokens() || (!special && is(attr::CONTROL | attr::UNKNOWN)) {
-            return nothing;
+            return;
         }
-        let byte = || hex_byte(text).map(|byte| Cow::Owned(vec![byte]));
         match &self.algorithm {
-            Algorithm::Rwkv(_) => Cow::Owned(rwkv::unescape(text)),
-            Algorithm::Plamo2(_) => {
-                let byte = if is(attr::BYTE) { byte() } else { None };
-                byte.unwrap_or(Cow::Borrowed(text))
+            Algorithm::Rwkv(_) => rwkv::unescape(text, out),
+            Algorithm::Plamo2(_) => match hex_byte(text) {
+                Some(byte) if is(attr::BYTE) => out.push(byte),
+                _ => out.extend_from_slice(text),
+            },
+            _ if is(attr::CONTROL | attr::UNKNOWN | attr::USER_DEFINED) => {
+                out.extend_from_slice(text);
             }
-            _ if is(attr::CONTROL | attr::UNKNOWN | attr::USER_DEFINED) => Cow::Borrowed(text),
-            Algorithm::Bpe(bpe) if is(attr::NORMAL) && bpe.pre.byte_level => {
-                Cow::Owned(unspell(text))
-            }
+            Algorithm::Bpe(bpe) if is(attr::NORMAL) && bpe.pre.byte_level => unspell(text, out),
             Algorithm::Bpe(bpe) if is(attr::NORMAL) && !bpe.pre.escape_spaces => {
-                Cow::Borrowed(text)
+                out.extend_from_slice(text);
             }
-            _ if is(attr::NORMAL) => unescape_spaces(text),
-            _ if is(attr::BYTE) => byte().unwrap_or(nothing),
-            _ => nothing,
+            _ if is(attr::NORMAL) => unescape_spaces(text, out),
+            _ if is(attr::BYTE) => out.extend(hex_byte(text)),
+            _ => {}
         }
     }
 
@@ -44,9 +48,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], special: bool) -> String {
         let mut bytes = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
-            let piece = self.token_bytes(id, special);
-            let skip = i == 0 && self.space_prefix && piece.first() == Some(&b' ');
-            bytes.extend_from_slice(&piece[usize::from(skip)..]);
+            self.push_bytes(id, special, &mut bytes);
+            if i == 0 && self.space_prefix && bytes.first() == Some(&b' ') {
+                bytes.remove(0);
+            }
         }
         if self.clean_spaces {
             bytes = clean_spaces(&bytes);
@@ -63,38 +68,31 @@ fn hex_byte(text: &[u8]) -> Option<u8> {
 }
 
 /// From GPT-2's alphabet for bytes; a character outside of it stands for itself.
-fn unspell(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
+fn unspell(text: &[u8], out: &mut Vec<u8>) {
     for c in String::from_utf8_lossy(text).chars() {
         match byte_of(c) {
-            Some(byte) => bytes.push(byte),
-            None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            Some(byte) => out.push(byte),
+            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
-    bytes
 }
 
 /// U+2581 is a space.
-fn unescape_spaces(text: &[u8]) -> Cow<'_, [u8]> {
+fn unescape_spaces(text: &[u8], out: &mut Vec<u8>) {
     const ESCAPED: &[u8] = "\u{2581}".as_bytes();
-    if !text.windows(ESCAPED.len()).any(|w| w == ESCAPED) {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(&first) = rest.first() {
         rest = match rest.strip_prefix(ESCAPED) {
             Some(after) => {
-                bytes.push(b' ');
+                out.push(b' ');
                 after
             }
             None => {
-                bytes.push(first);
+                out.push(first);
                 &rest[1..]
             }
         };
     }
-    Cow::Owned(bytes)
 }
 
 /// Drops the space before `?`, `!`, `.`, `,`; then those around a lone apostrophe; then the one
@@ -145,10 +143,9 @@ impl<'a> StreamDecoder<'a> {
         Self { tokenizer, special, pending: Vec::new() }
     }
 
-    /// The text that became complete with this token; may be empty.
-    pub fn push(&mut self, id: u32) -> String {
-        self.pending.extend_from_slice(&self.tokenizer.token_bytes(id, self.special));
-        let mut text = String::with_capacity(self.pending.len());
+    /// Appends to `text` what became complete with this token, perhaps nothing.
+    pub fn push(&mut self, id: u32, text: &mut String) {
+        self.tokenizer.push_bytes(id, self.special, &mut self.pending);
         let mut n_done = 0;
         for chunk in self.pending.utf8_chunks() {
             text.push_str(chunk.valid());
@@ -163,7 +160,6 @@ impl<'a> StreamDecoder<'a> {
             }
         }
         self.pending.drain(..n_done);
-        text
     }
 
     /// What is left, incomplete characters replaced by U+FFFD.

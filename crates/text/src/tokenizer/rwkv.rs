@@ -11,7 +11,14 @@ pub(super) struct Rwkv {
 
 impl Rwkv {
     pub(super) fn new(vocab: &Vocab) -> Self {
-        let texts: Vec<_> = vocab.ids().map(|id| unescape(vocab.text(id))).collect();
+        let texts: Vec<_> = vocab
+            .ids()
+            .map(|id| {
+                let mut text = Vec::new();
+                unescape(vocab.text(id), &mut text);
+                text
+            })
+            .collect();
         Self { tokens: Trie::new(texts.iter().map(Vec::as_slice).zip(vocab.ids())) }
     }
 
@@ -29,8 +36,7 @@ impl Rwkv {
 }
 
 /// The bytes that a token stands for.
-pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
+pub(super) fn unescape(text: &[u8], bytes: &mut Vec<u8>) {
     let mut rest = text.iter().copied();
     while let Some(b) = rest.next() {
         if b != b'\\' {
@@ -51,7 +57,6 @@ pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
             Some(other) => bytes.push(other),
         }
     }
-    bytes
 }
 
 #[cfg(test)]
@@ -60,8 +65,11 @@ mod tests {
 
     #[test]
     fn unescapes() {
-        let check =
-            |text: &str, bytes: &[u8]| assert_eq!(unescape(text.as_bytes()), bytes, "{text}");
+        let check = |text: &str, bytes: &[u8]| {
+            let mut found = Vec::new();
+            unescape(text.as_bytes(), &mut found);
+            assert_eq!(found, bytes, "{text}");
+        };
         check("plain ünïcode", "plain ünïcode".as_bytes());
         check(r"\t\n\r\\\'", b"\t\n\r\\'");
         check(r"\x80a\xfF", &[0x80, b'a', 0xff]);

@@ -1,0 +1,50 @@
+//! A hash of the logits of every tiny golden model, bit for bit, exact and in integers.
+//!
+//! `cargo xtask test --target aarch64` compares what this prints on two kinds of processor.
+
+use hurtle_gguf::Gguf;
+use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut models: Vec<PathBuf> = Vec::new();
+    for folder in ["archs", "quantmodels"] {
+        for entry in golden.join(folder).read_dir()? {
+            models.push(entry?.path());
+        }
+    }
+    models.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    models.sort();
+    let pool = Pool::new(2)?;
+    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 2 };
+    for path in models {
+        for arithmetic in [Arithmetic::Exact, Arithmetic::Integer] {
+            let model = Model::load(Gguf::open(&path)?, None, arithmetic, exec)?;
+            let hash = fingerprint(&model, exec)?;
+            let name = path.file_stem().unwrap_or_default().display();
+            println!("{hash:016x} {name} {arithmetic:?}");
+        }
+    }
+    Ok(())
+}
+
+/// FNV-1a over the logits of eight tokens, one after the other and then all at once.
+fn fingerprint(model: &Model, exec: Exec<'_>) -> Result<u64, Box<dyn Error>> {
+    let mut cache = model.kv_cache(KvType::F32, KvType::F32);
+    let mut scratch = Scratch::default();
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for n_batch in [1, 8] {
+        let seq = cache.new_sequence();
+        let ids = (0..8).map(|i| i * 37 % model.hparams().n_vocab as u32);
+        let batch: Vec<_> = ids.map(|id| BatchToken { id, seq, logits: true }).collect();
+        for batch in batch.chunks(n_batch) {
+            for logit in model.forward(exec, batch, &mut cache, &mut scratch)? {
+                hash = (hash ^ u64::from(logit.to_bits())).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+    }
+    Ok(hash)
+}
