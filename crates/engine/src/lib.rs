@@ -13,4 +13,5 @@ pub use generate::{
     Session, StopReason, Timings,
 };
 pub use hurtle_kernels::Isa;
+pub use hurtle_kernels::backend::MatmulBackend;
 pub use stop::StopMatcher;

@@ -14,11 +14,11 @@ use crate::profile::Profile;
 use crate::spec::{Gating, QkNorm};
 use crate::{Model, ModelError};
 use half::f16;
+use hurtle_kernels::Exec;
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, rms_norm, rope};
 use hurtle_kernels::packed::matmul_packed;
-use hurtle_kernels::{Exec, matmul};
 
 /// A token to be processed. It takes the position after what the cache and the batch before it
 /// hold of its sequence.
@@ -278,7 +278,7 @@ impl Model {
                 self.run_experts(exec, experts, x, n, added, moe, &mut buffers);
                 if let Some(shared) = shared {
                     let weights = sized(&mut moe.router, n);
-                    matmul::matmul(exec, &shared.router.matrix(&self.gguf), x, weights);
+                    shared.router.matmul(exec, &self.gguf, x, weights);
                     let out = sized(&mut moe.output, n * n_embd);
                     self.gated(exec, &shared.expert, x, out, &mut buffers);
                     for ((added, out), weight) in
@@ -408,7 +408,7 @@ impl Model {
         for (linear, out) in projections {
             match linear.weight.packed() {
                 Some(packed) => matmul_packed(exec, packed, quantized, out),
-                None => matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out),
+                None => linear.weight.matmul(exec, &self.gguf, x, out),
             }
             if let Some(bias) = &linear.bias {
                 for row in out.chunks_exact_mut(bias.len()) {

@@ -6,7 +6,8 @@ use crate::hparams::{ExpertParams, Hparams, LayerParams, file_name};
 use crate::spec::{ArchSpec, Norms, QkNorm};
 use hurtle_gguf::{Gguf, TensorInfo};
 use hurtle_kernels::Exec;
-use hurtle_kernels::matmul::Matrix;
+use hurtle_kernels::backend::{MatmulBackend, PreparedMatrix};
+use hurtle_kernels::matmul::{Matrix, matmul};
 use hurtle_kernels::packed::PackedMatrix;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -20,6 +21,8 @@ pub(crate) struct Weight {
     bytes: Range<usize>,
     n_rows: usize,
     packed: Option<Arc<PackedMatrix>>,
+    /// The rows in a backend's hands, if there is one.
+    prepared: Option<Arc<dyn PreparedMatrix>>,
 }
 
 impl Weight {
@@ -39,6 +42,25 @@ impl Weight {
         self.packed = PackedMatrix::pack(exec, &self.matrix(gguf)).map(Arc::new);
         if self.packed.is_some() {
             gguf.release(&self.tensor);
+        }
+    }
+
+    /// Gives the rows to a backend, and lets go of the file's pages.
+    fn hand_over(&mut self, backend: &dyn MatmulBackend, gguf: &Gguf) -> Result<(), ModelError> {
+        let prepared = backend.prepare(&self.matrix(gguf)).map_err(|source| {
+            let (file, tensor) = (file_name(gguf), self.tensor.name().into());
+            ModelError::Backend { file, tensor, backend: backend.name(), source }
+        })?;
+        self.prepared = Some(prepared.into());
+        gguf.release(&self.tensor);
+        Ok(())
+    }
+
+    /// `out[token, row] = weights[row] · x[token]` with f32 activations: by the backend, if there is one.
+    pub(crate) fn matmul(&self, exec: Exec<'_>, gguf: &Gguf, x: &[f32], out: &mut [f32]) {
+        match &self.prepared {
+            Some(prepared) => prepared.matmul(exec, x, out),
+            None => matmul(exec, &self.matrix(gguf), x, out),
         }
     }
 
@@ -110,11 +132,31 @@ impl Weights {
     /// Packs all projections whose type has integer kernels. The token embeddings stay in the file,
     /// which looking up a few rows does not read.
     pub(crate) fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
-        let mut pack = |linear: &mut Linear| linear.weight.pack(exec, gguf);
+        self.projections().for_each(|weight| weight.pack(exec, gguf));
+    }
+
+    /// Gives everything that is multiplied to a backend.
+    pub(crate) fn hand_over(
+        &mut self,
+        backend: &dyn MatmulBackend,
+        gguf: &Gguf,
+    ) -> Result<(), ModelError> {
+        self.projections().try_for_each(|weight| weight.hand_over(backend, gguf))?;
         for layer in &mut self.layers {
-            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.attn_output]
-                .into_iter()
-                .for_each(&mut pack);
+            if let Ffn::Experts { router, shared, .. } = &mut layer.ffn {
+                router.weight.hand_over(backend, gguf)?;
+                if let Some(shared) = shared {
+                    shared.router.hand_over(backend, gguf)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The projections of all layers, but for the routers of experts, and that to the logits.
+    fn projections(&mut self) -> impl Iterator<Item = &mut Weight> {
+        let Self { layers, output, .. } = self;
+        let of_layers = layers.iter_mut().flat_map(|layer| {
             let networks: Vec<&mut Gated> = match &mut layer.ffn {
                 Ffn::Dense(ffn) => vec![ffn],
                 Ffn::Experts { experts, shared, .. } => {
@@ -122,11 +164,12 @@ impl Weights {
                     experts.iter_mut().chain(shared).collect()
                 }
             };
-            for ffn in networks {
-                [&mut ffn.gate, &mut ffn.up, &mut ffn.down].into_iter().for_each(&mut pack);
-            }
-        }
-        pack(&mut self.output);
+            let networks = networks.into_iter();
+            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.attn_output]
+                .into_iter()
+                .chain(networks.flat_map(|ffn| [&mut ffn.gate, &mut ffn.up, &mut ffn.down]))
+        });
+        of_layers.chain([output]).map(|linear| &mut linear.weight)
     }
 }
 
@@ -406,6 +449,7 @@ impl<'a> Loader<'a> {
             n_rows,
             tensor: tensor.clone(),
             packed: None,
+            prepared: None,
         }))
     }
 
