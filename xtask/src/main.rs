@@ -1,5 +1,7 @@
 //! Development tasks. `cargo xtask test` fetches what the tests need and runs all of them.
 
+mod ggml;
+
 use anyhow::{Context, Result, bail, ensure};
 use std::env;
 use std::ffi::OsString;
@@ -13,6 +15,12 @@ Tasks:
   test [ARGS]...   fetch the models that the tests need, then run every test of the workspace;
                    ARGS go to `cargo test` (for example `-p hurtle-text`, or `-- --nocapture`)
   models           only fetch the models, and print the folder they lie in
+  ggml             build ggml (some minutes), run the tests that compare hurtle with it, and those of
+                   `hurtle run --backend ggml`
+  ggml hurtle [ARGS]...
+                   run a hurtle that has ggml built in
+  ggml side-by-side [ARGS]...
+                   time ggml's matrix products next to hurtle's; --help tells the arguments
 ";
 
 /// The real models of the tests: what they are fetched as, and what the tests call them.
@@ -31,6 +39,7 @@ fn main() -> ExitCode {
     let result = match task.to_str() {
         Some("test") => test(&args),
         Some("models") if args.is_empty() => models().map(|dir| println!("{}", dir.display())),
+        Some("ggml") => ggml::run(&args),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

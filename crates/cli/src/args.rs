@@ -1,4 +1,5 @@
 //! Groups of flags that commands share. Names and defaults are llama.cpp's.
+use crate::backend::Backend;
 use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -81,9 +82,12 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_name = "N")]
     ubatch_size: Option<usize>,
     /// Element type of the activations in matrix products: f32 is exact, q8 quantizes them to 8 bits and
-    /// packs the weights when loading, which is much faster
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    activations: Activations,
+    /// packs the weights when loading, which is much faster [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Activations>,
+    /// Who computes the matrix products
+    #[arg(long, value_name = "NAME", default_value = "hurtle")]
+    backend: Backend,
     /// Element type of the K cache (also -ctk): f32 is exact, f16 takes half the memory
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache_type_k: CacheType,
@@ -130,12 +134,21 @@ impl ComputeArgs {
                 "note: --gpu-layers {n} has no effect: hurtle has no GPU backend and runs on the CPU"
             ));
         }
+        if let (Some(activations), false) = (self.activations, self.backend == Backend::Hurtle) {
+            usage!(
+                "--activations {}: a backend decides by itself how it computes\n\
+                 hint: leave out --activations or --backend",
+                activations.name()
+            );
+        }
+        let backend = self.backend.engine()?;
         Ok(EngineOptions {
             threads: positive(self.threads),
             threads_batch: self.threads_batch.and_then(positive),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
-            arithmetic: self.activations.into(),
+            arithmetic: self.activations.unwrap_or(Activations::F32).into(),
+            backend,
             kv_type_k: self.cache_type_k.into(),
             kv_type_v: self.cache_type_v.into(),
             ..EngineOptions::default()
