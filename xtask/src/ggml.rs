@@ -15,43 +15,41 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
         Some((what, rest)) => (what.to_str().unwrap_or_default(), rest),
         None => ("", args),
     };
-    let jobs: Vec<Command> = match what {
-        "" => vec![
-            cargo_with_ggml(&root().join("crates/ggml"), &["test", "--release"], &[]),
-            cargo_with_ggml(
-                root(),
-                &[
-                    "test",
-                    "--release",
-                    "-p",
-                    "hurtle",
-                    "--features",
-                    "ggml",
-                    "--test",
-                    "it",
-                    "backend",
-                ],
-                &[],
-            ),
-        ],
+    let ggml = |args: &[&str]| cargo_with_ggml(&root().join("crates/ggml"), args);
+    // The binary runs where the user is, for the sake of relative paths.
+    let hurtle = |task: &str| {
+        let mut command = cargo_with_ggml(&std::env::current_dir()?, &[task, "--manifest-path"]);
+        command.arg(root().join("Cargo.toml"));
+        command.args(["--release", "-p", "hurtle", "--features", "ggml"]);
+        anyhow::Ok(command)
+    };
+    let mut jobs = match what {
+        "" => {
+            let mut hurtle = hurtle("test")?;
+            hurtle.args(["--test", "it", "backend"]);
+            let lints = ggml(&["clippy", "--release", "--all-targets", "--", "-D", "warnings"]);
+            vec![lints, ggml(&["test", "--release"]), hurtle]
+        }
         "hurtle" => {
-            let args = ["run", "--quiet", "--release", "-p", "hurtle", "--features", "ggml", "--"];
-            vec![cargo_with_ggml(root(), &args, rest)]
+            let mut hurtle = hurtle("run")?;
+            hurtle.arg("--").args(rest);
+            vec![hurtle]
         }
         "side-by-side" => {
-            let args = ["run", "--quiet", "--release", "--example", "side_by_side", "--"];
-            vec![cargo_with_ggml(&root().join("crates/ggml"), &args, rest)]
+            let mut example = ggml(&["run", "--release", "--example", "side_by_side", "--"]);
+            example.args(rest);
+            vec![example]
         }
         _ => bail!("ggml {what}: there is no such task\nhint: 'cargo xtask help' lists them"),
     };
     check_tools()?;
-    jobs.into_iter().try_for_each(|mut job| run_command(&mut job))
+    jobs.iter_mut().try_for_each(run_command)
 }
 
 /// A cargo command that compiles ggml for this processor.
-fn cargo_with_ggml(folder: &Path, args: &[&str], more: &[OsString]) -> Command {
+fn cargo_with_ggml(folder: &Path, args: &[&str]) -> Command {
     let mut command = cargo();
-    command.current_dir(folder).args(args).args(more);
+    command.current_dir(folder).args(args);
     command.env("CARGO_TARGET_DIR", target().join("ggml"));
     for (option, present) in instructions() {
         if present {

@@ -20,11 +20,13 @@
 //! cargo xtask ggml hurtle run --backend ggml "Why is the sky blue?"
 //! ```
 //!
-//! The task sets `CFLAGS` and `CXXFLAGS` to `-march=native`: ggml chooses its kernels when it is compiled,
-//! and without these flags it is compiled for AVX2 on x86-64. [`missing_features`] tells what a build lacks.
+//! ggml chooses its kernels when it is compiled. The task asks for those of this processor by environment
+//! variables that are ggml's build options (`GGML_AVX512=ON`, `GGML_AVX512_VNNI=ON`, …); without them it is
+//! compiled for AVX2 on x86-64. [`missing_features`] tells what a build lacks. (Flags in `CFLAGS` such as
+//! `-march=native` would reach ggml's reference encoders too, which then round another way.)
 //!
-//! ggml ends the process where it finds a wrong shape or runs out of memory for its own small structures.
-//! Everything that can be checked is checked before it is called.
+//! ggml ends the process where it finds a wrong shape, or gets no threads or no memory for its own small
+//! structures. Everything that can be checked is checked before it is called.
 
 mod backend;
 pub mod formats;

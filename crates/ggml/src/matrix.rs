@@ -8,6 +8,7 @@ use crate::{Error, sys};
 use hurtle_kernels::matmul::Matrix;
 use hurtle_quant::WeightType;
 use std::ffi::{CStr, c_int, c_void};
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,21 +57,25 @@ impl Drop for Threads {
     }
 }
 
-/// A context for headers, which lie in a buffer that outlives it.
-struct Headers(NonNull<sys::ggml_context>);
+/// A context for headers, which lie in a buffer that it borrows.
+struct Headers<'a> {
+    context: NonNull<sys::ggml_context>,
+    _buffer: PhantomData<&'a mut Aligned>,
+}
 
-impl Headers {
+impl<'a> Headers<'a> {
     /// Room for `n_tensors` tensors and a graph.
-    fn new(buffer: &mut Aligned, n_tensors: usize) -> Self {
+    fn new(buffer: &'a mut Aligned, n_tensors: usize) -> Self {
         // SAFETY: both functions return sizes; the memory is aligned, as large as it says, and borrowed
-        // for longer than the context lives (both are locals of one function).
+        // for as long as the context lives.
         let context = unsafe {
             let graph = sys::ggml_graph_overhead_custom(GRAPH_SIZE, false);
             let mem_size = n_tensors * sys::ggml_tensor_overhead() + graph;
             let mem_buffer = buffer.sized(mem_size).as_mut_ptr().cast();
             sys::ggml_init(sys::ggml_init_params { mem_size, mem_buffer, no_alloc: true })
         };
-        Self(NonNull::new(context).expect("ggml checks its allocations"))
+        let context = NonNull::new(context).expect("ggml checks its allocations");
+        Self { context, _buffer: PhantomData }
     }
 
     /// The header of a tensor `[n_rows, n_cols]` without data.
@@ -80,14 +85,14 @@ impl Headers {
     unsafe fn tensor(&self, ty: WeightType, n_rows: usize, n_cols: usize) -> *mut sys::ggml_tensor {
         let ty = ty.id() as sys::ggml_type;
         // SAFETY: the context lives; the shape is that of data in memory, so that it fits ggml's numbers.
-        unsafe { sys::ggml_new_tensor_2d(self.0.as_ptr(), ty, n_cols as i64, n_rows as i64) }
+        unsafe { sys::ggml_new_tensor_2d(self.context.as_ptr(), ty, n_cols as i64, n_rows as i64) }
     }
 }
 
-impl Drop for Headers {
+impl Drop for Headers<'_> {
     fn drop(&mut self) {
         // SAFETY: the context is ours, and what was in it is not used any more.
-        unsafe { sys::ggml_free(self.0.as_ptr()) };
+        unsafe { sys::ggml_free(self.context.as_ptr()) };
     }
 }
 
@@ -268,9 +273,9 @@ impl GgmlMatrix {
             (*weights).extra = self.extra;
             let activations = headers.tensor(WeightType::F32, n_tokens, n_cols);
             (*activations).data = x.as_ptr().cast_mut().cast();
-            let product = sys::ggml_mul_mat(headers.0.as_ptr(), weights, activations);
+            let product = sys::ggml_mul_mat(headers.context.as_ptr(), weights, activations);
             (*product).data = out.as_mut_ptr().cast();
-            let graph = sys::ggml_new_graph_custom(headers.0.as_ptr(), GRAPH_SIZE, false);
+            let graph = sys::ggml_new_graph_custom(headers.context.as_ptr(), GRAPH_SIZE, false);
             sys::ggml_build_forward_expand(graph, product);
             let mut plan = sys::ggml_graph_plan(graph, n_threads as c_int, pool);
             plan.work_data = work.sized(plan.work_size).as_mut_ptr();
