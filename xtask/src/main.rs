@@ -1,6 +1,7 @@
 //! Development tasks. `cargo xtask test` fetches what the tests need and runs all of them.
 
 mod emulated;
+mod ggml;
 
 use anyhow::{Context, Result, bail, ensure};
 use std::env;
@@ -18,6 +19,12 @@ Tasks:
                    build the kernel and golden tests for aarch64, run them under emulation, and compare
                    the bits of logits with those of this machine
   models           only fetch the models, and print the folder they lie in
+  ggml             build ggml (some minutes), run the tests that compare hurtle with it, and those of
+                   `hurtle run --backend ggml`
+  ggml hurtle [ARGS]...
+                   run a hurtle that has ggml built in
+  ggml side-by-side [ARGS]...
+                   time ggml's matrix products next to hurtle's; --help tells the arguments
 ";
 
 /// The real models of the tests: what they are fetched as, and what the tests call them.
@@ -36,6 +43,7 @@ fn main() -> ExitCode {
     let result = match task.to_str() {
         Some("test") => test(&args),
         Some("models") if args.is_empty() => models().map(|dir| println!("{}", dir.display())),
+        Some("ggml") => ggml::run(&args),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())

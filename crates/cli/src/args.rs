@@ -1,4 +1,5 @@
 //! Groups of flags that commands share. Names and defaults are llama.cpp's.
+use crate::backend::Backend;
 use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -82,6 +83,9 @@ pub(crate) struct ComputeArgs {
     ubatch_size: Option<usize>,
     #[command(flatten)]
     types: TypeArgs,
+    /// Who computes the matrix products
+    #[arg(long, value_name = "NAME", default_value = "hurtle")]
+    backend: Backend,
     /// Layers to keep on a GPU (also -ngl): there is no GPU backend, a notice says so
     #[arg(long, value_name = "N", visible_alias = "n-gpu-layers", allow_negative_numbers = true)]
     gpu_layers: Option<String>,
@@ -174,12 +178,23 @@ impl ComputeArgs {
                 "note: --gpu-layers {n} has no effect: hurtle has no GPU backend and runs on the CPU"
             ));
         }
+        if let (Some(activations), false) =
+            (self.types.activations, self.backend == Backend::Hurtle)
+        {
+            usage!(
+                "--activations {}: a backend decides by itself how it computes\n\
+                 hint: leave out --activations or --backend",
+                activations.name()
+            );
+        }
+        let backend = self.backend.engine()?;
         Ok(EngineOptions {
             threads: threads(self.threads)?,
             threads_batch: self.threads_batch.map(threads).transpose()?.flatten(),
             batch_size: self.batch_size.into_iter().chain(self.ubatch_size).min(),
             isa: forced_isa()?,
             arithmetic: types.activations.into(),
+            backend,
             kv_type_k: types.cache_type_k.into(),
             kv_type_v: types.cache_type_v.into(),
             ..EngineOptions::default()

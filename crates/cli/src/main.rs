@@ -12,6 +12,7 @@
 mod answer;
 mod args;
 mod argv;
+mod backend;
 mod cli;
 mod commands;
 mod error;

@@ -46,10 +46,13 @@ pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) ->
     }
     if globals.verbose {
         let (threads, threads_batch) = engine.threads();
+        let backend = options.backend.as_ref();
+        let products = backend.map(|backend| format!(", matrix products by {}", backend.name()));
         say(&format!(
-            "{}: {} kernels, {threads} threads ({threads_batch} for prompts), context of {} tokens",
+            "{}: {} kernels{}, {threads} threads ({threads_batch} for prompts), context of {} tokens",
             local.path.display(),
             engine.isa(),
+            products.unwrap_or_default(),
             engine.ctx_size()
         ));
     }

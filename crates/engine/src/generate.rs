@@ -3,11 +3,13 @@
 use crate::sampler::{Sampler, SamplerError, SamplerParams};
 use crate::stop::StopMatcher;
 use hurtle_gguf::Gguf;
+use hurtle_kernels::backend::MatmulBackend;
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::{BatchToken, KvCache, Model, ModelError, Scratch, SeqId};
 use hurtle_text::{StreamDecoder, Tokenizer, TokenizerError};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use hurtle_model::{Arithmetic, KvType};
@@ -65,6 +67,9 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// How matrix products are computed.
     pub arithmetic: Arithmetic,
+    /// Who computes them; `None`: hurtle. A backend has its own arithmetic, so that `arithmetic` does not
+    /// count.
+    pub backend: Option<Arc<dyn MatmulBackend>>,
     /// Context size; `None`: the model's own.
     pub ctx_size: Option<usize>,
     /// Prompt tokens processed at once; `None`: 512.
@@ -108,7 +113,14 @@ impl Engine {
             Pool::new(n_threads).map_err(|source| EngineError::Threads { n_threads, source })?;
         let isa = options.isa.unwrap_or_else(Isa::best);
         let exec = Exec { isa, pool: &pool, n_threads };
-        let model = Model::load(gguf, options.ctx_size, options.arithmetic, exec)?;
+        let model = match &options.backend {
+            None => Model::load(gguf, options.ctx_size, options.arithmetic, exec)?,
+            Some(backend) => {
+                let mut model = Model::load(gguf, options.ctx_size, Arithmetic::Exact, exec)?;
+                model.hand_over(&**backend)?;
+                model
+            }
+        };
         Ok(Self {
             n_ctx: options.ctx_size.unwrap_or(model.hparams().n_ctx_train),
             model,

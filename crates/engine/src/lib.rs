@@ -14,5 +14,6 @@ pub use generate::{
     Session, StopReason, Timings,
 };
 pub use hurtle_kernels::Isa;
+pub use hurtle_kernels::backend::MatmulBackend;
 pub use profile::ProfileRun;
 pub use stop::StopMatcher;

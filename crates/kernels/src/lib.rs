@@ -25,6 +25,7 @@
 pub mod activations;
 mod arch;
 pub mod attention;
+pub mod backend;
 pub mod elementwise;
 mod isa;
 pub mod kv;

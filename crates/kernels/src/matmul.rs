@@ -41,6 +41,11 @@ impl<'a> Matrix<'a> {
         self.n_cols
     }
 
+    /// The encoded rows.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Encoded bytes of rows `rows`.
     pub(crate) fn row_bytes(&self, rows: std::ops::Range<usize>) -> &'a [u8] {
         let row = self.bytes.len() / self.n_rows.max(1);

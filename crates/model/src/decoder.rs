@@ -13,11 +13,11 @@ use crate::load::{Ffn, Gated, Layer, Linear};
 use crate::profile::{Cost, Op, Profile};
 use crate::spec::{Gating, QkNorm};
 use crate::{Model, ModelError};
+use hurtle_kernels::Exec;
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, rms_norm, rope};
 use hurtle_kernels::packed::{Product, matmul_packed};
-use hurtle_kernels::{Exec, matmul};
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::time::Instant;
@@ -338,7 +338,7 @@ impl Model {
                 self.run_experts(exec, experts, x, n, added, moe, &mut buffers, record);
                 if let Some(shared) = shared {
                     let weights = sized(&mut moe.router, n);
-                    matmul::matmul(exec, &shared.router.matrix(&self.gguf), x, weights);
+                    shared.router.matmul(exec, &self.gguf, x, weights);
                     let out = sized(&mut moe.output, n * n_embd);
                     self.gated(exec, &[(&shared.expert, 0..n)], x, out, &mut buffers, record);
                     for ((added, out), weight) in
@@ -543,7 +543,7 @@ impl Model {
                     }
                     let n_cols = linear.weight.n_cols();
                     let x = &x[rows.start * n_cols..rows.end * n_cols];
-                    matmul::matmul(exec, &linear.weight.matrix(&self.gguf), x, out);
+                    linear.weight.matmul(exec, &self.gguf, x, out);
                     if let Some(bias) = bias {
                         for row in out.chunks_exact_mut(bias.len()) {
                             row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);

@@ -89,6 +89,20 @@ pub enum ModelError {
         /// The tensors.
         tensors: Vec<String>,
     },
+    /// A backend cannot take the model's weights.
+    #[error(
+        "{file}: tensor {tensor}: {source}\nhint: run the model without the backend ({backend})"
+    )]
+    Backend {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The backend.
+        backend: String,
+        /// What it says.
+        source: hurtle_kernels::backend::BackendError,
+    },
     /// A token id outside the vocabulary.
     #[error("token {id} is not in the vocabulary, which has {n_vocab} tokens (0 to {})", n_vocab - 1)]
     Token {

@@ -34,6 +34,7 @@ pub use rope::RopeParams;
 use hparams::file_name;
 use hurtle_gguf::Gguf;
 use hurtle_kernels::Exec;
+use hurtle_kernels::backend::MatmulBackend;
 use load::{Loader, Weights};
 use rope::RopeFrequencies;
 use spec::ArchSpec;
@@ -92,6 +93,15 @@ impl Model {
         }
         let (rope, window_rope) = (hparams.rope.frequencies(), hparams.window_rope.frequencies());
         Ok(Self { gguf, spec, hparams, weights, rope, window_rope })
+    }
+
+    /// Has all matrix products computed by `backend` from now on, which gets every weight that is
+    /// multiplied. Load with [`Arithmetic::Exact`] first: a backend has its own arithmetic.
+    ///
+    /// # Errors
+    /// [`ModelError::Backend`] if it does not take a tensor.
+    pub fn hand_over(&mut self, backend: &dyn MatmulBackend) -> Result<(), ModelError> {
+        self.weights.hand_over(backend, &self.gguf)
     }
 
     /// The file.

@@ -6,7 +6,8 @@ use crate::hparams::{ExpertParams, Hparams, LayerParams, file_name};
 use crate::spec::{ArchSpec, Norms, QkNorm};
 use hurtle_gguf::{Gguf, TensorInfo};
 use hurtle_kernels::Exec;
-use hurtle_kernels::matmul::Matrix;
+use hurtle_kernels::backend::{MatmulBackend, PreparedMatrix};
+use hurtle_kernels::matmul::{Matrix, matmul};
 use hurtle_kernels::packed::PackedMatrix;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -20,6 +21,8 @@ pub(crate) struct Weight {
     bytes: Range<usize>,
     n_rows: usize,
     packed: Option<Packed>,
+    /// The rows in a backend's hands, if there is one.
+    prepared: Option<Arc<dyn PreparedMatrix>>,
 }
 
 /// One of the matrices that were packed together.
@@ -70,6 +73,25 @@ impl Weight {
             for (part, weight) in weights.into_iter().enumerate() {
                 weight.packed = Some(Packed { matrix: Arc::clone(&matrix), part });
             }
+        }
+    }
+
+    /// Gives the rows to a backend, and lets go of the file's pages.
+    fn hand_over(&mut self, backend: &dyn MatmulBackend, gguf: &Gguf) -> Result<(), ModelError> {
+        let prepared = backend.prepare(&self.matrix(gguf)).map_err(|source| {
+            let (file, tensor) = (file_name(gguf), self.tensor.name().into());
+            ModelError::Backend { file, tensor, backend: backend.name(), source }
+        })?;
+        self.prepared = Some(prepared.into());
+        gguf.release(&self.tensor, self.bytes.clone());
+        Ok(())
+    }
+
+    /// `out[token, row] = weights[row] · x[token]` with f32 activations: by the backend, if there is one.
+    pub(crate) fn matmul(&self, exec: Exec<'_>, gguf: &Gguf, x: &[f32], out: &mut [f32]) {
+        match &self.prepared {
+            Some(prepared) => prepared.matmul(exec, x, out),
+            None => matmul(exec, &self.matrix(gguf), x, out),
         }
     }
 
@@ -145,29 +167,55 @@ impl Weights {
     /// Packs all projections whose type has a kernel. The token embeddings stay in the file, which
     /// looking up a few rows does not read.
     pub(crate) fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
-        let pack = |linear: &mut Linear| Weight::pack([&mut linear.weight], exec, gguf);
+        for weights in self.projections() {
+            Weight::pack(weights, exec, gguf);
+        }
+    }
+
+    /// Gives everything that is multiplied to a backend.
+    pub(crate) fn hand_over(
+        &mut self,
+        backend: &dyn MatmulBackend,
+        gguf: &Gguf,
+    ) -> Result<(), ModelError> {
+        self.projections().into_iter().flatten().try_for_each(|w| w.hand_over(backend, gguf))?;
         for layer in &mut self.layers {
-            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.attn_output]
-                .into_iter()
-                .for_each(pack);
-            let dense = match &mut layer.ffn {
+            if let Ffn::Experts { shared: Some(shared), .. } = &mut layer.ffn {
+                shared.router.hand_over(backend, gguf)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The projections of all layers, but for the single row that routes to a shared expert, and
+    /// that to the logits. Those that belong together, the same projection of all experts of a
+    /// layer, are one entry.
+    fn projections(&mut self) -> Vec<Vec<&mut Weight>> {
+        let Self { layers, output, .. } = self;
+        let mut all = Vec::new();
+        for layer in layers {
+            let Layer { q, k, v, attn_output, ffn, .. } = layer;
+            all.extend([q, k, v, attn_output].map(|linear| vec![&mut linear.weight]));
+            let dense = match ffn {
                 Ffn::Dense(ffn) => Some(&mut **ffn),
                 Ffn::Experts { router, experts, shared } => {
-                    pack(router);
-                    let parts: [fn(&mut Gated) -> &mut Linear; 3] =
-                        [|ffn| &mut ffn.gate, |ffn| &mut ffn.up, |ffn| &mut ffn.down];
-                    for part in parts {
-                        let weights = experts.iter_mut().map(|ffn| &mut part(ffn).weight);
-                        Weight::pack(weights, exec, gguf);
+                    all.push(vec![&mut router.weight]);
+                    let (mut gate, mut up, mut down) = (Vec::new(), Vec::new(), Vec::new());
+                    for expert in experts {
+                        gate.push(&mut expert.gate.weight);
+                        up.push(&mut expert.up.weight);
+                        down.push(&mut expert.down.weight);
                     }
+                    all.extend([gate, up, down]);
                     shared.as_mut().map(|shared| &mut shared.expert)
                 }
             };
-            if let Some(ffn) = dense {
-                [&mut ffn.gate, &mut ffn.up, &mut ffn.down].into_iter().for_each(pack);
+            if let Some(Gated { gate, up, down }) = dense {
+                all.extend([gate, up, down].map(|linear| vec![&mut linear.weight]));
             }
         }
-        pack(&mut self.output);
+        all.push(vec![&mut output.weight]);
+        all
     }
 }
 
@@ -447,6 +495,7 @@ impl<'a> Loader<'a> {
             n_rows,
             tensor: tensor.clone(),
             packed: None,
+            prepared: None,
         }))
     }
 

@@ -1,4 +1,5 @@
 //! Tests of the binary, as one program: it links in a fraction of the time of four.
+mod backend;
 mod bench;
 mod chat;
 mod common;
