@@ -76,7 +76,20 @@ mod tests {
                 assert!(cost.wait <= cost.time, "{test}: {cost:?}");
                 assert!(cost.calls > 0 || cost == Cost::default(), "{test}: {cost:?}");
             }
-            // A dense model has no experts; every layer has its own row, the head lies outside.
+            // Every layer has a row of its own, the head lies outside, and a dense model has no experts.
+            let n_passes = (test.n_prompt.div_ceil(TEST.batch_size) + test.n_gen) as u64;
+            for layer in 0..run.costs.n_layers() {
+                for op in [Op::Qkv, Op::Attention, Op::AttnOutput, Op::GateUp, Op::Down] {
+                    let cost = run.costs.cost(Some(layer), op);
+                    assert!(
+                        cost.calls > 0 && cost.calls <= n_passes,
+                        "{test}: {} {cost:?}",
+                        op.name()
+                    );
+                    assert!(cost.bytes > 0 && cost.flops > 0, "{test}: {} {cost:?}", op.name());
+                }
+            }
+            assert!(run.costs.cost(None, Op::LmHead).bytes > 0, "{test}");
             for op in [Op::Router, Op::Combine] {
                 assert_eq!(run.costs.total(op), Cost::default(), "{test}: {}", op.name());
             }

@@ -49,6 +49,11 @@ fn the_parts_make_the_whole() {
             .collect();
         assert_eq!(names.contains(&"sampling"), test.starts_with("tg"), "{names:?}");
         assert_eq!(names.last(), Some(&"everything else"));
+        for name in ["norms", "QKV", "attention", "attention output", "gate/up", "down", "LM head"]
+        {
+            assert!(names.contains(&name), "{name} in {names:?}");
+        }
+        assert!(names.contains(&"quantization") || !args.contains(&"q8"), "{names:?}");
         assert!(total["wait_us"].as_f64() <= total["time_us"].as_f64(), "{found}");
         assert!(found["summary"].as_str().is_some_and(|text| text.ends_with('.')), "{found}");
         let layers = found["layers"].as_array().expect("layers");

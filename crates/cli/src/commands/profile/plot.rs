@@ -185,8 +185,8 @@ fn roofs(out: &mut String, x: Axis, y: Axis, bandwidth: f64, peaks: [(&str, f64)
         out,
         "<path class=\"roof memory\" d=\"M{x0:.1} {y0:.1}L{x1:.1} {y1:.1}\"/>\
          <text class=\"memory\" transform=\"translate({:.1} {:.1}) rotate({angle:.1})\">memory {bandwidth:.1} GB/s</text>",
-        x0 + 0.08 * (x1 - x0),
-        y0 + 0.08 * (y1 - y0) - 8.0
+        x0 + 0.5 * (x1 - x0),
+        y0 + 0.5 * (y1 - y0) - 8.0
     );
     for (name, peak) in peaks {
         let (from, at) = (x.at(peak / bandwidth), y.at(peak));
