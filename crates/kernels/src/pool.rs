@@ -262,6 +262,33 @@ impl Pool {
             }
         });
     }
+
+    /// As [`for_chunks`](Self::for_chunks), with chunks that shrink: each thread takes a part of what
+    /// is left, down to single items. Long runs of items stay together, and all threads end at about
+    /// the same time.
+    pub fn for_shrinking_chunks(
+        &self,
+        n_threads: usize,
+        n: usize,
+        f: impl Fn(std::ops::Range<usize>, &mut Worker) + Sync,
+    ) {
+        let n_threads = n_threads.clamp(1, self.n_threads()).min(n.max(1));
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        self.run(n_threads, |worker| {
+            let mut start = next.load(Ordering::Relaxed);
+            while start < n {
+                let end = start + ((n - start) / (2 * n_threads)).max(1);
+                let (taken, failed) = (Ordering::Relaxed, Ordering::Relaxed);
+                match next.compare_exchange_weak(start, end, taken, failed) {
+                    Ok(_) => {
+                        f(start..end, worker);
+                        start = next.load(Ordering::Relaxed);
+                    }
+                    Err(now) => start = now,
+                }
+            }
+        });
+    }
 }
 
 impl Drop for Pool {
@@ -377,12 +404,15 @@ mod tests {
             for n in [0, 1, 2, 15, 16, 17, 1000] {
                 for chunk in [0, 1, 3, 16, 5000] {
                     let seen: Vec<_> = (0..n).map(|_| AtomicU32::new(0)).collect();
-                    pool.for_chunks(n_threads, n, chunk, |range, _| {
+                    let visit = |range: std::ops::Range<usize>, _: &mut Worker| {
                         for i in range {
                             seen[i].fetch_add(1, Ordering::Relaxed);
                         }
-                    });
+                    };
+                    pool.for_chunks(n_threads, n, chunk, visit);
                     assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                    pool.for_shrinking_chunks(n_threads, n, visit);
+                    assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 2));
                 }
             }
         }

@@ -128,56 +128,30 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     let low = &low[8 * p..8 * p + 8];
                     let scale = scales[p / 2].shr(16 * (p % 2) as u32);
                     let (scale0, scale1) = (scale.and(byte), scale.shr(8).and(byte));
-                    if T <= 2 {
-                        // Both groups at once: two chains of additions for each token.
-                        let (mut even, mut odd) = ([zero; T], [zero; T]);
-                        unroll8!(I => {
-                            let w = L::load(&low[I]);
-                            let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
-                            if Q::HIGH_LINES > 0 {
-                                let h = L::load(&high[I]).shr(2 * p as u32);
-                                w0 = w0.or(h.shl(4).and(fifth));
-                                w1 = w1.or(h.shl(3).and(fifth));
-                            }
-                            for t in 0..T {
-                                even[t] = even[t].dot(w0, x[t].qs[16 * p + I]);
-                                odd[t] = odd[t].dot(w1, x[t].qs[16 * p + 8 + I]);
-                            }
-                        });
-                        for t in 0..T {
-                            products[t] =
-                                products[t].add(scale0.mul(even[t])).add(scale1.mul(odd[t]));
+                    // Sums of both groups, and of one token two of each: enough chains of additions
+                    // to keep the multipliers busy.
+                    let (mut even, mut odd) = ([[zero; T]; 2], [[zero; T]; 2]);
+                    unroll8!(I => {
+                        let s = if T == 1 { I % 2 } else { 0 };
+                        let w = L::load(&low[I]);
+                        let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
+                        if Q::HIGH_LINES > 0 {
+                            let h = L::load(&high[I]).shr(2 * p as u32);
+                            w0 = w0.or(h.shl(4).and(fifth));
+                            w1 = w1.or(h.shl(3).and(fifth));
                         }
-                    } else {
-                        // One after the other, so that all sums stay in registers.
-                        let mut dots = [zero; T];
-                        unroll8!(I => {
-                            let mut w = L::load(&low[I]).and(nibble);
-                            if Q::HIGH_LINES > 0 {
-                                w = w.or(L::load(&high[I]).shr(2 * p as u32).shl(4).and(fifth));
-                            }
-                            for t in 0..T {
-                                dots[t] = dots[t].dot(w, x[t].qs[16 * p + I]);
-                                dots[t].pin();
-                            }
-                        });
                         for t in 0..T {
-                            products[t] = products[t].add(scale0.mul(dots[t]));
+                            even[s][t] = even[s][t].dot(w0, x[t].qs[16 * p + I]);
+                            even[s][t].pin();
                         }
-                        let mut dots = [zero; T];
-                        unroll8!(I => {
-                            let mut w = L::load(&low[I]).shr(4).and(nibble);
-                            if Q::HIGH_LINES > 0 {
-                                w = w.or(L::load(&high[I]).shr(2 * p as u32).shl(3).and(fifth));
-                            }
-                            for t in 0..T {
-                                dots[t] = dots[t].dot(w, x[t].qs[16 * p + 8 + I]);
-                                dots[t].pin();
-                            }
-                        });
                         for t in 0..T {
-                            products[t] = products[t].add(scale1.mul(dots[t]));
+                            odd[s][t] = odd[s][t].dot(w1, x[t].qs[16 * p + 8 + I]);
+                            odd[s][t].pin();
                         }
+                    });
+                    for t in 0..T {
+                        let (even, odd) = (even[0][t].add(even[1][t]), odd[0][t].add(odd[1][t]));
+                        products[t] = products[t].add(scale0.mul(even)).add(scale1.mul(odd));
                     }
                 }
 

@@ -74,6 +74,7 @@ impl Quants for FourBits {
             let w = L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(nibble);
             for t in 0..T {
                 dots[t] = dots[t].dot(w, x[t].qs[i]);
+                dots[t].pin();
             }
         }
     }
@@ -117,6 +118,7 @@ impl Quants for FiveBits {
             let w = w.or(L::load(&lines[0]).shr(i as u32).shl(4).and(fifth));
             for t in 0..T {
                 dots[t] = dots[t].dot(w, x[t].qs[i]);
+                dots[t].pin();
             }
         }
     }
@@ -151,6 +153,7 @@ impl Quants for EightBits {
             let w = L::load(&lines[i]);
             for t in 0..T {
                 dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
+                dots[t].pin();
             }
         }
     }
@@ -215,6 +218,7 @@ impl<V: Levels> Quants for Indices<V> {
             let w = indices.lookup(&V::BIASED);
             for t in 0..T {
                 dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
+                dots[t].pin();
             }
         }
     }

@@ -71,6 +71,7 @@ impl Kernel for Iq4Xs {
                             let w = indices.and(nibble).lookup(&Iq4Levels::BIASED);
                             for t in 0..T {
                                 dots[t] = dots[t].dot_biased(w, x[t].qs[8 * g + I]);
+                                dots[t].pin();
                             }
                         });
                         let scale = scales.shl(24).sar(24);

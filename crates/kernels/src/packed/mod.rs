@@ -391,20 +391,7 @@ impl<'a> Product<'a> {
     fn n_panels(&self) -> usize {
         if self.tokens.is_empty() { 0 } else { self.weights.n_rows.div_ceil(PANEL_ROWS) }
     }
-
-    /// Panels that a thread takes at a time.
-    fn chunk(&self, n_panels: usize, n_threads: usize) -> usize {
-        let bytes = if self.tokens.len() <= FEW_TOKENS { TAKEN_AT_ONCE } else { IN_CACHE };
-        let most = (n_panels / (4 * n_threads)).max(1);
-        (bytes / (self.weights.panel_lines * size_of::<Line>()).max(1)).clamp(1, most)
-    }
 }
-
-/// Bytes of weights that a thread takes at a time: some µs of work.
-const TAKEN_AT_ONCE: usize = 64 << 10;
-
-/// Up to so many tokens a matrix costs about what reading it costs.
-const FEW_TOKENS: usize = 16;
 
 /// Bytes of weights, and of activations, that meet in the cache: together they fit into half of an
 /// L2 cache of 1 MiB.
@@ -424,26 +411,18 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
         assert!(product.tokens.end <= x.n_tokens(), "tokens");
         n_panels += product.n_panels();
     }
-    let n_threads = exec.n_threads.max(1);
-    let chunks = |product: &Product<'_>| {
-        let chunk = product.chunk(n_panels, n_threads);
-        (chunk, product.n_panels().div_ceil(chunk))
-    };
-    let n_chunks = products.iter().map(|product| chunks(product).1).sum();
-    exec.for_chunks(n_chunks, 1, |items, _| {
-        for mut item in items {
-            for product in products {
-                let (chunk, n) = chunks(product);
-                if item >= n {
-                    item -= n;
-                    continue;
-                }
-                let panels = item * chunk..product.n_panels().min((item + 1) * chunk);
-                let ty = product.weights.ty;
+    exec.pool.for_shrinking_chunks(exec.n_threads, n_panels, |taken, _| {
+        // Panels of all products in a row.
+        let mut first = 0;
+        for product in products {
+            let last = first + product.n_panels();
+            let (start, end) = (taken.start.max(first), taken.end.min(last));
+            if start < end {
+                let (ty, panels) = (product.weights.ty, start - first..end - first);
                 let done = with_kernel!(ty, K => panels_as::<K>(exec, product, panels, x));
                 done.expect("packed matrices have a kernel");
-                break;
             }
+            first = last;
         }
     });
 }
@@ -464,9 +443,14 @@ fn panels_as<K: Kernel>(
     // tokens meet in L2. A whole number of tiles each time.
     let token_bytes = n_blocks * size_of::<K::Activations>();
     let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
-    for first_token in tokens.clone().step_by(group) {
+    let few_panels = (IN_CACHE / (weights.panel_lines * size_of::<Line>()).max(1)).max(1);
+    let groups = panels.clone().step_by(few_panels).flat_map(|panel| {
+        let few = panel..panels.end.min(panel + few_panels);
+        tokens.clone().step_by(group).map(move |token| (few.clone(), token))
+    });
+    for (panels, first_token) in groups {
         let group = first_token..tokens.end.min(first_token + group);
-        for panel in panels.clone() {
+        for panel in panels {
             let first = panel * PANEL_ROWS;
             let rows = PANEL_ROWS.min(n_rows - first);
             let bias = bias.map(|bias| &bias[first..first + rows]);

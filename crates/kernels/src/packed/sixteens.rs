@@ -251,6 +251,7 @@ impl<W: Type> Kernel for Sixteens<W> {
                             let w = W::quants::<L>(lines, h, G, i);
                             for t in 0..T {
                                 dots[t] = dots[t].dot(w, x[t].qs[32 * h + 4 * G + i]);
+                                dots[t].pin();
                             }
                         }
                         let scales = W::scales::<L>(header, 2 * h + G / 4);
