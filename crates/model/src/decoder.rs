@@ -260,6 +260,9 @@ impl Model {
 
     /// `hidden += post_norm(ffn(norm(hidden)))` for the first `n` tokens.
     fn feed_forward(&self, exec: Exec<'_>, layer: &Layer, n: usize, scratch: &mut Scratch) {
+        if n == 0 {
+            return;
+        }
         let hparams = self.hparams();
         let n_embd = hparams.n_embd;
         let Scratch { hidden, normed, added, gate, up, quantized, moe, .. } = scratch;
