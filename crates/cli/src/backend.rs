@@ -1,5 +1,4 @@
 //! Who computes matrix products.
-use crate::error::usage;
 use anyhow::Result;
 use clap::ValueEnum;
 use hurtle_engine::MatmulBackend;
@@ -41,7 +40,7 @@ fn ggml() -> Result<Arc<dyn MatmulBackend>> {
 
 #[cfg(not(feature = "ggml"))]
 fn ggml() -> Result<Arc<dyn MatmulBackend>> {
-    usage!(
+    crate::error::usage!(
         "--backend ggml: this hurtle was built without ggml\n\
          hint: in hurtle's source, 'cargo xtask ggml hurtle run --backend ggml ...' builds and runs one \
          with it; cmake, a C++ compiler and libclang must be installed"

@@ -325,6 +325,7 @@ unsafe fn score_heads<L: Lanes, K: Elem, const P: usize>(
 
 /// Scores of `P` tiles for query heads `g` to `g + H - 1`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name heads, tiles and vectors")]
 unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
     task: &Task<'_>,
     tile: usize,
@@ -449,6 +450,7 @@ unsafe fn add_heads<L: Lanes, V: Elem, const H: usize>(
 
 /// Values `d` to `d + 16 D - 1` of the sums for query heads `g` to `g + H - 1`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name heads, tiles and vectors")]
 unsafe fn add<L: Lanes, V: Elem, const H: usize, const D: usize>(
     task: &Task<'_>,
     g: usize,

@@ -323,6 +323,9 @@ impl Model {
         scratch: &mut Scratch,
         record: &mut Recorder,
     ) {
+        if n == 0 {
+            return;
+        }
         let n_embd = self.hparams().n_embd;
         let Scratch { hidden, normed, added, gate, up, quantized, moe, .. } = scratch;
         let mut buffers = Buffers { gate, up, quantized };

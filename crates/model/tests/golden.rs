@@ -243,6 +243,28 @@ fn bits_depend_on_the_sequence_alone() {
     }
 }
 
+/// A long prompt is processed in chunks of which only the last one wants logits.
+#[test]
+fn a_chunk_may_want_no_logits() {
+    for name in names("archs") {
+        let fixture = Fixture::open(&name);
+        let ids = &read(&name).inputs[2].ids;
+        let expected = fixture.logits(ids, How::default());
+        let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
+        let mut cache = fixture.model.kv_cache(KvType::F32, KvType::F32);
+        let mut scratch = Scratch::default();
+        let seq = cache.new_sequence();
+        let (last, prompt) = ids.split_last().unwrap();
+        let silent: Vec<_> =
+            prompt.iter().map(|id| BatchToken { id: *id, seq, logits: false }).collect();
+        let none = fixture.model.forward(exec, &silent, &mut cache, &mut scratch).unwrap();
+        assert!(none.is_empty(), "{name}");
+        let last = [BatchToken { id: *last, seq, logits: true }];
+        let found = fixture.model.forward(exec, &last, &mut cache, &mut scratch).unwrap();
+        assert_eq!(found, expected.last().unwrap(), "{name}");
+    }
+}
+
 #[test]
 fn a_truncated_sequence_goes_on_as_if_it_had_never_been_longer() {
     let fixture = Fixture::open("archs/llama");

@@ -81,7 +81,7 @@ impl Type for TypeBF16 {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let pair = L::load(&lines[k / 2]);
-            if k % 2 == 0 { pair.shl(16) } else { pair.and(L::splat(!0xffff)) }.as_floats()
+            if k.is_multiple_of(2) { pair.shl(16) } else { pair.and(L::splat(!0xffff)) }.as_floats()
         }
     }
 }
