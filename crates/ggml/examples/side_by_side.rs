@@ -5,7 +5,9 @@
 //! Prints GB/s of weights as the file has them, so that figures of one line compare times. A product includes
 //! quantizing its activations. There are as many copies of the matrix as no cache holds, and a turn
 //! multiplies with each once. Before a turn all threads go to sleep (ggml's poll for some milliseconds after
-//! a product, at the expense of whoever comes next), and one product that is not timed wakes them.
+//! a product, at the expense of whoever comes next), and one product that is not timed wakes them. Where other
+//! programs keep the processor busy, threads that wait for each other lose much, ggml's most: measure on an
+//! idle machine.
 
 use hurtle_ggml::{Error, Ggml, GgmlMatrix, Layout, features, missing_features, version};
 use hurtle_kernels::activations::QuantizedActivations;
