@@ -38,6 +38,8 @@ pub(super) struct Buffers {
     logits: Vec<f32>,
     ranked: Vec<Ranked>,
     selection: Vec<f32>,
+    /// `[n_candidates]`, the bucket of each while a cut is looked for.
+    buckets: Vec<u16>,
 }
 
 impl Buffers {
@@ -52,6 +54,7 @@ impl Buffers {
             logits: Vec::with_capacity(n_left),
             ranked: Vec::with_capacity(n_left),
             selection: Vec::with_capacity(n_blocks),
+            buckets: Vec::new(),
         }
     }
 }
@@ -361,21 +364,31 @@ impl<'a> Candidates<'a> {
         const DEPTH: f32 = 32.0;
         /// Fewer than this are ranked one by one.
         const FEW_TO_RANK: usize = 512;
+        const LANES: usize = 16;
+        let mut bucket_of = std::mem::take(&mut self.buffers.buckets);
+        bucket_of.clear();
         let (view, ranked, _) = self.split();
         ranked.clear();
         if view.logits.len() <= FEW_TO_RANK {
             view.visit(f32::NEG_INFINITY, |id, x| {
                 ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
             });
-            return cut_by_mass(ranked, 0, 0.0, min_keep, enough);
+            let cut = cut_by_mass(ranked, 0, 0.0, min_keep, enough);
+            self.buffers.buckets = bucket_of;
+            return cut;
         }
-        let (mut low, mut high) = (f32::MAX, f32::NEG_INFINITY);
-        for &x in view.logits {
-            let place = order(sane(x));
-            low = if place > f32::NEG_INFINITY && place < low { place } else { low };
-            high = if place > high { place } else { high };
+        let (mut low, mut high) = ([f32::MAX; LANES], [f32::NEG_INFINITY; LANES]);
+        for chunk in view.logits.chunks(LANES) {
+            for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(chunk) {
+                let place = order(sane(x));
+                let possible = if place > f32::NEG_INFINITY { place } else { f32::MAX };
+                *low = if possible < *low { possible } else { *low };
+                *high = if place > *high { place } else { *high };
+            }
         }
-        low = low.max(high - DEPTH);
+        let high = high.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let low = low.into_iter().fold(high, f32::min);
+        let low = low.max(high - DEPTH);
         let scale = if high > low { LAST / (high - low) } else { 0.0 };
         // Rises as `order` falls; NaN, of the impossible, comes last.
         let place = |x: f32| {
@@ -384,15 +397,16 @@ impl<'a> Candidates<'a> {
         };
 
         let mut buckets = [(0usize, 0.0f64); BUCKETS]; // number and sum of weights
-        let (mut indices, mut weights) = ([0; BLOCK], [0.0; BLOCK]);
+        let mut weights = [0.0; BLOCK];
         for block in view.logits.chunks(BLOCK) {
-            // Apart, the first loop vectorises.
-            for ((index, weight), &x) in indices.iter_mut().zip(&mut weights).zip(block) {
-                *index = bucket_index(place(sane(x)));
+            // Apart, the first two loops vectorise.
+            let indices = bucket_of.len()..;
+            bucket_of.extend(block.iter().map(|&x| bucket_index(place(sane(x)))));
+            for (weight, &x) in weights.iter_mut().zip(block) {
                 *weight = weigh(sane(x));
             }
-            for (&index, &weight) in indices.iter().zip(&weights).take(block.len()) {
-                let bucket = &mut buckets[index as usize % BUCKETS];
+            for (&index, &weight) in bucket_of[indices].iter().zip(&weights) {
+                let bucket = &mut buckets[usize::from(index) % BUCKETS];
                 bucket.0 += 1;
                 bucket.1 += f64::from(weight);
             }
@@ -407,13 +421,21 @@ impl<'a> Candidates<'a> {
             }
             ends
         });
-        let end = end.unwrap_or(BUCKETS - 1) as u32;
-        view.visit(f32::NEG_INFINITY, |id, x| {
-            if bucket_index(place(x)) == end {
-                ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
+        let end = end.unwrap_or(BUCKETS - 1) as u16;
+        for (block, buckets) in bucket_of.chunks(BLOCK).enumerate() {
+            if buckets.iter().fold(false, |found, &bucket| found | (bucket == end)) {
+                for (index, _) in (block * BLOCK..).zip(buckets).filter(|(_, b)| **b == end) {
+                    let x = sane(view.logits[index]);
+                    let id = view.ids.map_or(index as u32, |ids| ids[index]);
+                    if x > f32::NEG_INFINITY {
+                        ranked.push(Ranked { rank: rank(order(x), id), weight: weigh(x) });
+                    }
+                }
             }
-        });
-        cut_by_mass(ranked, kept, mass, min_keep, enough)
+        }
+        let cut = cut_by_mass(ranked, kept, mass, min_keep, enough);
+        self.buffers.buckets = bucket_of;
+        cut
     }
 
     /// Keeps what ranks (by logit, then by id) at least as high as `cut`.
@@ -479,12 +501,12 @@ const LAST: f32 = (BUCKETS - 1) as f32;
 
 /// The nearest integer to `place`; 0 below 0. At most `LAST`.
 #[inline]
-fn bucket_index(place: f32) -> u32 {
+fn bucket_index(place: f32) -> u16 {
     // Adding 2^23 rounds to an integer and leaves it in the low bits. No conversion, which would
     // have to check its range and not vectorise.
     const ROUND: f32 = 8_388_608.0;
     let place = if place > 0.0 { place } else { 0.0 };
-    (place + ROUND).to_bits() - ROUND.to_bits()
+    (place + ROUND).to_bits() as u16 // the bits above are those of `ROUND`
 }
 
 /// The rank of the last candidate to keep, if they are taken from the highest rank down until there
