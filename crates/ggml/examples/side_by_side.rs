@@ -12,7 +12,7 @@
 use hurtle_ggml::{Error, Ggml, GgmlMatrix, Layout, features, missing_features, version};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, matmul_packed};
+use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType;
 use std::time::{Duration, Instant};
@@ -138,7 +138,7 @@ fn compare(args: &Args, exec: Exec<'_>, ty: WeightType) -> Result<(), Box<dyn st
     let plain = ggml_copies(&ggml, &matrix, Layout::File, n_copies)?;
     let repacked = ggml_copies(&ggml, &matrix, Layout::Repacked, n_copies)?;
     let packed: Option<Vec<PackedMatrix>> =
-        (0..n_copies).map(|_| PackedMatrix::pack(exec, &matrix)).collect();
+        (0..n_copies).map(|_| PackedMatrix::pack(exec, &[matrix], &|_| {}, &|_| {})).collect();
     let packed = packed.unwrap_or_default();
     println!("{ty} {n_rows} x {n_cols}: {:.1} MB, {n_copies} copies", n_bytes as f64 / 1e6);
 
@@ -163,7 +163,9 @@ fn compare(args: &Args, exec: Exec<'_>, ty: WeightType) -> Result<(), Box<dyn st
         if !packed.is_empty() {
             contenders.push(Contender::new("hurtle", |copy| {
                 activations.quantize(exec, &x, [&packed[copy]]);
-                matmul_packed(exec, &packed[copy], &activations, out_packed);
+                let tokens = 0..activations.n_tokens();
+                let product = Product::new(&packed[copy], 0, tokens, None, out_packed);
+                matmul_packed(exec, &activations, &[product]);
             }));
         }
         for _ in 0..args.rounds {

@@ -39,6 +39,8 @@ mod sync;
 
 pub use isa::Isa;
 pub use pool::{Pool, Worker};
+#[cfg(loom)]
+pub use sync::set_sleepless;
 
 /// What a kernel runs on: an instruction set and some threads of a pool.
 #[derive(Debug, Clone, Copy)]

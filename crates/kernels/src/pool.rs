@@ -17,7 +17,7 @@
 
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle, Thread};
-use crate::sync::{Arc, Mutex, UnsafeCell, spin_loop};
+use crate::sync::{Arc, Mutex, UnsafeCell, park, spin_loop, unpark};
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -237,7 +237,7 @@ impl Pool {
         let call = Call(state.call.0.load(Ordering::Relaxed)).next(n_threads);
         state.call.0.store(call.0, Ordering::Release);
         for worker in &self.workers[..n_threads - 1] {
-            worker.thread().unpark();
+            unpark(worker.thread());
         }
     }
 
@@ -344,7 +344,7 @@ impl State {
             match pending.compare_exchange_weak(seen, seen - 1, done, failed) {
                 Ok(_) => {
                     if let Some(sleeper) = sleeper {
-                        sleeper.unpark();
+                        unpark(&sleeper);
                     }
                     return;
                 }
@@ -363,7 +363,7 @@ impl State {
         self.sleeper.with_mut(|sleeper| unsafe { *sleeper = Some(thread::current()) });
         if pending.fetch_or(ASLEEP, Ordering::AcqRel) > 0 {
             while pending.load(Ordering::Acquire) != ASLEEP {
-                thread::park();
+                park();
             }
         }
     }
@@ -384,7 +384,7 @@ fn spin_until(mut done: impl FnMut() -> bool) -> bool {
 fn wait_until(mut done: impl FnMut() -> bool) {
     if !spin_until(&mut done) {
         while !done() {
-            thread::park();
+            park();
         }
     }
 }

@@ -7,13 +7,39 @@ mod under {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::{Arc, Mutex, atomic};
     pub(crate) use loom::thread;
+    use std::cell::Cell;
+
+    thread_local! {
+        static SLEEPLESS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Whether threads of the models that this thread runs spin instead of sleeping. To loom, waking
+    /// a thread orders memory even if that thread does not sleep: only without it, an ordering that
+    /// an atomic operation lacks is seen.
+    pub fn set_sleepless(on: bool) {
+        SLEEPLESS.set(on);
+    }
+
+    pub(crate) fn park() {
+        if SLEEPLESS.get() { thread::yield_now() } else { thread::park() }
+    }
+
+    pub(crate) fn unpark(thread: &thread::Thread) {
+        if !SLEEPLESS.get() {
+            thread.unpark();
+        }
+    }
 }
 
 #[cfg(not(loom))]
 mod under {
     pub(crate) use std::hint::spin_loop;
     pub(crate) use std::sync::{Arc, Mutex, atomic};
-    pub(crate) use std::thread;
+    pub(crate) use std::thread::{self, park};
+
+    pub(crate) fn unpark(thread: &thread::Thread) {
+        thread.unpark();
+    }
 
     /// A cell with loom's interface: access through closures, so that loom can tell reading from
     /// writing.
@@ -37,4 +63,7 @@ mod under {
     }
 }
 
-pub(crate) use under::*;
+pub(crate) use under::{Arc, Mutex, UnsafeCell, atomic, park, spin_loop, thread, unpark};
+
+#[cfg(loom)]
+pub use under::set_sleepless;

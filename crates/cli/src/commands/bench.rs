@@ -435,7 +435,7 @@ mod tests {
             ["--prompt-gen", "5"],
             ["--prompt-gen", "5,0"],
             ["-n", "1,,2"],
-            ["--cache-type-k", "q8_0"],
+            ["--cache-type-k", "q4_0"],
         ] {
             assert!(tests_of(&args).is_err(), "{args:?}");
         }
