@@ -111,7 +111,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
             let fifth = L::splat(0x1010_1010);
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
-                prefetch::<L>(block);
+                prefetch::<L>(&block[..HEADER + Q::HIGH_LINES]);
                 let x = tokens.block(b);
 
                 let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
@@ -133,6 +133,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     let (mut even, mut odd) = ([[zero; T]; 2], [[zero; T]; 2]);
                     unroll8!(I => {
                         let s = if T == 1 { I % 2 } else { 0 };
+                        prefetch::<L>(&low[I..I + 1]);
                         let w = L::load(&low[I]);
                         let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
                         if Q::HIGH_LINES > 0 {

@@ -54,13 +54,14 @@ impl Kernel for Iq4Xs {
             let nibble = L::splat(0x0f0f_0f0f);
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(HEADER + LINES).enumerate() {
-                prefetch::<L>(block);
+                prefetch::<L>(&block[..HEADER]);
                 let x = tokens.block(b);
                 let mut products = [L::splat(0); T];
                 for half in 0..2 {
                     let mut scales = L::load(&block[1 + half]);
                     for g in 4 * half..4 * half + 4 {
                         let lines = &block[HEADER + 4 * g..][..4];
+                        prefetch::<L>(lines);
                         let mut dots = [L::splat(0); T];
                         for t in 0..T {
                             let sums = &x[t].minus_32_sums;

@@ -115,7 +115,9 @@ fn halves(line: &Line, slot: usize) -> &[half::f16] {
 /// Lines between those at work and those that are fetched: 2 KiB.
 const AHEAD: usize = 32;
 
-/// Fetches the lines that come `AHEAD` of `lines`, and may lie behind the end of the matrix.
+/// Fetches the lines that come `AHEAD` of `lines`, and may lie behind the end of the matrix. A few
+/// at a time, between the arithmetic: a processor has some ten buffers for lines on their way, and
+/// a burst that fills them holds up all that follows (Q4_K: 16.3 instead of 20.7 GB/s with 4 tokens).
 ///
 /// # Safety
 /// The lanes' instruction set is present.

@@ -232,7 +232,7 @@ impl<W: Type> Kernel for Sixteens<W> {
         unsafe {
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(W::HEADER + W::LINES).enumerate() {
-                prefetch::<L>(block);
+                prefetch::<L>(&block[..W::HEADER]);
                 let x = tokens.block(b);
                 let (header, lines) = block.split_at(W::HEADER);
                 let mut products = [L::splat(0); T];
@@ -240,6 +240,8 @@ impl<W: Type> Kernel for Sixteens<W> {
                 let mut offsets = [L::splat(0); T];
                 for h in 0..2 {
                     unroll8!(G => {
+                        let part = W::LINES * (8 * h + G) / 16..W::LINES * (8 * h + G + 1) / 16;
+                        prefetch::<L>(&lines[part]);
                         let mut dots = [L::splat(0); T];
                         if W::OFFSET > 0 {
                             for t in 0..T {
