@@ -472,7 +472,7 @@ unsafe fn add<L: Lanes, V: Elem, const H: usize, const D: usize>(
             while pos < end {
                 let mut values = [L::splat(0.0); D];
                 for i in 0..D {
-                    values[i] = rows.load(pos % PAGE_TOKENS, d + i * LANES);
+                    values[i] = rows.load(pos % PAGE_TOKENS, d / LANES + i);
                 }
                 for h in 0..H {
                     let weight = L::splat(heads[h][pos % SPAN]);

@@ -112,8 +112,8 @@ pub(crate) trait Elem {
     /// Rounds a head to the type; `scales` is empty without them.
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [Self::Stored], scales: &mut [f16]);
 
-    /// The first 16 elements, scales aside.
-    unsafe fn load<L: Lanes>(stored: &[Self::Stored]) -> L;
+    /// 16 elements, scales aside.
+    unsafe fn load<L: Lanes>(stored: &[Self::Stored; LANES]) -> L;
 }
 
 impl Elem for f32 {
@@ -125,7 +125,7 @@ impl Elem for f32 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(stored: &[f32]) -> L {
+    unsafe fn load<L: Lanes>(stored: &[f32; LANES]) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { L::load(stored) }
     }
@@ -148,7 +148,7 @@ impl Elem for f16 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(stored: &[f16]) -> L {
+    unsafe fn load<L: Lanes>(stored: &[f16; LANES]) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { L::load_f16(stored) }
     }
@@ -165,7 +165,7 @@ impl Elem for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(stored: &[bf16]) -> L {
+    unsafe fn load<L: Lanes>(stored: &[bf16; LANES]) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { L::load_bf16(stored) }
     }
@@ -191,7 +191,7 @@ impl Elem for Q8 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(stored: &[i8]) -> L {
+    unsafe fn load<L: Lanes>(stored: &[i8; LANES]) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { L::load_i8(stored) }
     }
@@ -206,8 +206,8 @@ fn scale_bytes<E: Elem>(dim: usize, n: usize) -> usize {
 pub(crate) struct Tile<'a, E: Elem> {
     /// `[dim / 32][16]`, or empty.
     scales: &'a [f16],
-    /// `[dim][16]`
-    stored: &'a [E::Stored],
+    /// `[dim]`
+    stored: &'a [[E::Stored; TILE]],
 }
 
 impl<'a, E: Elem> Tile<'a, E> {
@@ -219,15 +219,19 @@ impl<'a, E: Elem> Tile<'a, E> {
     #[inline(always)]
     fn new(bytes: &'a [u8], dim: usize) -> Self {
         let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, TILE));
-        let stored = &stored[..dim * TILE * size_of::<E::Stored>()];
-        Self { scales: bytemuck::cast_slice(scales), stored: bytemuck::cast_slice(stored) }
+        let stored = bytemuck::cast_slice(&stored[..dim * TILE * size_of::<E::Stored>()]);
+        Self { scales: bytemuck::cast_slice(scales), stored: &stored.as_chunks().0[..dim] }
     }
 
     /// Values `d` of the 16 keys, without their scale.
     #[inline(always)]
     pub(crate) unsafe fn load<L: Lanes>(&self, d: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { E::load(&self.stored[d * TILE..(d + 1) * TILE]) }
+        unsafe {
+            // A tile is 4 KiB or so, where the processor's own prefetching ends; the next one follows.
+            L::prefetch(self.stored.as_ptr().wrapping_add(d + self.stored.len() / 2).cast());
+            E::load(&self.stored[d])
+        }
     }
 
     /// Scales of the 16 values `d`.
@@ -242,10 +246,10 @@ impl<'a, E: Elem> Tile<'a, E> {
 pub(crate) struct Values<'a, E: Elem> {
     /// `[64][dim / 32]`, or empty.
     scales: &'a [f16],
-    /// `[64][padded]`
-    stored: &'a [E::Stored],
+    /// `[64][n_vectors]`
+    stored: &'a [[E::Stored; LANES]],
     n_scales: usize,
-    padded: usize,
+    n_vectors: usize,
 }
 
 impl<'a, E: Elem> Values<'a, E> {
@@ -256,26 +260,29 @@ impl<'a, E: Elem> Values<'a, E> {
 
     #[inline(always)]
     fn new(bytes: &'a [u8], dim: usize) -> Self {
-        let padded = dim.next_multiple_of(LANES);
+        let n_vectors = dim.div_ceil(LANES);
         let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, PAGE_TOKENS));
-        let stored = &stored[..PAGE_TOKENS * padded * size_of::<E::Stored>()];
+        let n_bytes = PAGE_TOKENS * n_vectors * LANES * size_of::<E::Stored>();
+        let stored: &[E::Stored] = bytemuck::cast_slice(&stored[..n_bytes]);
         Self {
             scales: bytemuck::cast_slice(scales),
-            stored: bytemuck::cast_slice(stored),
+            stored: stored.as_chunks().0,
             n_scales: dim.div_ceil(SCALED),
-            padded,
+            n_vectors,
         }
     }
 
-    /// Values `d` to `d + 15` of a position, for a `d` that is a multiple of 16.
+    /// Values `16 i` to `16 i + 15` of a position.
     #[inline(always)]
-    pub(crate) unsafe fn load<L: Lanes>(&self, slot: usize, d: usize) -> L {
-        let at = slot * self.padded + d;
+    pub(crate) unsafe fn load<L: Lanes>(&self, slot: usize, i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let values: L = E::load(&self.stored[at..at + LANES]);
+            let stored = &self.stored[slot * self.n_vectors + i];
+            let ahead = std::ptr::from_ref(stored).wrapping_add(ROWS_AHEAD * self.n_vectors);
+            L::prefetch(ahead.cast());
+            let values: L = E::load(stored);
             if E::SCALES {
-                let scale = self.scales[slot * self.n_scales + d / SCALED];
+                let scale = self.scales[slot * self.n_scales + i * LANES / SCALED];
                 values.mul(L::splat(scale.to_f32()))
             } else {
                 values
@@ -283,6 +290,9 @@ impl<'a, E: Elem> Values<'a, E> {
         }
     }
 }
+
+/// Rows of values between those at work and those that are fetched.
+const ROWS_AHEAD: usize = 8;
 
 /// Where a layer's keys and values lie in a page.
 #[derive(Debug, Clone, Copy)]

@@ -190,7 +190,7 @@ pub(crate) unsafe fn read_lines<L: IntLanes>(lines: &[Line], ahead: usize) -> [f
         for quad in quads {
             for i in 0..4 {
                 if ahead > 0 {
-                    L::prefetch(quad.as_ptr().wrapping_add(i + ahead));
+                    L::Floats::prefetch(quad.as_ptr().wrapping_add(i + ahead).cast());
                 }
                 bits[i] = bits[i].or(L::load(&quad[i]));
             }

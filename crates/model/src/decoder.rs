@@ -174,6 +174,11 @@ impl Model {
                     row.iter_mut().for_each(|x| *x *= hparams.embd_scale);
                 }
             });
+            // The system maps far more of the file around a row than the row; unless the products
+            // read it there, it would add up to all of the embeddings.
+            if self.weights.output.weight.packed().is_some() {
+                self.weights.token_embd.release(&self.gguf);
+            }
         });
 
         let last = self.weights.layers.len().saturating_sub(1);

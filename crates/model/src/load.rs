@@ -49,6 +49,11 @@ impl Weight {
         self.packed.as_ref().map_or(self.bytes.len(), |packed| packed.matrix.part_bytes())
     }
 
+    /// Lets go of the file's pages.
+    pub(crate) fn release(&self, gguf: &Gguf) {
+        gguf.release(&self.tensor, self.bytes.clone());
+    }
+
     /// Packs weights of one shape together if there is a kernel for their type, and lets go of the
     /// file's pages on the way, so that little is in memory twice.
     fn pack<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, exec: Exec<'_>, gguf: &Gguf) {
@@ -83,7 +88,7 @@ impl Weight {
             ModelError::Backend { file, tensor, backend: backend.name(), source }
         })?;
         self.prepared = Some(prepared.into());
-        gguf.release(&self.tensor, self.bytes.clone());
+        self.release(gguf);
         Ok(())
     }
 

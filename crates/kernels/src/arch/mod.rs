@@ -39,6 +39,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_add(self, factor: Self, summand: Self) -> Self;
     /// The larger of numbers that are not NaN.
     unsafe fn max(self, other: Self) -> Self;
+    /// Fetches the cache line at `at`, which need not be memory.
+    unsafe fn prefetch(at: *const u8);
     unsafe fn to_array(self) -> [f32; LANES];
 }
 
@@ -84,8 +86,6 @@ pub(crate) trait IntLanes: Copy {
     /// Makes the compiler compute this value before all that follows: sums of several tokens are
     /// to be interleaved as written, since in one after the other each addition waits for the last.
     unsafe fn pin(&mut self);
-    /// Fetches the line at `line`, which need not be memory.
-    unsafe fn prefetch(line: *const Line);
 }
 
 /// Calls the f32 shell of an instruction set: `dispatch!(isa, function(arguments))`. The VNNI

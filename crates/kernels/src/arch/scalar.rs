@@ -65,6 +65,8 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|i| self.0[i].max(other.0[i])))
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn to_array(self) -> [f32; LANES] {
         self.0
     }
@@ -167,8 +169,6 @@ impl IntLanes for Dwords {
     }
     #[inline(always)]
     unsafe fn pin(&mut self) {}
-    #[inline(always)]
-    unsafe fn prefetch(_: *const Line) {}
 }
 
 super::int_shells!(Dwords);

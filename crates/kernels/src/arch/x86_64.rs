@@ -138,11 +138,6 @@ macro_rules! two_ymm_ints {
                 // SAFETY: see `load`.
                 unsafe { $crate::arch::x86_64::pin_ymm(&mut self.0, &mut self.1) }
             }
-            #[inline(always)]
-            unsafe fn prefetch(line: *const $crate::memory::Line) {
-                // SAFETY: a prefetch of any address is valid.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-            }
         }
     };
 }
@@ -249,11 +244,6 @@ macro_rules! zmm_ints {
             unsafe fn pin(&mut self) {
                 // SAFETY: see `load`.
                 unsafe { $crate::arch::x86_64::pin_zmm(&mut self.0) }
-            }
-            #[inline(always)]
-            unsafe fn prefetch(line: *const $crate::memory::Line) {
-                // SAFETY: a prefetch of any address is valid.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
             }
         }
     };
@@ -363,6 +353,11 @@ pub(crate) mod avx2 {
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: see `splat`.
             unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            // SAFETY: a prefetch of any address is valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn to_array(self) -> [f32; LANES] {
@@ -538,6 +533,11 @@ pub(crate) mod avx512 {
         unsafe fn mul(self, other: Self) -> Self {
             // SAFETY: see `splat`.
             unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            // SAFETY: a prefetch of any address is valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn to_array(self) -> [f32; LANES] {

@@ -11,11 +11,10 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
-use hurtle_quant::Scales;
 
 const HEADER: usize = 4;
 
@@ -86,16 +85,21 @@ impl<Q: Quants> Kernel for Affine<Q> {
         set_half(&mut header[0], row, *d);
         // The sign of an f16 is the highest bit of the second byte.
         set_half(&mut header[0], PANEL_ROWS + row, [dmin[0], dmin[1] ^ 0x80]);
-        let Scales { scales: s, minima: m } = Scales::unpack(scales);
-        let lower = |g: usize| (s[g] & 15) | (m[g] & 15) << 4;
-        let upper = |g: usize| s[g] >> 4 | m[g] >> 4 << 2 | s[g + 4] >> 4 << 4 | m[g + 4] >> 4 << 6;
-        set_dword(&mut header[1], row, [0, 1, 2, 3].map(lower));
-        set_dword(&mut header[2], row, [4, 5, 6, 7].map(lower));
-        set_dword(&mut header[3], row, [0, 1, 2, 3].map(upper));
-        let (high, low) = (high.as_chunks::<4>().0, low.as_chunks::<4>().0);
-        for (line, dword) in quants.iter_mut().zip(high.iter().chain(low)) {
-            set_dword(line, row, *dword);
-        }
+        // The file has 6 bits of scales 0-3 and minima 0-3 with the upper bits of the others above
+        // them, then the lower bits of the others, as line 2 has them.
+        let ([s, m, lower], _) = scales.as_chunks::<4>() else { unreachable!("12 bytes") };
+        let [s, m] = [s, m].map(|bytes| u32::from_le_bytes(*bytes));
+        let first = (s & 0x0f0f_0f0f) | (m & 0x0f0f_0f0f) << 4;
+        let upper = (s >> 4 & 0x0303_0303)
+            | (m >> 2 & 0x0c0c_0c0c)
+            | (s >> 2 & 0x3030_3030)
+            | (m & 0xc0c0_c0c0);
+        set_dword(&mut header[1], row, first.to_le_bytes());
+        set_dword(&mut header[2], row, *lower);
+        set_dword(&mut header[3], row, upper.to_le_bytes());
+        let (high_lines, low_lines) = quants.split_at_mut(Q::HIGH_LINES);
+        set_dwords(high_lines, row, high);
+        set_dwords(low_lines, row, low);
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@
 //! A block is 16 values, without a header. Value `k` adds to sum `k % 4` of its row, with separate
 //! multiplications and additions; the sums are added up as `(0 + 1) + (2 + 3)`.
 
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dwords, set_half};
 use crate::activations::{FLOATS, Form, QuantizedActivations};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -34,9 +34,7 @@ impl Type for TypeF32 {
     const LINES: usize = FLOATS;
 
     fn pack(block: &[u8], row: usize, lines: &mut [Line]) {
-        for (line, value) in lines.iter_mut().zip(block.as_chunks::<4>().0) {
-            set_dword(line, row, *value);
-        }
+        set_dwords(lines, row, block);
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 //! ```
 
 use super::blocks::{Iq4Levels, Levels};
-use super::{Kernel, Tile, prefetch, set_dword, unroll8};
+use super::{Kernel, Tile, prefetch, set_dword, set_dwords, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -35,12 +35,8 @@ impl Kernel for Iq4Xs {
         let d = hurtle_quant::f16_to_f32(u16::from_le_bytes(*block.d));
         set_dword(&mut header[0], row, d.to_ne_bytes());
         let scales = block.scales().map(|scale| scale as u8);
-        for (line, dword) in header[1..].iter_mut().zip(scales.as_chunks::<4>().0) {
-            set_dword(line, row, *dword);
-        }
-        for (line, dword) in quants.iter_mut().zip(block.qs.as_chunks::<4>().0) {
-            set_dword(line, row, *dword);
-        }
+        set_dwords(&mut header[1..], row, &scales);
+        set_dwords(quants, row, block.qs);
     }
 
     #[inline(always)]

@@ -26,7 +26,7 @@ mod sixteens;
 
 use crate::Exec;
 use crate::activations::{Form, QuantizedActivations};
-use crate::arch::{IntLanes, LANES, dispatch_int};
+use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
@@ -100,6 +100,14 @@ fn set_dword(line: &mut Line, row: usize, dword: [u8; 4]) {
     line.0[4 * row..4 * row + 4].copy_from_slice(&dword);
 }
 
+/// Writes the dwords of `bytes` to lines, to the place of a row in each.
+#[inline(always)]
+fn set_dwords(lines: &mut [Line], row: usize, bytes: &[u8]) {
+    for (line, dword) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        set_dword(line, row, *dword);
+    }
+}
+
 /// Writes the `at`-th 16-bit number of a line.
 #[inline(always)]
 fn set_half(line: &mut Line, at: usize, half: [u8; 2]) {
@@ -126,7 +134,7 @@ unsafe fn prefetch<L: IntLanes>(lines: &[Line]) {
     let ahead = lines.as_ptr().wrapping_add(AHEAD);
     for i in 0..lines.len() {
         // SAFETY: the caller has the lanes' instruction set; any address may be fetched.
-        unsafe { L::prefetch(ahead.wrapping_add(i)) };
+        unsafe { L::Floats::prefetch(ahead.wrapping_add(i).cast()) };
     }
 }
 
@@ -354,7 +362,8 @@ fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mu
         let unit = K::SHARE.min(n_blocks - first);
         let (quants, rest) = rest.split_at_mut(unit * K::LINES);
         for (slot, quants) in quants.chunks_exact_mut(K::LINES).enumerate() {
-            for row in 0..rows.len() {
+            // At most 16, which the compiler cannot see otherwise.
+            for row in 0..rows.len().min(PANEL_ROWS) {
                 K::pack(&blocks[row * n_blocks + first + slot], row, slot, header, quants);
             }
         }

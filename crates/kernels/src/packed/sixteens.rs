@@ -18,7 +18,7 @@
 //! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
 //! and 32 higher than they are; each group's sum starts with what that makes too much.
 
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -50,13 +50,6 @@ pub(crate) trait Type {
 
     /// Dword `i < 4` of group `8h + g`.
     unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L;
-}
-
-/// Writes the dwords of `bytes` to lines.
-fn set_dwords(lines: &mut [Line], row: usize, bytes: &[u8]) {
-    for (line, dword) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        set_dword(line, row, *dword);
-    }
 }
 
 /// Writes a f16 as f32.
