@@ -352,10 +352,14 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
                 let end = dim.min(start + 32);
                 let mut parts = [[L::splat(0.0); H]; P];
                 for d in start..end {
+                    let mut query = [L::splat(0.0); H];
+                    for h in 0..H {
+                        query[h] = L::splat(queries[h][d]);
+                    }
                     for p in 0..P {
                         let key: L = keys[p].load(d);
                         for h in 0..H {
-                            parts[p][h] = key.mul_add(L::splat(queries[h][d]), parts[p][h]);
+                            parts[p][h] = key.mul_add(query[h], parts[p][h]);
                         }
                     }
                 }
@@ -369,10 +373,14 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
             }
         } else {
             for d in 0..dim {
+                let mut query = [L::splat(0.0); H];
+                for h in 0..H {
+                    query[h] = L::splat(queries[h][d]);
+                }
                 for p in 0..P {
                     let key: L = keys[p].load(d);
                     for h in 0..H {
-                        sums[p][h] = key.mul_add(L::splat(queries[h][d]), sums[p][h]);
+                        sums[p][h] = key.mul_add(query[h], sums[p][h]);
                     }
                 }
             }
@@ -469,19 +477,24 @@ unsafe fn add<L: Lanes, V: Elem, const H: usize, const D: usize>(
             let page = task.pages.page(task.page_ids[pos / PAGE_TOKENS]);
             let rows = kv.values::<V>(page, task.kv_head);
             let end = task.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
-            while pos < end {
-                let mut values = [L::splat(0.0); D];
-                for i in 0..D {
-                    values[i] = rows.load(pos % PAGE_TOKENS, d / LANES + i);
-                }
+            let heads: [&[f32]; H] = std::array::from_fn(|h| {
+                let start = pos % SPAN;
+                &heads[h][start..start + (end - pos)]
+            });
+            for i in 0..end - pos {
+                let mut weights = [L::splat(0.0); H];
                 for h in 0..H {
-                    let weight = L::splat(heads[h][pos % SPAN]);
-                    for i in 0..D {
-                        sums[h][i] = values[i].mul_add(weight, sums[h][i]);
+                    weights[h] = L::splat(heads[h][i]);
+                }
+                let slot = pos % PAGE_TOKENS + i;
+                for v in 0..D {
+                    let value: L = rows.load(slot, d / LANES + v);
+                    for h in 0..H {
+                        sums[h][v] = value.mul_add(weights[h], sums[h][v]);
                     }
                 }
-                pos += 1;
             }
+            pos = end;
         }
         for h in 0..H {
             for i in 0..D {

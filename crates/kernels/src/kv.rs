@@ -227,11 +227,7 @@ impl<'a, E: Elem> Tile<'a, E> {
     #[inline(always)]
     pub(crate) unsafe fn load<L: Lanes>(&self, d: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            // A tile is 4 KiB or so, where the processor's own prefetching ends; the next one follows.
-            L::prefetch(self.stored.as_ptr().wrapping_add(d + self.stored.len() / 2).cast());
-            E::load(&self.stored[d])
-        }
+        unsafe { E::load(&self.stored[d]) }
     }
 
     /// Scales of the 16 values `d`.
@@ -277,10 +273,7 @@ impl<'a, E: Elem> Values<'a, E> {
     pub(crate) unsafe fn load<L: Lanes>(&self, slot: usize, i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let stored = &self.stored[slot * self.n_vectors + i];
-            let ahead = std::ptr::from_ref(stored).wrapping_add(ROWS_AHEAD * self.n_vectors);
-            L::prefetch(ahead.cast());
-            let values: L = E::load(stored);
+            let values: L = E::load(&self.stored[slot * self.n_vectors + i]);
             if E::SCALES {
                 let scale = self.scales[slot * self.n_scales + i * LANES / SCALED];
                 values.mul(L::splat(scale.to_f32()))
@@ -290,9 +283,6 @@ impl<'a, E: Elem> Values<'a, E> {
         }
     }
 }
-
-/// Rows of values between those at work and those that are fetched.
-const ROWS_AHEAD: usize = 8;
 
 /// Where a layer's keys and values lie in a page.
 #[derive(Debug, Clone, Copy)]
@@ -374,6 +364,9 @@ impl KvLayer {
 /// Bytes of a slab, about: large enough for 2 MiB pages, small beside a model.
 const SLAB: usize = 8 << 20;
 
+/// Bytes of the pages that the system gives where memory is asked for in bulk.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// The pages of all sequences.
 pub struct KvPages {
     page_lines: usize,
@@ -420,7 +413,12 @@ impl KvPages {
     /// If there are 2^32 pages already.
     pub fn push(&mut self) -> u32 {
         if self.len == self.slabs.len() * self.pages_per_slab {
-            let lines = Lines::zeroed(self.pages_per_slab * self.page_lines);
+            // Whole huge pages, where there is more than one.
+            let mut n_bytes = self.pages_per_slab * self.page_bytes();
+            if n_bytes > HUGE_PAGE {
+                n_bytes = n_bytes.next_multiple_of(HUGE_PAGE);
+            }
+            let lines = Lines::zeroed(n_bytes / size_of::<Line>());
             self.slabs.push(lines.expect("a slab is some MiB, or one page"));
         }
         self.len += 1;
