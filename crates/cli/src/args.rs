@@ -103,7 +103,7 @@ pub(crate) struct TypeArgs {
     /// Element type of the K cache (also -ctk) [default: f16; f32 in `logits` and `perplexity`]
     #[arg(long, value_name = "TYPE")]
     cache_type_k: Option<CacheType>,
-    /// Element type of the V cache (also -ctv) [default: as of the K cache]
+    /// Element type of the V cache (also -ctv) [default: f16; f32 in `logits` and `perplexity`]
     #[arg(long, value_name = "TYPE")]
     cache_type_v: Option<CacheType>,
 }
@@ -134,11 +134,10 @@ impl Types {
 impl TypeArgs {
     /// These, with defaults for what is not given.
     pub(crate) fn or(&self, default: Types) -> Types {
-        let cache_type_v = self.cache_type_v.or(self.cache_type_k);
         Types {
             activations: self.activations.unwrap_or(default.activations),
             cache_type_k: self.cache_type_k.unwrap_or(default.cache_type_k),
-            cache_type_v: cache_type_v.unwrap_or(default.cache_type_v),
+            cache_type_v: self.cache_type_v.unwrap_or(default.cache_type_v),
         }
     }
 }

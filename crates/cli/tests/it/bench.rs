@@ -122,7 +122,7 @@ fn other_forms_tell_the_same() {
     assert!(lines[1].starts_with("| -----"), "{md}");
     assert!(lines[2].contains("| pp8  |") && lines[2].contains(" ± "), "{md}");
     assert!(!md.contains("type_k") && !md.contains("batch"), "{md}");
-    let md = run(&bench(&["-p", "4", "-n", "0", "-r", "1", "-ctv", "f16", "-b", "2,4"])).ok();
+    let md = run(&bench(&["-p", "4", "-n", "0", "-r", "1", "-ctv", "f32", "-b", "2,4"])).ok();
     assert!(md.contains("type_k") && md.contains("batch"), "{md}");
 }
 
@@ -142,7 +142,7 @@ fn what_cannot_be_measured_is_refused() {
     };
     check(&["-p", "0", "-n", "0"], 2, &["nothing to measure"]);
     check(&["-pg", "5"], 2, &["--prompt-gen", "512,128"]);
-    check(&["-ctk", "q8_0"], 2, &["--cache-type-k", "q8_0", "f16"]);
+    check(&["-ctk", "q4_0"], 2, &["--cache-type-k", "q8_0", "f16"]);
     check(&["-np", "0"], 2, &["--parallel"]);
     check(&["-r", "0"], 2, &["--repetitions"]);
     check(&["-d", "99999999"], 2, &["--n-depth", "99999999"]);

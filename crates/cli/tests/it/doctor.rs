@@ -75,7 +75,7 @@ fn a_model_in_json() {
     let ceiling = model["tokens_per_second_ceiling"].as_f64().expect("a rate");
     assert!((ceiling * sum("bytes_per_token") as f64 / reads - 1.0).abs() < 1e-9, "{model}");
     // A narrower cache takes less.
-    let narrow = run(&[&args[..], &["-ctk", "f16", "-ctv", "f16"]].concat()).json();
+    let narrow = run(&[&args[..], &["-ctk", "q8_0", "-ctv", "q8_0"]].concat()).json();
     let kv = |found: &Value| found["model"]["kv_bytes"].as_u64().expect("bytes");
     assert!(kv(&narrow) < kv(&found), "{narrow}");
 }

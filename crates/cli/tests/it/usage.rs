@@ -73,7 +73,7 @@ fn nonsense_on_the_command_line() {
     check(&["run", "--frobnicate", "hi"], 2, &["--frobnicate", "--help"]);
     check(&["--json-schema", "{}", "hi"], 2, &["--json-schema"]);
     check(&["-t", "many", "hi"], 2, &["many", "--threads"]);
-    check(&["-ctk", "q8_0", "hi"], 2, &["q8_0", "--cache-type-k", "f16"]);
+    check(&["-ctk", "q4_0", "hi"], 2, &["q4_0", "--cache-type-k", "f16", "q8_0"]);
     check(&["-l", "5", "hi"], 2, &["--logit-bias", "15043-1.5"]);
     check(&["--top-p", "1.5", "hi"], 2, &["top_p", "1.5"]);
     check(&["--temp", "nan", "hi"], 2, &["temp", "NaN"]);
