@@ -37,7 +37,15 @@ pub struct Worker {
     scratch: Vec<f32>,
 }
 
+/// Values that a thread's buffer holds from the start, so that no task has to make room for what
+/// tasks usually ask for, whichever thread it comes to and when. Untouched memory costs nothing.
+const SCRATCH: usize = 64 * 1024;
+
 impl Worker {
+    fn new(index: usize) -> Self {
+        Self { index, scratch: Vec::with_capacity(SCRATCH) }
+    }
+
     /// Index of this thread, 0 for the caller of the pool.
     pub fn index(&self) -> usize {
         self.index
@@ -141,7 +149,7 @@ impl Pool {
             sleeper: UnsafeCell::new(None),
             panic: Mutex::new(None),
         });
-        let caller = Mutex::new(Worker::default());
+        let caller = Mutex::new(Worker::new(0));
         let waiting = Waiting::default();
         let mut pool = Self { state, workers: Vec::new(), caller, waiting };
         for index in 1..n_threads.max(1) {
@@ -305,7 +313,7 @@ impl Drop for Pool {
 impl State {
     /// The life of a worker.
     fn work(&self, index: usize) {
-        let mut worker = Worker { index, scratch: Vec::new() };
+        let mut worker = Worker::new(index);
         let mut seen = Call(0);
         loop {
             let mut call = seen;
