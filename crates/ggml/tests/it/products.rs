@@ -5,7 +5,7 @@ use hurtle_ggml::formats::{self, Quantizer, activation_type};
 use hurtle_ggml::{Error, Ggml, Layout};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{self, PackedMatrix, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType::{self, *};
 
@@ -275,8 +275,9 @@ fn packed_matrix_products_are_ggmls() {
             let mut found = vec![f32::NAN; product.n_tokens * product.n_rows];
             let mut activations = QuantizedActivations::default();
             activations.quantize(exec, &product.x, [&packed]);
-            let product = Product::new(&packed, 0, 0..activations.n_tokens(), None, &mut found);
-            matmul_packed(exec, &activations, &[product]);
+            let tokens = 0..activations.n_tokens();
+            let of_packed = packed::Product::new(&packed, 0, tokens, None, &mut found);
+            matmul_packed(exec, &activations, &[of_packed]);
             let of_ggml = product.by_ggml(&ggml, Layout::File, 2);
 
             // Both quantize the activations, and in a few quants they may differ by one: what that does
