@@ -18,8 +18,9 @@ use std::ops::Range;
 pub(crate) struct SuperBlock {
     /// Quants, 4 in a dword, the first in the lowest byte.
     pub(crate) qs: [u32; 64],
-    /// -32 times the sum of each 16 quants: what weights stored 32 higher come out too high.
-    pub(crate) minus_32_sums: [i32; 16],
+    /// The sum of each 16 quants, two in a dword: those of groups 4q and 4q + 2, then those of
+    /// groups 4q + 1 and 4q + 3, as scales lie after [`halves`](crate::arch::IntLanes::halves).
+    pub(crate) sums: [u32; 8],
     /// The sum of each 32 quants is `128 * high + low` with `0 <= low < 128`: two digits that the
     /// byte products can multiply with the minima of 4 groups at once. A digit a byte.
     pub(crate) sums_low: [u32; 2],
@@ -60,13 +61,29 @@ impl From<&Q8KSuperBlock> for SuperBlock {
             low[g] = (sum & 127) as i8;
             high[g] = (sum >> 7) as i8;
         }
+        let half = |g: usize| u32::from(block.sums[g] as u16);
+        let mut sums = [0; 8];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let g = 4 * (i / 2) + i % 2;
+            *sums = half(g) | half(g + 2) << 16;
+        }
         Self {
             qs: dwords(&block.qs),
-            minus_32_sums: block.sums.map(|sum| -32 * i32::from(sum)),
+            sums,
             sums_low: dwords(&low),
             sums_high: dwords(&high),
             d: block.d,
         }
+    }
+}
+
+impl SuperBlock {
+    /// The sum of quants `32 g` to `32 g + 31`.
+    #[inline(always)]
+    pub(crate) fn sum_of_32(&self, g: usize) -> i32 {
+        let [a, b] = [self.sums[2 * (g / 2)], self.sums[2 * (g / 2) + 1]];
+        let half = |pair: u32| i32::from((pair >> (16 * (g % 2))) as i16);
+        half(a) + half(b)
     }
 }
 

@@ -38,6 +38,8 @@ const WINDOWS: usize = 4;
 const WINDOW: Duration = Duration::from_millis(8);
 /// Lines of weights that are multiplied over and over, 4 KiB.
 const TILE_LINES: usize = 64;
+/// Lines whose products are added up before they leave the narrow sums, as in Q4_K.
+const GROUP_LINES: usize = 8;
 /// Passes over them between two looks at the clock.
 const ROUNDS: usize = 50;
 
@@ -161,11 +163,11 @@ pub(crate) struct Operands {
 
 impl Operands {
     fn new() -> Self {
-        // From 0 to 127, as packed weights have them.
         let byte = |k: usize, i: usize| ((k * 37 + i * 11) % 128) as u8;
         let float = |k: usize, i: usize| f32::from(byte(k, i)) / 64.0;
         Self {
-            lines: std::array::from_fn(|k| Line(std::array::from_fn(|i| byte(k, i)))),
+            // From 0 to 15, as weights of 4 bits have them.
+            lines: std::array::from_fn(|k| Line(std::array::from_fn(|i| byte(k, i) % 16))),
             dwords: std::array::from_fn(|k| {
                 std::array::from_fn(|t| {
                     u32::from_le_bytes(std::array::from_fn(|i| byte(k + i, t).wrapping_sub(64)))
@@ -230,19 +232,26 @@ unsafe fn integer_tile<L: IntLanes, const T: usize>(
 ) -> [f32; LANES] {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        let mut sums = [L::splat(0); T];
+        let mut totals = [L::splat(0); T];
         for _ in 0..rounds {
-            for k in 0..TILE_LINES {
-                let w = L::load(&operands.lines[k]);
-                for (sum, x) in sums.iter_mut().zip(operands.dwords[k]) {
-                    *sum = sum.dot(w, x);
+            for first in (0..TILE_LINES).step_by(GROUP_LINES) {
+                let mut sums = [L::no_sums(); T];
+                for k in first..first + GROUP_LINES {
+                    let w = L::load(&operands.lines[k]);
+                    for (sum, x) in sums.iter_mut().zip(operands.dwords[k]) {
+                        *sum = L::dot(*sum, w, x);
+                        L::pin_sums(sum);
+                    }
+                }
+                for t in 0..T {
+                    totals[t] = totals[t].add_sums(sums[t]);
                 }
             }
         }
         for t in 1..T {
-            sums[0] = sums[0].add(sums[t]);
+            totals[0] = totals[0].add(totals[t]);
         }
-        sums[0].as_floats().to_array()
+        totals[0].as_floats().to_array()
     }
 }
 

@@ -56,10 +56,17 @@ pub(crate) trait IntLanes: Copy {
     const NAME: &'static str;
     /// Most tokens of a register tile: 1, 2, 4 or 8.
     const TILE_TOKENS: usize;
+    /// Sums of products of bytes that have not met their scale yet. Where an instruction adds 4
+    /// products in 32 bits, these are the lanes; elsewhere pairs are kept in 16 bits, which halves
+    /// the work, and the instruction that joins them multiplies with the scale, too.
+    type Sums: Copy;
+    /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
+    const LIMIT: usize;
     unsafe fn load(line: &Line) -> Self;
     unsafe fn splat(x: i32) -> Self;
     unsafe fn and(self, other: Self) -> Self;
     unsafe fn or(self, other: Self) -> Self;
+    unsafe fn xor(self, other: Self) -> Self;
     /// Shifts each lane to the left by `n < 32`, across bytes.
     unsafe fn shl(self, n: u32) -> Self;
     /// Shifts zeros in from above.
@@ -70,8 +77,22 @@ pub(crate) trait IntLanes: Copy {
     /// The lower 32 bits of the products.
     unsafe fn mul(self, other: Self) -> Self;
     /// Adds the dot product of each lane's 4 bytes, from 0 to 127, with the 4 signed bytes of `x`,
-    /// from -127 to 127 each.
-    unsafe fn dot(self, bytes: Self, x: u32) -> Self;
+    /// from -127 to 127 each. The largest bytes of all the products of `sums` may add up to
+    /// [`LIMIT`](Self::LIMIT).
+    unsafe fn dot(sums: Self::Sums, bytes: Self, x: u32) -> Self::Sums;
+    /// No products yet.
+    unsafe fn no_sums() -> Self::Sums;
+    /// Adds sums of products.
+    unsafe fn add_sums(self, sums: Self::Sums) -> Self;
+    /// Byte `i < 4` of each lane, with its sign, in the form that [`add_scaled`](Self::add_scaled)
+    /// takes.
+    unsafe fn scale(self, i: usize) -> Self;
+    /// Adds sums of products, times each lane's `scale`.
+    unsafe fn add_scaled(self, sums: Self::Sums, scale: Self) -> Self;
+    /// Bytes 0 and 2 of each lane, and bytes 1 and 3, with their signs, as two numbers of 16 bits.
+    unsafe fn halves(self) -> [Self; 2];
+    /// Adds the dot product of each lane's two numbers of 16 bits with those of `x`.
+    unsafe fn dot_halves(self, halves: Self, x: u32) -> Self;
     /// What a sum of [`dot_biased`](Self::dot_biased) starts with, for activations that add up to
     /// `sum`.
     unsafe fn start_biased(sum: i32) -> Self;
@@ -86,6 +107,8 @@ pub(crate) trait IntLanes: Copy {
     /// Makes the compiler compute this value before all that follows: sums of several tokens are
     /// to be interleaved as written, since in one after the other each addition waits for the last.
     unsafe fn pin(&mut self);
+    /// The same for sums.
+    unsafe fn pin_sums(sums: &mut Self::Sums);
 }
 
 /// Calls the f32 shell of an instruction set: `dispatch!(isa, function(arguments))`. The VNNI

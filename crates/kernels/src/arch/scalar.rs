@@ -104,6 +104,8 @@ impl IntLanes for Dwords {
     type Floats = Portable;
     const NAME: &'static str = "scalar";
     const TILE_TOKENS: usize = 1;
+    type Sums = Self;
+    const LIMIT: usize = usize::MAX;
 
     #[inline(always)]
     unsafe fn load(line: &Line) -> Self {
@@ -121,6 +123,10 @@ impl IntLanes for Dwords {
     #[inline(always)]
     unsafe fn or(self, other: Self) -> Self {
         self.zip(other, |a, b| a | b)
+    }
+    #[inline(always)]
+    unsafe fn xor(self, other: Self) -> Self {
+        self.zip(other, |a, b| a ^ b)
     }
     #[inline(always)]
     unsafe fn shl(self, n: u32) -> Self {
@@ -143,8 +149,43 @@ impl IntLanes for Dwords {
         self.zip(other, u32::wrapping_mul)
     }
     #[inline(always)]
-    unsafe fn dot(self, bytes: Self, x: u32) -> Self {
-        self.zip(bytes, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
+    unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+        sums.zip(bytes, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
+    }
+    #[inline(always)]
+    unsafe fn no_sums() -> Self {
+        Self([0; LANES])
+    }
+    #[inline(always)]
+    unsafe fn add_sums(self, sums: Self) -> Self {
+        self.zip(sums, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn scale(self, i: usize) -> Self {
+        self.map(|bytes| i32::from(bytes.to_le_bytes()[i] as i8) as u32)
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
+        let products = sums.zip(scale, u32::wrapping_mul);
+        self.zip(products, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn halves(self) -> [Self; 2] {
+        let half = |byte: u8| u32::from(i16::from(byte as i8) as u16);
+        [0, 1].map(|i| {
+            self.map(|bytes| {
+                let bytes = bytes.to_le_bytes();
+                half(bytes[i]) | half(bytes[i + 2]) << 16
+            })
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, halves: Self, x: u32) -> Self {
+        let product = |a: u32, b: u32| i32::from(a as i16) * i32::from(b as i16);
+        self.zip(halves, |sum, halves| {
+            let products = product(halves, x) + product(halves >> 16, x >> 16);
+            sum.wrapping_add(products as u32)
+        })
     }
     #[inline(always)]
     unsafe fn start_biased(sum: i32) -> Self {
@@ -169,6 +210,8 @@ impl IntLanes for Dwords {
     }
     #[inline(always)]
     unsafe fn pin(&mut self) {}
+    #[inline(always)]
+    unsafe fn pin_sums(_: &mut Self) {}
 }
 
 super::int_shells!(Dwords);

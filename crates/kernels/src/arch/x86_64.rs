@@ -26,9 +26,149 @@ fn pin_zmm(x: &mut __m512i) {
     unsafe { asm!("/* {} */", inout(zmm_reg) * x, options(nomem, nostack, preserves_flags)) }
 }
 
+/// Sums of products of bytes in 32 bits, added up by `dot_lanes`.
+macro_rules! lane_sums {
+    () => {
+        type Sums = Self;
+        const LIMIT: usize = usize::MAX;
+
+        #[inline(always)]
+        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe { sums.dot_lanes(bytes, x) }
+        }
+        #[inline(always)]
+        unsafe fn dot_halves(self, halves: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.dot_half_lanes(halves, x) }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(self, sums: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.add(sums) }
+        }
+        #[inline(always)]
+        unsafe fn scale(self, i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.shl(24 - 8 * i as u32).sar(24) }
+        }
+        #[inline(always)]
+        unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.add(sums.mul(scale)) }
+        }
+    };
+}
+
+/// Sums of products of bytes in pairs of 16 bits, in two 256-bit registers.
+macro_rules! ymm_pair_sums {
+    () => {
+        type Sums = Self;
+        // A pair of products with activations of at most 127 stays below 2^15.
+        const LIMIT: usize = i16::MAX as usize / (2 * 127);
+
+        #[inline(always)]
+        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                let low = _mm256_maddubs_epi16(bytes.0, x);
+                let high = _mm256_maddubs_epi16(bytes.1, x);
+                Self(_mm256_add_epi16(sums.0, low), _mm256_add_epi16(sums.1, high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_halves(self, halves: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                let low = _mm256_madd_epi16(halves.0, x);
+                let high = _mm256_madd_epi16(halves.1, x);
+                Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(self, sums: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.dot_halves(sums, 0x0001_0001) }
+        }
+        #[inline(always)]
+        unsafe fn scale(self, i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                // Byte `i` of a dword to the upper byte of both of its halves.
+                let bytes = _mm_setr_epi8(
+                    -128, 0, -128, 0, -128, 4, -128, 4, -128, 8, -128, 8, -128, 12, -128, 12,
+                );
+                let bytes =
+                    _mm256_broadcastsi128_si256(_mm_add_epi8(bytes, _mm_set1_epi8(i as i8)));
+                let (low, high) =
+                    (_mm256_shuffle_epi8(self.0, bytes), _mm256_shuffle_epi8(self.1, bytes));
+                Self(_mm256_srai_epi16::<8>(low), _mm256_srai_epi16::<8>(high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let low = _mm256_madd_epi16(sums.0, scale.0);
+                let high = _mm256_madd_epi16(sums.1, scale.1);
+                Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
+            }
+        }
+    };
+}
+
+/// As `ymm_pair_sums`, in a 512-bit register.
+macro_rules! zmm_pair_sums {
+    () => {
+        type Sums = Self;
+        const LIMIT: usize = i16::MAX as usize / (2 * 127);
+
+        #[inline(always)]
+        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let products = _mm512_maddubs_epi16(bytes.0, _mm512_set1_epi32(x as i32));
+                Self(_mm512_add_epi16(sums.0, products))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_halves(self, halves: Self, x: u32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let products = _mm512_madd_epi16(halves.0, _mm512_set1_epi32(x as i32));
+                Self(_mm512_add_epi32(self.0, products))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_sums(self, sums: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe { self.dot_halves(sums, 0x0001_0001) }
+        }
+        #[inline(always)]
+        unsafe fn scale(self, i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let bytes = _mm_setr_epi8(
+                    -128, 0, -128, 0, -128, 4, -128, 4, -128, 8, -128, 8, -128, 12, -128, 12,
+                );
+                let bytes = _mm512_broadcast_i32x4(_mm_add_epi8(bytes, _mm_set1_epi8(i as i8)));
+                Self(_mm512_srai_epi16::<8>(_mm512_shuffle_epi8(self.0, bytes)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
+            // SAFETY: see `load`.
+            unsafe { Self(_mm512_add_epi32(self.0, _mm512_madd_epi16(sums.0, scale.0))) }
+        }
+    };
+}
+use {lane_sums, ymm_pair_sums, zmm_pair_sums};
+
 /// The 16 lanes of 32 bits in two 256-bit registers; the dot products are what differs.
 macro_rules! two_ymm_ints {
-    ($name:ident, $isa:literal) => {
+    ($name:ident, $isa:literal, $sums:ident) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name(__m256i, __m256i);
 
@@ -60,6 +200,13 @@ macro_rules! two_ymm_ints {
             unsafe fn or(self, other: Self) -> Self {
                 // SAFETY: see `load`.
                 unsafe { Self(_mm256_or_si256(self.0, other.0), _mm256_or_si256(self.1, other.1)) }
+            }
+            #[inline(always)]
+            unsafe fn xor(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_xor_si256(self.0, other.0), _mm256_xor_si256(self.1, other.1))
+                }
             }
             #[inline(always)]
             unsafe fn shl(self, n: u32) -> Self {
@@ -100,10 +247,22 @@ macro_rules! two_ymm_ints {
                 }
             }
             #[inline(always)]
-            unsafe fn dot(self, bytes: Self, x: u32) -> Self {
+            unsafe fn no_sums() -> Self {
                 // SAFETY: see `load`.
-                unsafe { self.dot_small(bytes, x) }
+                unsafe { Self(_mm256_setzero_si256(), _mm256_setzero_si256()) }
             }
+            #[inline(always)]
+            unsafe fn halves(self) -> [Self; 2] {
+                // SAFETY: see `load`.
+                unsafe {
+                    let (a, b) = (_mm256_slli_epi16::<8>(self.0), _mm256_slli_epi16::<8>(self.1));
+                    [
+                        Self(_mm256_srai_epi16::<8>(a), _mm256_srai_epi16::<8>(b)),
+                        Self(_mm256_srai_epi16::<8>(self.0), _mm256_srai_epi16::<8>(self.1)),
+                    ]
+                }
+            }
+            $crate::arch::x86_64::$sums!();
             #[inline(always)]
             unsafe fn start_biased(sum: i32) -> Self {
                 // SAFETY: see `load`.
@@ -138,13 +297,18 @@ macro_rules! two_ymm_ints {
                 // SAFETY: see `load`.
                 unsafe { $crate::arch::x86_64::pin_ymm(&mut self.0, &mut self.1) }
             }
+            #[inline(always)]
+            unsafe fn pin_sums(sums: &mut Self) {
+                // SAFETY: see `load`.
+                unsafe { sums.pin() }
+            }
         }
     };
 }
 
 /// The 16 lanes of 32 bits in a 512-bit register; the dot products are what differs.
 macro_rules! zmm_ints {
-    ($name:ident, $isa:literal) => {
+    ($name:ident, $isa:literal, $sums:ident) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name(__m512i);
 
@@ -172,6 +336,11 @@ macro_rules! zmm_ints {
             unsafe fn or(self, other: Self) -> Self {
                 // SAFETY: see `load`.
                 unsafe { Self(_mm512_or_si512(self.0, other.0)) }
+            }
+            #[inline(always)]
+            unsafe fn xor(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_xor_si512(self.0, other.0)) }
             }
             #[inline(always)]
             unsafe fn shl(self, n: u32) -> Self {
@@ -208,10 +377,19 @@ macro_rules! zmm_ints {
                 unsafe { Self(_mm512_mullo_epi32(self.0, other.0)) }
             }
             #[inline(always)]
-            unsafe fn dot(self, bytes: Self, x: u32) -> Self {
+            unsafe fn no_sums() -> Self {
                 // SAFETY: see `load`.
-                unsafe { self.dot_small(bytes, x) }
+                unsafe { Self(_mm512_setzero_si512()) }
             }
+            #[inline(always)]
+            unsafe fn halves(self) -> [Self; 2] {
+                // SAFETY: see `load`.
+                unsafe {
+                    let low = _mm512_slli_epi16::<8>(self.0);
+                    [Self(_mm512_srai_epi16::<8>(low)), Self(_mm512_srai_epi16::<8>(self.0))]
+                }
+            }
+            $crate::arch::x86_64::$sums!();
             #[inline(always)]
             unsafe fn start_biased(sum: i32) -> Self {
                 // SAFETY: see `load`.
@@ -244,6 +422,11 @@ macro_rules! zmm_ints {
             unsafe fn pin(&mut self) {
                 // SAFETY: see `load`.
                 unsafe { $crate::arch::x86_64::pin_zmm(&mut self.0) }
+            }
+            #[inline(always)]
+            unsafe fn pin_sums(sums: &mut Self) {
+                // SAFETY: see `load`.
+                unsafe { sums.pin() }
             }
         }
     };
@@ -370,7 +553,7 @@ pub(crate) mod avx2 {
 
     crate::arch::shells!(TwoYmm, "avx2,fma,f16c");
 
-    two_ymm_ints!(TwoYmmInts, "avx2");
+    two_ymm_ints!(TwoYmmInts, "avx2", ymm_pair_sums);
 
     impl TwoYmmInts {
         /// Adds up the dot products of `a`'s unsigned with `b`'s signed bytes. The two products
@@ -383,14 +566,6 @@ pub(crate) mod avx2 {
                 let low = _mm256_madd_epi16(_mm256_maddubs_epi16(a.0, b.0), ones);
                 let high = _mm256_madd_epi16(_mm256_maddubs_epi16(a.1, b.1), ones);
                 Self(_mm256_add_epi32(self.0, low), _mm256_add_epi32(self.1, high))
-            }
-        }
-        #[inline(always)]
-        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
-            // SAFETY: the caller has AVX2.
-            unsafe {
-                let x = _mm256_set1_epi32(x as i32);
-                self.add_dots(bytes, Self(x, x))
             }
         }
         #[inline(always)]
@@ -423,17 +598,28 @@ pub(crate) mod avxvnni {
     use super::avx2::TwoYmm;
     use std::arch::x86_64::*;
 
-    two_ymm_ints!(TwoYmmInts, "avxvnni");
+    two_ymm_ints!(TwoYmmInts, "avxvnni", lane_sums);
 
     impl TwoYmmInts {
         #[inline(always)]
-        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_lanes(self, bytes: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-VNNI.
             unsafe {
                 let x = _mm256_set1_epi32(x as i32);
                 Self(
                     _mm256_dpbusd_avx_epi32(self.0, bytes.0, x),
                     _mm256_dpbusd_avx_epi32(self.1, bytes.1, x),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_half_lanes(self, halves: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-VNNI.
+            unsafe {
+                let x = _mm256_set1_epi32(x as i32);
+                Self(
+                    _mm256_dpwssd_avx_epi32(self.0, halves.0, x),
+                    _mm256_dpwssd_avx_epi32(self.1, halves.1, x),
                 )
             }
         }
@@ -445,7 +631,7 @@ pub(crate) mod avxvnni {
         #[inline(always)]
         unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-VNNI.
-            unsafe { self.dot_small(biased, x) }
+            unsafe { self.dot_lanes(biased, x) }
         }
     }
 
@@ -550,7 +736,7 @@ pub(crate) mod avx512 {
 
     crate::arch::shells!(Zmm, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
 
-    zmm_ints!(ZmmInts, "avx512");
+    zmm_ints!(ZmmInts, "avx512", zmm_pair_sums);
 
     impl ZmmInts {
         #[inline(always)]
@@ -560,11 +746,6 @@ pub(crate) mod avx512 {
                 let pairs = _mm512_maddubs_epi16(a, b);
                 Self(_mm512_add_epi32(self.0, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))))
             }
-        }
-        #[inline(always)]
-        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
-            // SAFETY: the caller has AVX-512.
-            unsafe { self.add_dots(bytes.0, _mm512_set1_epi32(x as i32)) }
         }
         #[inline(always)]
         unsafe fn start(_: i32) -> Self {
@@ -593,13 +774,18 @@ pub(crate) mod avx512vnni {
     use super::avx512::Zmm;
     use std::arch::x86_64::*;
 
-    zmm_ints!(ZmmInts, "avx512vnni");
+    zmm_ints!(ZmmInts, "avx512vnni", lane_sums);
 
     impl ZmmInts {
         #[inline(always)]
-        unsafe fn dot_small(self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_lanes(self, bytes: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-512 VNNI.
             unsafe { Self(_mm512_dpbusd_epi32(self.0, bytes.0, _mm512_set1_epi32(x as i32))) }
+        }
+        #[inline(always)]
+        unsafe fn dot_half_lanes(self, halves: Self, x: u32) -> Self {
+            // SAFETY: the caller has AVX-512 VNNI.
+            unsafe { Self(_mm512_dpwssd_epi32(self.0, halves.0, _mm512_set1_epi32(x as i32))) }
         }
         #[inline(always)]
         unsafe fn start(sum: i32) -> Self {
@@ -609,7 +795,7 @@ pub(crate) mod avx512vnni {
         #[inline(always)]
         unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-512 VNNI.
-            unsafe { self.dot_small(biased, x) }
+            unsafe { self.dot_lanes(biased, x) }
         }
     }
 

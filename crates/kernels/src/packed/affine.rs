@@ -34,6 +34,8 @@ pub(crate) trait Quants {
     type Weights: hurtle_quant::Block;
     /// Lines of fifth bits.
     const HIGH_LINES: usize;
+    /// The largest quant.
+    const MAX: usize;
 
     fn split(bytes: &<Self::Weights as hurtle_quant::Block>::Bytes) -> Fields<'_>;
 }
@@ -43,6 +45,7 @@ pub(crate) struct FourBits;
 impl Quants for FourBits {
     type Weights = hurtle_quant::Q4K<'static>;
     const HIGH_LINES: usize = 0;
+    const MAX: usize = 15;
 
     fn split(bytes: &[u8; 144]) -> Fields<'_> {
         let b = hurtle_quant::Q4K::split(bytes);
@@ -55,6 +58,7 @@ pub(crate) struct FiveBits;
 impl Quants for FiveBits {
     type Weights = hurtle_quant::Q5K<'static>;
     const HIGH_LINES: usize = 8;
+    const MAX: usize = 31;
 
     fn split(bytes: &[u8; 176]) -> Fields<'_> {
         let b = hurtle_quant::Q5K::split(bytes);
@@ -110,7 +114,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let (zero, byte) = (L::splat(0), L::splat(0xff));
+            let zero = L::splat(0);
             let (nibble, upper) = (L::splat(0x0f0f_0f0f), L::splat(0x3030_3030));
             let fifth = L::splat(0x1010_1010);
             let mut sums = [L::Floats::splat(0.0); T];
@@ -128,43 +132,47 @@ impl<Q: Quants> Kernel for Affine<Q> {
                 ];
                 let mut products = [zero; T];
                 let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
-                for p in 0..4 {
-                    let low = &low[8 * p..8 * p + 8];
-                    let scale = scales[p / 2].shr(16 * (p % 2) as u32);
-                    let (scale0, scale1) = (scale.and(byte), scale.shr(8).and(byte));
-                    // Sums of both groups, and of one token two of each: enough chains of additions
-                    // to keep the multipliers busy.
-                    let (mut even, mut odd) = ([[zero; T]; 2], [[zero; T]; 2]);
+                // Dots that sums have room for.
+                let room = (L::LIMIT / Q::MAX).min(8);
+                // Group by group: the sums of two groups of several tokens would not fit the
+                // registers. One token has two sums, since each addition waits for the last.
+                for g in 0..8 {
+                    let low = &low[8 * (g / 2)..8 * (g / 2) + 8];
+                    let scale = scales[g / 4].scale(g % 4);
+                    let mut dots = [[L::no_sums(); T]; 2];
                     unroll8!(I => {
                         let s = if T == 1 { I % 2 } else { 0 };
-                        prefetch::<L>(&low[I..I + 1]);
-                        let w = L::load(&low[I]);
-                        let (mut w0, mut w1) = (w.and(nibble), w.shr(4).and(nibble));
+                        if g % 2 == 0 {
+                            prefetch::<L>(&low[I..I + 1]);
+                        }
+                        let mut w = L::load(&low[I]).shr(4 * (g % 2) as u32).and(nibble);
                         if Q::HIGH_LINES > 0 {
-                            let h = L::load(&high[I]).shr(2 * p as u32);
-                            w0 = w0.or(h.shl(4).and(fifth));
-                            w1 = w1.or(h.shl(3).and(fifth));
+                            w = w.or(L::load(&high[I]).shr(g as u32).shl(4).and(fifth));
                         }
                         for t in 0..T {
-                            even[s][t] = even[s][t].dot(w0, x[t].qs[16 * p + I]);
-                            even[s][t].pin();
+                            dots[s][t] = L::dot(dots[s][t], w, x[t].qs[8 * g + I]);
+                            L::pin_sums(&mut dots[s][t]);
                         }
-                        for t in 0..T {
-                            odd[s][t] = odd[s][t].dot(w1, x[t].qs[16 * p + 8 + I]);
-                            odd[s][t].pin();
+                        if (I + 1) % room == 0 || I == 7 {
+                            for t in 0..T {
+                                products[t] = products[t].add_scaled(dots[0][t], scale);
+                                dots[0][t] = L::no_sums();
+                                if T == 1 {
+                                    products[t] = products[t].add_scaled(dots[1][t], scale);
+                                    dots[1][t] = L::no_sums();
+                                }
+                            }
                         }
                     });
-                    for t in 0..T {
-                        let (even, odd) = (even[0][t].add(even[1][t]), odd[0][t].add(odd[1][t]));
-                        products[t] = products[t].add(scale0.mul(even)).add(scale1.mul(odd));
-                    }
                 }
 
                 let mut offsets = [zero; T];
                 for t in 0..T {
                     let (low, high) = (x[t].sums_low, x[t].sums_high);
-                    let digit = zero.dot(minima[0], high[0]).dot(minima[1], high[1]);
-                    offsets[t] = digit.shl(7).dot(minima[0], low[0]).dot(minima[1], low[1]);
+                    let digit =
+                        L::dot(L::dot(L::no_sums(), minima[0], high[0]), minima[1], high[1]);
+                    let rest = L::dot(L::dot(L::no_sums(), minima[0], low[0]), minima[1], low[1]);
+                    offsets[t] = zero.add_sums(digit).shl(7).add_sums(rest);
                 }
 
                 let d = L::Floats::load_f16(halves(&block[0], 0));

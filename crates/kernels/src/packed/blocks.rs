@@ -28,26 +28,21 @@ use hurtle_quant::Block as WeightBlock;
 pub(crate) trait Quants {
     /// Lines of a block.
     const LINES: usize;
+    /// The largest stored quant, if it is small. `None`: they are signed bytes, stored 128 higher.
+    const MAX: Option<usize>;
 
     /// Packs `high` (fifth bits, or nothing) and `low` (the other bits).
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]);
 
-    /// What the sum of a block starts with: `-offset · sum`.
-    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L;
-
-    /// Adds the products with dword `i` of a block.
-    unsafe fn dots<L: IntLanes, const T: usize>(
-        lines: &[Line],
-        i: usize,
-        x: &[Block; T],
-        dots: &mut [L; T],
-    );
+    /// Dword `i` of a block.
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L;
 }
 
 pub(crate) struct FourBits;
 
 impl Quants for FourBits {
     const LINES: usize = 4;
+    const MAX: Option<usize> = Some(15);
 
     fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         for (line, dword) in lines.iter_mut().zip(low.as_chunks::<4>().0) {
@@ -56,27 +51,9 @@ impl Quants for FourBits {
     }
 
     #[inline(always)]
-    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L {
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::splat(-offset * sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn dots<L: IntLanes, const T: usize>(
-        lines: &[Line],
-        i: usize,
-        x: &[Block; T],
-        dots: &mut [L; T],
-    ) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            let nibble = L::splat(0x0f0f_0f0f);
-            let w = L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(nibble);
-            for t in 0..T {
-                dots[t] = dots[t].dot(w, x[t].qs[i]);
-                dots[t].pin();
-            }
-        }
+        unsafe { L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(L::splat(0x0f0f_0f0f)) }
     }
 }
 
@@ -84,6 +61,7 @@ pub(crate) struct FiveBits;
 
 impl Quants for FiveBits {
     const LINES: usize = 5;
+    const MAX: Option<usize> = Some(31);
 
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         let bits = high.first_chunk().map_or(0, |high| u32::from_le_bytes(*high));
@@ -99,27 +77,12 @@ impl Quants for FiveBits {
     }
 
     #[inline(always)]
-    unsafe fn start<L: IntLanes>(offset: i32, sum: i32) -> L {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::splat(-offset * sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn dots<L: IntLanes, const T: usize>(
-        lines: &[Line],
-        i: usize,
-        x: &[Block; T],
-        dots: &mut [L; T],
-    ) {
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let (nibble, fifth) = (L::splat(0x0f0f_0f0f), L::splat(0x1010_1010));
             let w = L::load(&lines[1 + i % 4]).shr(4 * (i / 4) as u32).and(nibble);
-            let w = w.or(L::load(&lines[0]).shr(i as u32).shl(4).and(fifth));
-            for t in 0..T {
-                dots[t] = dots[t].dot(w, x[t].qs[i]);
-                dots[t].pin();
-            }
+            w.or(L::load(&lines[0]).shr(i as u32).shl(4).and(fifth))
         }
     }
 }
@@ -128,6 +91,7 @@ pub(crate) struct EightBits;
 
 impl Quants for EightBits {
     const LINES: usize = 8;
+    const MAX: Option<usize> = None;
 
     fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         for (line, dword) in lines.iter_mut().zip(low.as_chunks::<4>().0) {
@@ -136,90 +100,64 @@ impl Quants for EightBits {
     }
 
     #[inline(always)]
-    unsafe fn start<L: IntLanes>(_: i32, sum: i32) -> L {
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::start_biased(sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn dots<L: IntLanes, const T: usize>(
-        lines: &[Line],
-        i: usize,
-        x: &[Block; T],
-        dots: &mut [L; T],
-    ) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            let w = L::load(&lines[i]);
-            for t in 0..T {
-                dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
-                dots[t].pin();
-            }
-        }
+        unsafe { L::load(&lines[i]) }
     }
 }
 
-/// What 4-bit indices stand for, 128 higher.
+/// What 4-bit indices stand for.
 pub(crate) trait Levels {
-    const BIASED: [u8; 16];
+    /// The levels, higher by what makes them positive.
+    const TABLE: [u8; 16];
+    /// The largest of the table if it is small. `None`: the levels are stored 128 higher.
+    const MAX: Option<usize>;
 }
 
-/// A table of levels with a bias.
-const fn biased(levels: [i8; 16]) -> [u8; 16] {
+/// A table of levels, `offset` higher.
+const fn raised(levels: [i8; 16], offset: u8) -> [u8; 16] {
     let mut table = [0; 16];
     let mut i = 0;
     while i < 16 {
-        table[i] = levels[i] as u8 ^ 0x80;
+        table[i] = (levels[i] as u8).wrapping_add(offset);
         i += 1;
     }
     table
 }
 
-/// The levels of IQ4_NL and IQ4_XS.
+/// The levels of IQ4_NL and IQ4_XS, 128 higher.
 pub(crate) struct Iq4Levels;
 
 impl Levels for Iq4Levels {
-    const BIASED: [u8; 16] = biased(hurtle_quant::IQ4_LEVELS);
+    const TABLE: [u8; 16] = raised(hurtle_quant::IQ4_LEVELS, 128);
+    const MAX: Option<usize> = None;
 }
 
-/// The doubled values of E2M1.
+/// The doubled values of E2M1, from -12 to 12, 12 higher.
 pub(crate) struct E2m1Levels;
 
 impl Levels for E2m1Levels {
-    const BIASED: [u8; 16] = biased(hurtle_quant::E2M1_DOUBLED);
+    const TABLE: [u8; 16] = raised(hurtle_quant::E2M1_DOUBLED, 12);
+    const MAX: Option<usize> = Some(24);
 }
 
 pub(crate) struct Indices<T>(T);
 
 impl<V: Levels> Quants for Indices<V> {
     const LINES: usize = 4;
+    const MAX: Option<usize> = V::MAX;
 
     fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         FourBits::pack(&[], low, row, lines);
     }
 
     #[inline(always)]
-    unsafe fn start<L: IntLanes>(_: i32, sum: i32) -> L {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::start_biased(sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn dots<L: IntLanes, const T: usize>(
-        lines: &[Line],
-        i: usize,
-        x: &[Block; T],
-        dots: &mut [L; T],
-    ) {
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let nibble = L::splat(0x0f0f_0f0f);
             let indices = L::load(&lines[i % 4]).shr(4 * (i / 4) as u32).and(nibble);
-            let w = indices.lookup(&V::BIASED);
-            for t in 0..T {
-                dots[t] = dots[t].dot_biased(w, x[t].qs[i]);
-                dots[t].pin();
-            }
+            indices.lookup(&V::TABLE)
         }
     }
 }
@@ -280,7 +218,7 @@ pub(crate) struct TypeMxfp4;
 impl Type for TypeMxfp4 {
     type Weights = hurtle_quant::Mxfp4<'static>;
     type Quants = Indices<E2m1Levels>;
-    const OFFSET: Option<i32> = Some(128);
+    const OFFSET: Option<i32> = Some(12);
     const BF16: bool = true;
 
     fn split(bytes: &[u8; 17]) -> Fields<'_> {
@@ -340,14 +278,38 @@ impl<W: Type> Kernel for Blocks<W> {
                     let b = u * Self::SHARE + slot;
                     let x = tokens.block(b);
                     let mut dots = [L::splat(0); T];
-                    for t in 0..T {
-                        if let Some(offset) = W::OFFSET {
-                            dots[t] = W::Quants::start(offset, x[t].sum);
+                    if let Some(max) = W::Quants::MAX {
+                        for t in 0..T {
+                            dots[t] = L::splat(-W::OFFSET.unwrap_or(0) * x[t].sum);
                         }
+                        // Dots that sums have room for.
+                        let room = (L::LIMIT / max).min(8);
+                        let mut parts = [L::no_sums(); T];
+                        unroll8!(I => {
+                            let w = W::Quants::quants::<L>(lines, I);
+                            for t in 0..T {
+                                parts[t] = L::dot(parts[t], w, x[t].qs[I]);
+                                L::pin_sums(&mut parts[t]);
+                            }
+                            if (I + 1) % room == 0 || I == 7 {
+                                for t in 0..T {
+                                    dots[t] = dots[t].add_sums(parts[t]);
+                                    parts[t] = L::no_sums();
+                                }
+                            }
+                        });
+                    } else {
+                        for t in 0..T {
+                            dots[t] = L::start_biased(x[t].sum);
+                        }
+                        unroll8!(I => {
+                            let w = W::Quants::quants::<L>(lines, I);
+                            for t in 0..T {
+                                dots[t] = dots[t].dot_biased(w, x[t].qs[I]);
+                                dots[t].pin();
+                            }
+                        });
                     }
-                    unroll8!(I => {
-                        W::Quants::dots(lines, I, x, &mut dots);
-                    });
                     let d = if W::BF16 {
                         L::load(&header[0]).shr(16 * slot as u32).shl(16).as_floats()
                     } else {

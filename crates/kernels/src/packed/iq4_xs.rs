@@ -60,12 +60,11 @@ impl Kernel for Iq4Xs {
                         prefetch::<L>(lines);
                         let mut dots = [L::splat(0); T];
                         for t in 0..T {
-                            let sums = &x[t].minus_32_sums;
-                            dots[t] = L::start_biased(-((sums[2 * g] + sums[2 * g + 1]) >> 5));
+                            dots[t] = L::start_biased(x[t].sum_of_32(g));
                         }
                         unroll8!(I => {
                             let indices = L::load(&lines[I % 4]).shr(4 * (I / 4) as u32);
-                            let w = indices.and(nibble).lookup(&Iq4Levels::BIASED);
+                            let w = indices.and(nibble).lookup(&Iq4Levels::TABLE);
                             for t in 0..T {
                                 dots[t] = dots[t].dot_biased(w, x[t].qs[8 * g + I]);
                                 dots[t].pin();

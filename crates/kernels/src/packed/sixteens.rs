@@ -16,7 +16,7 @@
 //! 2 bits   8 lines for each 128 values, 32 (a plane) in each pair of bits
 //! ```
 //! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
-//! and 32 higher than they are; each group's sum starts with what that makes too much.
+//! and 32 higher than they are; what that makes too much is taken off at the end.
 
 use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
@@ -30,8 +30,10 @@ pub(crate) trait Type {
     const HEADER: usize;
     /// Quant lines.
     const LINES: usize;
-    /// How much higher than their values the quants are stored: 0, or 32 divided by a power of 2.
+    /// How much higher than their values the quants are stored.
     const OFFSET: i32;
+    /// The largest stored quant.
+    const MAX: usize;
     /// Whether there are minima.
     const MINIMA: bool;
 
@@ -42,11 +44,15 @@ pub(crate) trait Type {
         quants: &mut [Line],
     );
 
-    /// Scales of groups `4q` to `4q + 3`, a byte each.
+    /// Scales of groups `4q` to `4q + 3`, a signed byte each.
     unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L;
 
-    /// The scale that is byte `i < 4` of `scales`.
-    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L;
+    /// What the sums of the activations of groups `4q` to `4q + 3` are multiplied with, a signed
+    /// byte each: the minima, or the scales if there are none.
+    unsafe fn factors<L: IntLanes>(header: &[Line], q: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { Self::scales(header, q) }
+    }
 
     /// Dword `i < 4` of group `8h + g`.
     unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L;
@@ -72,6 +78,7 @@ impl Type for TypeQ2K {
     const HEADER: usize = 5;
     const LINES: usize = 16;
     const OFFSET: i32 = 0;
+    const MAX: usize = 3;
     const MINIMA: bool = true;
 
     fn pack(bytes: &[u8; 84], row: usize, header: &mut [Line], quants: &mut [Line]) {
@@ -85,13 +92,13 @@ impl Type for TypeQ2K {
     #[inline(always)]
     unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::load(&header[1 + q]) }
+        unsafe { L::load(&header[1 + q]).and(L::splat(0x0f0f_0f0f)) }
     }
 
     #[inline(always)]
-    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
+    unsafe fn factors<L: IntLanes>(header: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { scales.shr(8 * i as u32).and(L::splat(15)) }
+        unsafe { L::load(&header[1 + q]).shr(4).and(L::splat(0x0f0f_0f0f)) }
     }
 
     #[inline(always)]
@@ -111,6 +118,7 @@ impl Type for TypeQ3K {
     const HEADER: usize = 4;
     const LINES: usize = 24;
     const OFFSET: i32 = 4;
+    const MAX: usize = 7;
     const MINIMA: bool = false;
 
     fn pack(bytes: &[u8; 110], row: usize, header: &mut [Line], quants: &mut [Line]) {
@@ -128,14 +136,11 @@ impl Type for TypeQ3K {
         unsafe {
             let low = L::load(&header[1 + q % 2]).shr(4 * (q / 2) as u32);
             let high = shift(L::load(&header[3]), 2 * q, 4);
-            low.and(L::splat(0x0f0f_0f0f)).or(high.and(L::splat(0x3030_3030)))
+            let higher = low.and(L::splat(0x0f0f_0f0f)).or(high.and(L::splat(0x3030_3030)));
+            // Less 32 in each byte; the highest bit is there so that none borrows from the next.
+            let bit = L::splat(0x8080_8080_u32 as i32);
+            higher.or(bit).add(L::splat(-0x2020_2020)).xor(bit)
         }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { scales.shr(8 * i as u32).and(L::splat(63)).add(L::splat(-32)) }
     }
 
     #[inline(always)]
@@ -158,6 +163,7 @@ impl Type for TypeQ6K {
     const HEADER: usize = 5;
     const LINES: usize = 48;
     const OFFSET: i32 = 32;
+    const MAX: usize = 63;
     const MINIMA: bool = false;
 
     fn pack(bytes: &[u8; 210], row: usize, header: &mut [Line], quants: &mut [Line]) {
@@ -172,12 +178,6 @@ impl Type for TypeQ6K {
     unsafe fn scales<L: IntLanes>(header: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { L::load(&header[1 + q]) }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<L: IntLanes>(scales: L, i: usize) -> L {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { scales.shl(24 - 8 * i as u32).sar(24) }
     }
 
     #[inline(always)]
@@ -229,36 +229,36 @@ impl<W: Type> Kernel for Sixteens<W> {
                 let x = tokens.block(b);
                 let (header, lines) = block.split_at(W::HEADER);
                 let mut products = [L::splat(0); T];
-                // -32 times the sum of minimum · sum.
+                // Sums of the activations, times minima or scales.
                 let mut offsets = [L::splat(0); T];
+                // Dots that sums have room for.
+                let room = (L::LIMIT / W::MAX).min(4);
                 for h in 0..2 {
                     unroll8!(G => {
                         let part = W::LINES * (8 * h + G) / 16..W::LINES * (8 * h + G + 1) / 16;
                         prefetch::<L>(&lines[part]);
-                        let mut dots = [L::splat(0); T];
-                        if W::OFFSET > 0 {
+                        let q = 2 * h + G / 4;
+                        if G % 4 == 0 {
+                            let factors = W::factors::<L>(header, q).halves();
                             for t in 0..T {
-                                let excess = x[t].minus_32_sums[8 * h + G];
-                                dots[t] = L::splat(excess >> (32 / W::OFFSET).trailing_zeros());
+                                let sums = &x[t].sums[2 * q..2 * q + 2];
+                                offsets[t] = offsets[t].dot_halves(factors[0], sums[0]);
+                                offsets[t] = offsets[t].dot_halves(factors[1], sums[1]);
                             }
                         }
+                        let scale = W::scales::<L>(header, q).scale(G % 4);
+                        let mut dots = [L::no_sums(); T];
                         for i in 0..4 {
                             let w = W::quants::<L>(lines, h, G, i);
                             for t in 0..T {
-                                dots[t] = dots[t].dot(w, x[t].qs[32 * h + 4 * G + i]);
-                                dots[t].pin();
+                                dots[t] = L::dot(dots[t], w, x[t].qs[32 * h + 4 * G + i]);
+                                L::pin_sums(&mut dots[t]);
                             }
-                        }
-                        let scales = W::scales::<L>(header, 2 * h + G / 4);
-                        let scale = W::scale(scales, G % 4);
-                        for t in 0..T {
-                            products[t] = products[t].add(scale.mul(dots[t]));
-                        }
-                        if W::MINIMA {
-                            let minimum = W::scale(scales.shr(4), G % 4);
-                            for t in 0..T {
-                                let sum = L::splat(x[t].minus_32_sums[8 * h + G]);
-                                offsets[t] = offsets[t].add(minimum.mul(sum));
+                            if (i + 1) % room == 0 || i == 3 {
+                                for t in 0..T {
+                                    products[t] = products[t].add_scaled(dots[t], scale);
+                                    dots[t] = L::no_sums();
+                                }
                             }
                         }
                     });
@@ -268,11 +268,12 @@ impl<W: Type> Kernel for Sixteens<W> {
                     let value = if W::MINIMA {
                         let d = L::Floats::load_f16(halves(&header[0], 0));
                         let dmin = L::Floats::load_f16(halves(&header[0], 1));
-                        let offset = dmin.mul(offsets[t].sar(5).to_floats());
+                        let offset = dmin.mul(offsets[t].mul(L::splat(-1)).to_floats());
                         xd.mul(d.mul(products[t].to_floats()).add(offset))
                     } else {
                         let d = L::Floats::load(bytemuck::cast_slice(&header[0].0));
-                        xd.mul(d).mul(products[t].to_floats())
+                        let excess = offsets[t].mul(L::splat(-W::OFFSET));
+                        xd.mul(d).mul(products[t].add(excess).to_floats())
                     };
                     sums[t] = sums[t].add(value);
                 }
