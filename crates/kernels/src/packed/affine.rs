@@ -153,7 +153,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
                             dots[s][t] = L::dot(dots[s][t], w, x[t].qs[8 * g + I]);
                             L::pin_sums(&mut dots[s][t]);
                         }
-                        if (I + 1) % room == 0 || I == 7 {
+                        if (I + 1).is_multiple_of(room) || I == 7 {
                             for t in 0..T {
                                 products[t] = products[t].add_scaled(dots[0][t], scale);
                                 dots[0][t] = L::no_sums();

@@ -291,7 +291,7 @@ impl<W: Type> Kernel for Blocks<W> {
                                 parts[t] = L::dot(parts[t], w, x[t].qs[I]);
                                 L::pin_sums(&mut parts[t]);
                             }
-                            if (I + 1) % room == 0 || I == 7 {
+                            if (I + 1).is_multiple_of(room) || I == 7 {
                                 for t in 0..T {
                                     dots[t] = dots[t].add_sums(parts[t]);
                                     parts[t] = L::no_sums();

@@ -254,7 +254,7 @@ impl<W: Type> Kernel for Sixteens<W> {
                                 dots[t] = L::dot(dots[t], w, x[t].qs[32 * h + 4 * G + i]);
                                 L::pin_sums(&mut dots[t]);
                             }
-                            if (i + 1) % room == 0 || i == 3 {
+                            if (i + 1).is_multiple_of(room) || i == 3 {
                                 for t in 0..T {
                                     products[t] = products[t].add_scaled(dots[t], scale);
                                     dots[t] = L::no_sums();
