@@ -1,4 +1,4 @@
-//! Sequences, sampling and generation.
+//! Sequences, sampling, generation and embeddings.
 #![forbid(unsafe_code)]
 
 mod bench;
