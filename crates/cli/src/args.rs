@@ -75,10 +75,11 @@ pub(crate) struct ComputeArgs {
     /// Threads for prompts (also -tb) [default: as --threads]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     threads_batch: Option<i64>,
-    /// Prompt tokens processed at once [default: 2048]
+    /// Prompt tokens processed at once [default: as --ubatch-size]
     #[arg(short, long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Prompt tokens processed at once, the smaller of the two counts (also -ub) [default: 512]
+    /// Prompt tokens processed at once, the smaller of the two counts (also -ub) [default: 512; for
+    /// models whose tokens see those behind them the context, because they take a text whole]
     #[arg(long, value_name = "N")]
     ubatch_size: Option<usize>,
     #[command(flatten)]

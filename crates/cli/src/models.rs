@@ -59,6 +59,17 @@ pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) ->
     Ok(engine)
 }
 
+/// As [`load`], for what has to write text.
+pub(crate) fn load_writer(
+    spec: &str,
+    options: &EngineOptions,
+    globals: &GlobalArgs,
+) -> Result<Engine> {
+    let engine = load(spec, options, globals)?;
+    engine.check_generates()?;
+    Ok(engine)
+}
+
 /// Shows a download on standard error.
 #[derive(Debug, Default)]
 pub(crate) struct Bar {

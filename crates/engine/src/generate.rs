@@ -38,6 +38,38 @@ pub enum EngineError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// A text was wanted of an embedding model.
+    #[error(
+        "{file} makes embeddings, and does not write text\n\
+         hint: 'hurtle logits -m MODEL --ids IDS' prints the embedding of the ids that 'hurtle tokenize \
+         --ids' gives; to have a text written, choose another model"
+    )]
+    EmbeddingModel {
+        /// The file.
+        file: String,
+    },
+    /// An embedding was wanted of a model that makes none.
+    #[error(
+        "{file} does not say how its tokens become one embedding\n\
+         hint: embedding models have the key {arch}.pooling_type, 1 (mean), 2 (cls), 3 (last) or 4 (rank)"
+    )]
+    NoPooling {
+        /// The file.
+        file: String,
+        /// Its architecture.
+        arch: &'static str,
+    },
+    /// A text that has to be processed whole is larger than a batch.
+    #[error(
+        "the text has {n_tokens} tokens, which this model has to process at once, but a batch holds \
+         {batch_size}\nhint: raise --batch-size and --ubatch-size, or leave them out"
+    )]
+    BatchTooSmall {
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// Tokens that a batch holds.
+        batch_size: usize,
+    },
     /// There is nothing to continue.
     #[error("the prompt is empty: the model needs at least one token to start from")]
     EmptyPrompt,
@@ -72,7 +104,8 @@ pub struct EngineOptions {
     pub backend: Option<Arc<dyn MatmulBackend>>,
     /// Context size; `None`: the model's own.
     pub ctx_size: Option<usize>,
-    /// Prompt tokens processed at once; `None`: 512.
+    /// Prompt tokens processed at once; `None`: 512, or the context where a text has to be processed
+    /// whole.
     pub batch_size: Option<usize>,
     /// Element type of K.
     pub kv_type_k: KvType,
@@ -90,8 +123,8 @@ pub struct Engine {
     threads: usize,
     threads_batch: usize,
     n_ctx: usize,
-    batch_size: usize,
-    kv_types: (KvType, KvType),
+    pub(crate) batch_size: usize,
+    pub(crate) kv_types: (KvType, KvType),
     load_time: Duration,
 }
 
@@ -121,15 +154,17 @@ impl Engine {
                 model
             }
         };
+        let n_ctx = options.ctx_size.unwrap_or(model.hparams().n_ctx_train);
+        let batch_size = if model.hparams().both_ways { n_ctx } else { 512 };
         Ok(Self {
-            n_ctx: options.ctx_size.unwrap_or(model.hparams().n_ctx_train),
+            n_ctx,
             model,
             tokenizer,
             pool,
             isa,
             threads,
             threads_batch,
-            batch_size: options.batch_size.unwrap_or(512).max(1),
+            batch_size: options.batch_size.unwrap_or(batch_size).max(1),
             kv_types: (options.kv_type_k, options.kv_type_v),
             load_time: start.elapsed(),
         })
@@ -223,7 +258,7 @@ impl Engine {
     }
 
     /// Whether `n_prompt` tokens fit; `limit` is the most there may be.
-    fn check_prompt(&self, n_prompt: usize, limit: usize) -> Result<(), EngineError> {
+    pub(crate) fn check_prompt(&self, n_prompt: usize, limit: usize) -> Result<(), EngineError> {
         if n_prompt == 0 {
             return Err(EngineError::EmptyPrompt);
         }
@@ -352,6 +387,7 @@ impl Session<'_> {
         on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
         let engine = self.engine;
+        engine.check_generates()?;
         engine.check_prompt(prompt.len(), engine.n_ctx.saturating_sub(1))?;
         let mut sampler = Sampler::new(params.sampler.clone(), &engine.tokenizer)?;
         prompt.iter().for_each(|id| sampler.accept(*id));

@@ -1,7 +1,8 @@
-//! Sequences, sampling and generation.
+//! Sequences, sampling, generation and embeddings.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod embed;
 mod generate;
 pub mod perplexity;
 mod profile;
@@ -15,5 +16,6 @@ pub use generate::{
 };
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
+pub use hurtle_model::Pooling;
 pub use profile::ProfileRun;
 pub use stop::StopMatcher;

@@ -45,7 +45,8 @@ pub struct Layer<'a> {
 pub struct Token<'a> {
     /// Indices of its sequence's pages, in order.
     pub page_ids: &'a [u32],
-    /// Its position. It sees itself and the positions before it, as far as the window reaches.
+    /// The last position that it sees, as far as the window reaches from there: its own, or the last of
+    /// its sequence where attention looks both ways.
     pub pos: usize,
 }
 

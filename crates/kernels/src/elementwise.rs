@@ -1,7 +1,7 @@
 //! Operations on single tokens: norms, activations, rotary positions.
 
 use crate::Exec;
-use crate::arch::{all, dispatch};
+use crate::arch::{LANES, all, dispatch};
 use crate::share::Shared;
 
 /// How many values make it worth while to wake other threads.
@@ -49,6 +49,32 @@ pub fn rms_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], eps: f32) {
     });
 }
 
+/// `x[i] = (x[i] - mean(x)) / sqrt(variance(x) + eps) · weight + bias` for each row of `x`
+/// (`[n, weight.len()]`), after "Layer Normalization" (arXiv:1607.06450).
+///
+/// # Panics
+/// If `bias` is not as long as `weight`.
+pub fn layer_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    let width = weight.len();
+    assert!(bias.is_none_or(|bias| bias.len() == width), "bias of a norm");
+    exec.for_rows(x, width, |row, _| {
+        let mut sums = [0.0; LANES];
+        for values in row.chunks(LANES) {
+            sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+        }
+        let mean = all::fold(sums) / width as f32;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = dispatch!(exec.isa, sum_of_squares(row)) / width as f32;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x = *x * scale * w;
+        }
+        if let Some(bias) = bias {
+            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+    });
+}
+
 /// The function between the two halves of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -60,20 +86,32 @@ pub enum Activation {
     SwigluOai,
 }
 
+/// Values that a thread takes at a time. It divides `PARALLEL`, so that each piece of `gate` finds its
+/// piece of `up`.
+const PIECE: usize = 4096;
+
 /// `gate = activation(gate) · up`, element by element.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn gate(exec: Exec<'_>, activation: Activation, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up");
-    /// Divides `PARALLEL`, so that each piece of `gate` finds its piece of `up`.
-    const PIECE: usize = 4096;
     let whole = gate.len() - gate.len() % PIECE;
     let (head, tail) = gate.split_at_mut(whole);
     exec.for_rows(head, PIECE, |gate, i| {
         dispatch!(exec.isa, gate(activation, gate, &up[i * PIECE..(i + 1) * PIECE]));
     });
     dispatch!(exec.isa, gate(activation, tail, &up[whole..]));
+}
+
+/// `x = activation(x)`, element by element: a gate whose `up` is 1 everywhere.
+pub fn activate(exec: Exec<'_>, activation: Activation, x: &mut [f32]) {
+    static ONES: [f32; PIECE] = [1.0; PIECE];
+    let whole = x.len() - x.len() % PIECE;
+    let (head, tail) = x.split_at_mut(whole);
+    exec.for_rows(head, PIECE, |x, _| dispatch!(exec.isa, gate(activation, x, &ONES)));
+    let ones = &ONES[..tail.len()];
+    dispatch!(exec.isa, gate(activation, tail, ones));
 }
 
 /// `cap · tanh(x / cap)`.

@@ -307,6 +307,10 @@ fn activations_are_the_same_bits_everywhere_and_near_the_truth() {
             }
             for_each_exec(|exec| {
                 assert_bits(&run(exec), &reference, &format!("{activation:?} {}", exec.isa));
+                let (mut alone, mut by_one) = (x.clone(), x.clone());
+                elementwise::activate(exec, activation, &mut alone);
+                elementwise::gate(exec, activation, &mut by_one, &vec![1.0; n]);
+                assert_bits(&alone, &by_one, &format!("{activation:?} alone {}", exec.isa));
             });
         }
     }
@@ -325,6 +329,28 @@ fn norm_rope_softmax_and_caps_are_near_the_truth() {
                     let expected = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(w[i]);
                     assert!((f64::from(out[i]) - expected).abs() < 1e-5 * (1.0 + expected.abs()));
                 }
+            }
+            let bias = noise(4, width);
+            for bias in [None, Some(&bias[..])] {
+                let layer_norm = |exec: Exec<'_>| {
+                    let mut out = x.clone();
+                    elementwise::layer_norm(exec, &mut out, &w, bias, 1e-5);
+                    out
+                };
+                let out = layer_norm(exec);
+                for (x, out) in x.chunks_exact(width).zip(out.chunks_exact(width)) {
+                    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                    let mean = x.iter().sum::<f64>() / width as f64;
+                    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    for i in 0..width {
+                        let normed = (x[i] - mean) / (variance + 1e-5).sqrt() * f64::from(w[i]);
+                        let expected = normed + bias.map_or(0.0, |bias| f64::from(bias[i]));
+                        let error = (f64::from(out[i]) - expected).abs();
+                        assert!(error < 1e-5 * (1.0 + expected.abs()), "{} {expected}", out[i]);
+                    }
+                }
+                let scalar = layer_norm(Exec { isa: Isa::scalar(), ..exec });
+                assert_bits(&out, &scalar, &format!("layer norm, {}", exec.isa));
             }
         }
         for style in [RopeStyle::Norm, RopeStyle::Neox] {

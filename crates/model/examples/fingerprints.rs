@@ -4,6 +4,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::spec::Head;
 use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -31,18 +32,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// FNV-1a over the logits of eight tokens, one after the other and then all at once.
+/// FNV-1a over the logits of eight tokens, one after the other and then all at once; over the hidden
+/// states of an encoder, which takes them all at once only.
 fn fingerprint(model: &Model, exec: Exec<'_>) -> Result<u64, Box<dyn Error>> {
     let mut cache = model.kv_cache(KvType::F32, KvType::F32);
     let mut scratch = Scratch::default();
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let encodes = model.spec().head == Head::None;
     for n_batch in [1, 8] {
+        if encodes && n_batch < 8 {
+            continue;
+        }
         let seq = cache.new_sequence();
         let ids = (0..8).map(|i| i * 37 % model.hparams().n_vocab as u32);
         let batch: Vec<_> = ids.map(|id| BatchToken { id, seq, logits: true }).collect();
         for batch in batch.chunks(n_batch) {
-            for logit in model.forward(exec, batch, &mut cache, &mut scratch)? {
-                hash = (hash ^ u64::from(logit.to_bits())).wrapping_mul(0x0100_0000_01b3);
+            let values = match encodes {
+                true => model.hidden(exec, batch, &mut cache, &mut scratch)?,
+                false => model.forward(exec, batch, &mut cache, &mut scratch)?,
+            };
+            for value in values {
+                hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
             }
         }
     }

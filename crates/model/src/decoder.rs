@@ -6,17 +6,18 @@
 //! ```
 //! It takes any mix of tokens: whole prompts, chunks of prompts, single tokens of many sequences.
 //! Every operation works on each token by itself, and attention sees the token's own sequence only,
-//! so a token's result does not depend on who shares the batch.
+//! so a token's result does not depend on who shares the batch. Where tokens also see those behind them
+//! ([`Hparams::both_ways`](crate::Hparams::both_ways)), a sequence has to lie in one batch.
 
 use crate::kv_cache::{KvCache, SeqId};
-use crate::load::{Ffn, Gated, Layer, Linear};
+use crate::load::{Ffn, Gated, Layer, Linear, Norm};
 use crate::profile::{Cost, Op, Profile};
-use crate::spec::{Gating, QkNorm};
+use crate::spec::{Gating, NormKind, Norms, QkNorm, Ranking};
 use crate::{Model, ModelError};
 use hurtle_kernels::Exec;
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
-use hurtle_kernels::elementwise::{self, rms_norm, rope};
+use hurtle_kernels::elementwise::{self, layer_norm, rms_norm, rope};
 use hurtle_kernels::packed::{Product, matmul_packed};
 use smallvec::SmallVec;
 use std::ops::Range;
@@ -30,7 +31,7 @@ pub struct BatchToken {
     pub id: u32,
     /// Its sequence.
     pub seq: SeqId,
-    /// Whether its logits are wanted.
+    /// Whether its logits, or its hidden state, are wanted.
     pub logits: bool,
 }
 
@@ -52,6 +53,8 @@ pub struct Scratch {
     rope: Vec<(f32, f32)>,
     window_rope: Vec<(f32, f32)>,
     positions: Vec<usize>,
+    /// The last position that each token sees.
+    sees: Vec<usize>,
     quantized: QuantizedActivations,
     moe: MoeScratch,
     /// Where costs are added to, if they are wanted.
@@ -148,7 +151,7 @@ impl Model {
     /// batch's order. The cache then holds the batch's tokens.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary; the cache is unchanged then.
+    /// If the model has no output layer, or as [`Model::hidden`]; the cache is unchanged then.
     pub fn forward<'s>(
         &self,
         exec: Exec<'_>,
@@ -157,54 +160,15 @@ impl Model {
         scratch: &'s mut Scratch,
     ) -> Result<&'s [f32], ModelError> {
         let hparams = self.hparams();
-        let (n, n_embd) = (batch.len(), hparams.n_embd);
-        if let Some(token) = batch.iter().find(|token| token.id as usize >= hparams.n_vocab) {
-            return Err(ModelError::Token { id: token.id, n_vocab: hparams.n_vocab });
-        }
-
+        let Some(output) = &self.weights.output else {
+            return Err(ModelError::NoLogits { arch: self.spec().name });
+        };
+        let n_out = self.hidden(exec, batch, cache, scratch)?.len() / hparams.n_embd;
         let mut record = Recorder { profile: scratch.profile.take(), layer: None };
-        let n_out = batch.iter().filter(|token| token.logits).count();
-        record.time(exec, Op::Embed, no_work, || {
-            self.place(batch, cache, scratch);
-            let embd = self.weights.token_embd.matrix(&self.gguf);
-            let hidden = sized(&mut scratch.hidden, n * n_embd);
-            exec.for_rows(hidden, n_embd, |row, i| {
-                embd.decode_row(exec, batch[i].id as usize, row);
-                if hparams.embd_scale != 1.0 {
-                    row.iter_mut().for_each(|x| *x *= hparams.embd_scale);
-                }
-            });
-            // The system maps far more of the file around a row than the row; unless the products
-            // read it there, it would add up to all of the embeddings.
-            if self.weights.output.weight.packed().is_some() {
-                self.weights.token_embd.release(&self.gguf);
-            }
-        });
-
-        let last = self.weights.layers.len().saturating_sub(1);
-        for (i, layer) in self.weights.layers.iter().enumerate() {
-            record.layer = Some(i);
-            self.attention(exec, i, layer, batch, cache, scratch, &mut record);
-            // Behind the last attention only the tokens that want logits matter.
-            if i == last {
-                keep_rows(&mut scratch.hidden, n_embd, batch.iter().map(|token| token.logits));
-            }
-            let n = if i == last { n_out } else { n };
-            self.feed_forward(exec, layer, n, scratch, &mut record);
-        }
-        record.layer = None;
-
-        for token in batch {
-            cache.advance(token.seq, cache.len(token.seq) + 1);
-        }
         let Scratch { hidden, quantized, logits, .. } = scratch;
-        let hidden = &mut hidden[..n_out * n_embd];
-        record.time(exec, Op::Norm, no_work, || {
-            rms_norm(exec, hidden, &self.weights.output_norm, hparams.norm_eps);
-        });
+        let hidden = &hidden[..n_out * hparams.n_embd];
         let logits = sized(logits, n_out * hparams.n_vocab);
-        let output = [(&self.weights.output, &mut *logits)];
-        self.linear(exec, Op::LmHead, hidden, quantized, output, &mut record);
+        self.linear(exec, Op::LmHead, hidden, quantized, [(output, &mut *logits)], &mut record);
         if hparams.logit_scale != 1.0 {
             let scale = 1.0 / hparams.logit_scale;
             logits.iter_mut().for_each(|x| *x *= scale);
@@ -216,19 +180,177 @@ impl Model {
         Ok(logits)
     }
 
-    /// Gives every token its position, makes room in the cache and fills the rotary tables.
-    fn place(&self, batch: &[BatchToken], cache: &mut KvCache, scratch: &mut Scratch) {
-        let Scratch { positions, rope, window_rope, .. } = scratch;
+    /// The classifier's scores for the hidden state of one token, `[n_scores]`.
+    ///
+    /// # Errors
+    /// If the model has no classifier.
+    ///
+    /// # Panics
+    /// If `hidden` is not one token's.
+    pub fn scores<'s>(
+        &self,
+        exec: Exec<'_>,
+        hidden: &[f32],
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [f32], ModelError> {
+        assert_eq!(hidden.len(), self.hparams().n_embd, "a hidden state");
+        let classifier = self.weights.classifier.as_ref().ok_or(ModelError::NoClassifier)?;
+        let mut record = Recorder { profile: scratch.profile.take(), layer: None };
+        let Scratch { normed, quantized, logits, .. } = scratch;
+        let x = sized(normed, hidden.len());
+        match &classifier.dense {
+            None => x.copy_from_slice(hidden),
+            Some(dense) => {
+                let out = [(dense, &mut *x)];
+                self.linear(exec, Op::LmHead, hidden, quantized, out, &mut record);
+                // With a cap of 1 it is the plain tanh.
+                elementwise::soft_cap(exec, x, 1.0);
+            }
+        }
+        let scores = sized(logits, classifier.output.weight.n_rows());
+        let output = [(&classifier.output, &mut *scores)];
+        self.linear(exec, Op::LmHead, x, quantized, output, &mut record);
+        match self.spec().ranking {
+            Ranking::First => {}
+            Ranking::LastSoftmax => elementwise::softmax(scores),
+        }
+        scratch.profile = record.profile;
+        Ok(scores)
+    }
+
+    /// Processes `batch` and returns the hidden states behind the last norm of the tokens that want
+    /// logits, `[n, n_embd]` in the batch's order. The cache then holds the batch's tokens.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary, has a position that the model does not know, or comes
+    /// after others of its sequence where each token must see all of it; the cache is unchanged then.
+    pub fn hidden<'s>(
+        &self,
+        exec: Exec<'_>,
+        batch: &[BatchToken],
+        cache: &mut KvCache,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [f32], ModelError> {
+        let hparams = self.hparams();
+        let (n, n_embd) = (batch.len(), hparams.n_embd);
+        if let Some(token) = batch.iter().find(|token| token.id as usize >= hparams.n_vocab) {
+            return Err(ModelError::Token { id: token.id, n_vocab: hparams.n_vocab });
+        }
+        self.locate(batch, cache, scratch)?;
+
+        let mut record = Recorder { profile: scratch.profile.take(), layer: None };
+        let n_out = batch.iter().filter(|token| token.logits).count();
+        record.time(exec, Op::Embed, no_work, || {
+            self.make_room(batch, cache, scratch);
+            self.embed(exec, batch, scratch);
+        });
+
+        let last = self.weights.layers.len().saturating_sub(1);
+        for (i, layer) in self.weights.layers.iter().enumerate() {
+            record.layer = Some(i);
+            self.attention(exec, i, layer, batch, cache, scratch, &mut record);
+            // Behind the last attention only the tokens that want logits matter.
+            if i == last {
+                let wanted = || batch.iter().map(|token| token.logits);
+                keep_rows(&mut scratch.hidden, n_embd, wanted());
+                if self.spec().norms == Norms::Parallel {
+                    keep_rows(&mut scratch.normed, n_embd, wanted());
+                }
+            }
+            let n = if i == last { n_out } else { n };
+            self.feed_forward(exec, layer, n, scratch, &mut record);
+        }
+        record.layer = None;
+
+        for token in batch {
+            cache.advance(token.seq, cache.len(token.seq) + 1);
+        }
+        let hidden = &mut scratch.hidden[..n_out * n_embd];
+        if let Some(norm) = &self.weights.output_norm {
+            record.time(exec, Op::Norm, no_work, || self.normalize(exec, hidden, norm));
+        }
+        scratch.profile = record.profile;
+        Ok(hidden)
+    }
+
+    /// Gives every token its position and the last one that it sees, and checks that the batch
+    /// continues its sequences as this model needs it.
+    fn locate(
+        &self,
+        batch: &[BatchToken],
+        cache: &KvCache,
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        let Scratch { positions, sees, .. } = scratch;
         positions.clear();
-        rope.clear();
-        window_rope.clear();
         for (i, token) in batch.iter().enumerate() {
             let before = batch[..i].iter().rposition(|other| other.seq == token.seq);
             let pos = before.map_or_else(|| cache.len(token.seq), |before| positions[before] + 1);
             positions.push(pos);
+        }
+        if let Some(embd) = &self.weights.position_embd
+            && positions.iter().any(|pos| *pos >= embd.n_rows())
+        {
+            return Err(ModelError::Position { n_positions: embd.n_rows() });
+        }
+        sees.clear();
+        sees.extend_from_slice(positions);
+        if !self.hparams().both_ways {
+            return Ok(());
+        }
+        if let Some(n_before) = batch.iter().map(|token| cache.len(token.seq)).find(|n| *n > 0) {
+            return Err(ModelError::SplitSequence { n_before });
+        }
+        for i in (0..batch.len()).rev() {
+            let behind = batch[i + 1..].iter().position(|other| other.seq == batch[i].seq);
+            if let Some(behind) = behind {
+                sees[i] = sees[i + 1 + behind];
+            }
+        }
+        Ok(())
+    }
+
+    /// The embeddings of placed tokens, as they enter the first layer.
+    fn embed(&self, exec: Exec<'_>, batch: &[BatchToken], scratch: &mut Scratch) {
+        let (weights, hparams) = (&self.weights, self.hparams());
+        let n_embd = hparams.n_embd;
+        let Scratch { hidden, normed, positions, .. } = scratch;
+        let hidden = sized(hidden, batch.len() * n_embd);
+        let embd = weights.token_embd.matrix(&self.gguf);
+        exec.for_rows(hidden, n_embd, |row, i| {
+            embd.decode_row(exec, batch[i].id as usize, row);
+            if hparams.embd_scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= hparams.embd_scale);
+            }
+            if let Some(token_type) = &weights.token_type {
+                row.iter_mut().zip(token_type).for_each(|(x, t)| *x += t);
+            }
+        });
+        if let Some(embd) = &weights.position_embd {
+            let embd = embd.matrix(&self.gguf);
+            let added = sized(normed, hidden.len());
+            exec.for_rows(added, n_embd, |row, i| embd.decode_row(exec, positions[i], row));
+            hidden.iter_mut().zip(added).for_each(|(x, p)| *x += *p);
+        }
+        if let Some(norm) = &weights.embd_norm {
+            self.normalize(exec, hidden, norm);
+        }
+        // The system maps far more of the file around a row than the row; unless the products
+        // read it there, it would add up to all of the embeddings.
+        if weights.output.as_ref().is_none_or(|output| output.weight.packed().is_some()) {
+            weights.token_embd.release(&self.gguf);
+        }
+    }
+
+    /// Makes room in the cache for tokens whose positions are known, and fills the rotary tables.
+    fn make_room(&self, batch: &[BatchToken], cache: &mut KvCache, scratch: &mut Scratch) {
+        let Scratch { positions, rope, window_rope, .. } = scratch;
+        rope.clear();
+        window_rope.clear();
+        for (token, pos) in batch.iter().zip(&*positions) {
             cache.reserve(token.seq, pos + 1);
-            self.rope.push(pos, rope);
-            self.window_rope.push(pos, window_rope);
+            self.rope.push(*pos, rope);
+            self.window_rope.push(*pos, window_rope);
         }
     }
 
@@ -253,7 +375,7 @@ impl Model {
         let Scratch { hidden, normed, q, k, v, attn, partials, added, quantized, .. } = scratch;
         let hidden = &mut hidden[..n * n_embd];
         let x = sized(normed, n * n_embd);
-        let norm = layer.attn_norm.as_deref();
+        let norm = layer.attn_norm.as_ref();
         record.time(exec, Op::Norm, no_work, || self.norm(exec, hidden, norm, x));
         let q = sized(q, n * n_q * dim_k);
         let k = sized(k, n * n_kv * dim_k);
@@ -261,7 +383,7 @@ impl Model {
         let projections = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
         self.linear(exec, Op::Qkv, x, quantized, projections, record);
 
-        let positions = &scratch.positions[..];
+        let (positions, sees) = (&scratch.positions[..], &scratch.sees[..]);
         record.time(exec, Op::Rope, no_work, || {
             // The norm's own length says whether it is over a head or over the whole row.
             debug_assert_eq!(layer.q_norm.is_some(), self.spec().qk_norm != QkNorm::None);
@@ -293,11 +415,11 @@ impl Model {
             window: params.window,
             sinks: layer.sinks.as_deref(),
         };
-        let token = |i: usize| Token { page_ids: cache.page_ids(batch[i].seq), pos: positions[i] };
+        let token = |i: usize| Token { page_ids: cache.page_ids(batch[i].seq), pos: sees[i] };
         let out = sized(attn, n * n_q * dim_v);
         let work = || {
             let seen = |pos: &usize| (pos + 1).min(params.window.unwrap_or(usize::MAX));
-            let seen: usize = positions.iter().map(seen).sum();
+            let seen: usize = sees.iter().map(seen).sum();
             (seen * shape.kv.bytes_per_token(), 2 * seen * n_q * (dim_k + dim_v))
         };
         record.time(exec, Op::Attention, work, || {
@@ -307,15 +429,25 @@ impl Model {
         let output = [(&layer.attn_output, &mut *added)];
         self.linear(exec, Op::AttnOutput, out, quantized, output, record);
         record.time(exec, Op::Norm, no_work, || {
-            self.add(exec, layer.attn_post_norm.as_deref(), added, hidden);
+            let norms = (layer.attn_post_norm.as_ref(), layer.attn_sum_norm.as_ref());
+            self.add(exec, norms, added, hidden);
         });
     }
 
     /// `x = norm(hidden)`, or `hidden` without a norm.
-    fn norm(&self, exec: Exec<'_>, hidden: &[f32], norm: Option<&[f32]>, x: &mut [f32]) {
+    fn norm(&self, exec: Exec<'_>, hidden: &[f32], norm: Option<&Norm>, x: &mut [f32]) {
         x.copy_from_slice(hidden);
         if let Some(norm) = norm {
-            rms_norm(exec, x, norm, self.hparams().norm_eps);
+            self.normalize(exec, x, norm);
+        }
+    }
+
+    /// `x = norm(x)`.
+    fn normalize(&self, exec: Exec<'_>, x: &mut [f32], norm: &Norm) {
+        let eps = self.hparams().norm_eps;
+        match self.spec().norm {
+            NormKind::Rms => rms_norm(exec, x, &norm.weight, eps),
+            NormKind::Layer => layer_norm(exec, x, &norm.weight, norm.bias.as_deref(), eps),
         }
     }
 
@@ -336,11 +468,23 @@ impl Model {
         let mut buffers = Buffers { gate, up, quantized };
         let hidden = &mut hidden[..n * n_embd];
         let x = sized(normed, n * n_embd);
-        let norm = layer.ffn_norm.as_deref();
-        record.time(exec, Op::Norm, no_work, || self.norm(exec, hidden, norm, x));
+        // Side by side with attention, the feed-forward has the same input, which lies there.
+        if self.spec().norms != Norms::Parallel {
+            let norm = layer.ffn_norm.as_ref();
+            record.time(exec, Op::Norm, no_work, || self.norm(exec, hidden, norm, x));
+        }
         let added = sized(added, n * n_embd);
         match &layer.ffn {
             Ffn::Dense(ffn) => self.gated(exec, &[(ffn, 0..n)], x, added, &mut buffers, record),
+            Ffn::Plain { up, down } => {
+                let Buffers { up: middle, quantized, .. } = buffers;
+                let middle = sized(middle, n * up.weight.n_rows());
+                self.linear(exec, Op::GateUp, x, quantized, [(up, &mut *middle)], record);
+                record.time(exec, Op::Activation, no_work, || {
+                    elementwise::activate(exec, self.spec().activation, middle);
+                });
+                self.linear(exec, Op::Down, middle, quantized, [(down, &mut *added)], record);
+            }
             Ffn::Experts { router, experts, shared } => {
                 self.route(exec, router, x, n, moe, buffers.quantized, record);
                 self.run_experts(exec, experts, x, n, added, moe, &mut buffers, record);
@@ -359,7 +503,8 @@ impl Model {
             }
         }
         record.time(exec, Op::Norm, no_work, || {
-            self.add(exec, layer.ffn_post_norm.as_deref(), added, hidden);
+            let norms = (layer.ffn_post_norm.as_ref(), layer.ffn_sum_norm.as_ref());
+            self.add(exec, norms, added, hidden);
         });
     }
 
@@ -565,22 +710,25 @@ impl Model {
         );
     }
 
-    /// `hidden += post_norm(added) * residual_scale`.
+    /// `hidden = sum_norm(hidden + post_norm(added) * residual_scale)`.
     fn add(
         &self,
         exec: Exec<'_>,
-        post_norm: Option<&[f32]>,
+        (post_norm, sum_norm): (Option<&Norm>, Option<&Norm>),
         added: &mut [f32],
         hidden: &mut [f32],
     ) {
         let hparams = self.hparams();
         if let Some(norm) = post_norm {
-            rms_norm(exec, added, norm, hparams.norm_eps);
+            self.normalize(exec, added, norm);
         }
         if hparams.residual_scale != 1.0 {
             added.iter_mut().for_each(|x| *x *= hparams.residual_scale);
         }
         hidden.iter_mut().zip(added).for_each(|(h, a)| *h += *a);
+        if let Some(norm) = sum_norm {
+            self.normalize(exec, hidden, norm);
+        }
     }
 }
 

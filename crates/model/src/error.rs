@@ -103,6 +103,36 @@ pub enum ModelError {
         /// What it says.
         source: hurtle_kernels::backend::BackendError,
     },
+    /// Logits of a model that has none.
+    #[error(
+        "the architecture {arch} makes embeddings: it has no output layer and predicts no text\n\
+         hint: 'hurtle logits' prints the embedding of token ids"
+    )]
+    NoLogits {
+        /// The architecture.
+        arch: &'static str,
+    },
+    /// Scores of a model that does not rank.
+    #[error("the model has no classifier: it ranks nothing")]
+    NoClassifier,
+    /// A part of a sequence, where each token sees all of it.
+    #[error(
+        "a sequence of this model must be processed in one batch, because its tokens see those behind \
+         them; {n_before} were processed before"
+    )]
+    SplitSequence {
+        /// Tokens of the sequence in the cache.
+        n_before: usize,
+    },
+    /// A position for which the model has no embedding.
+    #[error(
+        "the sequence has more than {n_positions} tokens, but the model has learned no positions beyond \
+         that\nhint: shorten the text"
+    )]
+    Position {
+        /// Positions that the model has.
+        n_positions: usize,
+    },
     /// A token id outside the vocabulary.
     #[error("token {id} is not in the vocabulary, which has {n_vocab} tokens (0 to {})", n_vocab - 1)]
     Token {

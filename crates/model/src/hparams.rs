@@ -2,7 +2,9 @@
 
 use crate::ModelError;
 use crate::rope::RopeParams;
-use crate::spec::{ArchSpec, AttnScale, EmbdScale, ExpertWidth, NoRope, Window, WindowRope};
+use crate::spec::{
+    ArchSpec, AttnScale, EmbdScale, ExpertWidth, NoRope, NormKind, Window, WindowRope,
+};
 use hurtle_gguf::{Gguf, Value};
 
 /// More layers than any model has; a bound on what a hostile file can make us allocate.
@@ -19,8 +21,12 @@ pub struct Hparams {
     pub n_vocab: usize,
     /// Context length the model was trained for.
     pub n_ctx_train: usize,
-    /// Epsilon of the RMS norms.
+    /// Epsilon of the norms.
     pub norm_eps: f32,
+    /// Whether a token also sees those behind it, so that a sequence has to be processed whole.
+    pub both_ways: bool,
+    /// How a sequence becomes one vector, in embedding models.
+    pub pooling: Option<Pooling>,
     /// Factor of the token embeddings.
     pub embd_scale: f32,
     /// Factor of what attention and feed-forward add to the residual stream.
@@ -37,6 +43,36 @@ pub struct Hparams {
     pub window_rope: RopeParams,
     /// Experts, chosen experts and their width; `None` for a dense model.
     pub experts: Option<ExpertParams>,
+}
+
+/// How a sequence becomes one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean of all tokens.
+    Mean,
+    /// The first token.
+    Cls,
+    /// The last token.
+    Last,
+    /// The classifier's scores of the first token (qwen3: of the last): how well a text answers a query.
+    Rank,
+}
+
+impl Pooling {
+    /// By `pooling_type`.
+    fn from_id(id: usize) -> Option<Self> {
+        [Self::Mean, Self::Cls, Self::Last, Self::Rank].get(id.checked_sub(1)?).copied()
+    }
+
+    /// llama.cpp's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+            Self::Rank => "rank",
+        }
+    }
 }
 
 /// The numbers of a layer.
@@ -156,15 +192,13 @@ impl Hparams {
         if n_layers > MAX_LAYERS {
             return Err(keys.bad("block_count", n_layers, format!("at most {MAX_LAYERS}")));
         }
-        let norm_eps = keys.number("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-            ModelError::MissingKey {
-                file: file_name(gguf),
-                key: keys.name("attention.layer_norm_rms_epsilon"),
-            }
-        })?;
-
         let missing =
             |key: &str| ModelError::MissingKey { file: file_name(gguf), key: keys.name(key) };
+        let key = match spec.norm {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        };
+        let norm_eps = keys.number(key)?.ok_or_else(|| missing(key))?;
         let n_heads = keys
             .per_layer("attention.head_count", n_layers)?
             .ok_or_else(|| missing("attention.head_count"))?;
@@ -230,10 +264,23 @@ impl Hparams {
                     NoRope::Never => true,
                     NoRope::Every(n) => !(i + 1).is_multiple_of(n),
                     NoRope::UnlessFinetuned => finetuned,
+                    NoRope::Always => false,
                 },
                 attn_scale,
             })
             .collect::<Vec<_>>();
+
+        let causal = gguf.metadata().bool(&keys.name("attention.causal"))?;
+        let both_ways = causal.map_or(spec.both_ways, |causal| !causal);
+        if both_ways && windows.iter().any(Option::is_some) {
+            return Err(keys.bad("attention.causal", false, "true where layers have a window"));
+        }
+        let pooling = match keys.count("pooling_type")?.unwrap_or(0) {
+            0 => None,
+            id => Some(Pooling::from_id(id).ok_or_else(|| {
+                keys.bad("pooling_type", id, "0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank)")
+            })?),
+        };
 
         let scale = |key: &str| -> Result<f32, ModelError> {
             Ok(keys.number(key)?.filter(|scale| *scale != 0.0).unwrap_or(1.0))
@@ -252,6 +299,8 @@ impl Hparams {
             n_vocab,
             n_ctx_train,
             norm_eps,
+            both_ways,
+            pooling,
             embd_scale: match spec.embd_scale {
                 EmbdScale::One => 1.0,
                 EmbdScale::SqrtEmbd => (n_embd as f32).sqrt(),

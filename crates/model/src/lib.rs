@@ -26,7 +26,7 @@ pub mod traffic;
 
 pub use decoder::{BatchToken, Scratch};
 pub use error::ModelError;
-pub use hparams::{ExpertParams, Hparams, LayerParams};
+pub use hparams::{ExpertParams, Hparams, LayerParams, Pooling};
 pub use hurtle_kernels::kv::KvType;
 pub use kv_cache::{KvCache, SeqId};
 pub use rope::RopeParams;

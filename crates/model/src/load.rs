@@ -2,8 +2,8 @@
 //! refuses files that hold tensors nobody asked for.
 
 use crate::ModelError;
-use crate::hparams::{ExpertParams, Hparams, LayerParams, file_name};
-use crate::spec::{ArchSpec, Norms, QkNorm};
+use crate::hparams::{ExpertParams, Hparams, LayerParams, Pooling, file_name};
+use crate::spec::{ArchSpec, FfnKind, Head, Input, NormKind, Norms, QkNorm};
 use hurtle_gguf::{Gguf, TensorInfo};
 use hurtle_kernels::Exec;
 use hurtle_kernels::backend::{MatmulBackend, PreparedMatrix};
@@ -123,9 +123,16 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
+/// The weights of a norm.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub(crate) attn_norm: Option<Vec<f32>>,
+    pub(crate) attn_norm: Option<Norm>,
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
@@ -133,16 +140,27 @@ pub(crate) struct Layer {
     pub(crate) k_norm: Option<Vec<f32>>,
     pub(crate) sinks: Option<Vec<f32>>,
     pub(crate) attn_output: Linear,
-    pub(crate) attn_post_norm: Option<Vec<f32>>,
-    pub(crate) ffn_norm: Option<Vec<f32>>,
+    pub(crate) attn_post_norm: Option<Norm>,
+    pub(crate) attn_sum_norm: Option<Norm>,
+    pub(crate) ffn_norm: Option<Norm>,
     pub(crate) ffn: Ffn,
-    pub(crate) ffn_post_norm: Option<Vec<f32>>,
+    pub(crate) ffn_post_norm: Option<Norm>,
+    pub(crate) ffn_sum_norm: Option<Norm>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Ffn {
     Dense(Box<Gated>),
-    Experts { router: Linear, experts: Vec<Gated>, shared: Option<Box<SharedExpert>> },
+    /// `down · activation(up · x)`.
+    Plain {
+        up: Linear,
+        down: Linear,
+    },
+    Experts {
+        router: Linear,
+        experts: Vec<Gated>,
+        shared: Option<Box<SharedExpert>>,
+    },
 }
 
 /// `down · (activation(gate · x) * (up · x))`.
@@ -163,8 +181,21 @@ pub(crate) struct SharedExpert {
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) token_embd: Weight,
+    /// Of token type 0, `[n_embd]`.
+    pub(crate) token_type: Option<Vec<f32>>,
+    /// `[n_positions, n_embd]`
+    pub(crate) position_embd: Option<Weight>,
+    pub(crate) embd_norm: Option<Norm>,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) output_norm: Vec<f32>,
+    pub(crate) output_norm: Option<Norm>,
+    pub(crate) output: Option<Linear>,
+    pub(crate) classifier: Option<Classifier>,
+}
+
+/// `output · tanh(dense · x)`, or `output · x`.
+#[derive(Debug)]
+pub(crate) struct Classifier {
+    pub(crate) dense: Option<Linear>,
     pub(crate) output: Linear,
 }
 
@@ -193,16 +224,20 @@ impl Weights {
     }
 
     /// The projections of all layers, but for the single row that routes to a shared expert, and
-    /// that to the logits. Those that belong together, the same projection of all experts of a
+    /// those to logits and scores. Those that belong together, the same projection of all experts of a
     /// layer, are one entry.
     fn projections(&mut self) -> Vec<Vec<&mut Weight>> {
-        let Self { layers, output, .. } = self;
+        let Self { layers, output, classifier, .. } = self;
         let mut all = Vec::new();
         for layer in layers {
             let Layer { q, k, v, attn_output, ffn, .. } = layer;
             all.extend([q, k, v, attn_output].map(|linear| vec![&mut linear.weight]));
             let dense = match ffn {
                 Ffn::Dense(ffn) => Some(&mut **ffn),
+                Ffn::Plain { up, down } => {
+                    all.extend([up, down].map(|linear| vec![&mut linear.weight]));
+                    None
+                }
                 Ffn::Experts { router, experts, shared } => {
                     all.push(vec![&mut router.weight]);
                     let (mut gate, mut up, mut down) = (Vec::new(), Vec::new(), Vec::new());
@@ -219,7 +254,12 @@ impl Weights {
                 all.extend([gate, up, down].map(|linear| vec![&mut linear.weight]));
             }
         }
-        all.push(vec![&mut output.weight]);
+        let (dense, scores) = match classifier {
+            Some(Classifier { dense, output }) => (dense.as_mut(), Some(output)),
+            None => (None, None),
+        };
+        let heads = [output.as_mut(), dense, scores].into_iter().flatten();
+        all.extend(heads.map(|linear| vec![&mut linear.weight]));
         all
     }
 }
@@ -264,12 +304,30 @@ impl<'a> Loader<'a> {
     pub(crate) fn load(mut self, hparams: &Hparams) -> Result<Weights, ModelError> {
         let Hparams { n_embd, n_vocab, .. } = *hparams;
         let token_embd = self.weight("token_embd.weight", n_embd, n_vocab)?;
-        let output = match self.optional_weight("output.weight", n_embd, n_vocab, 1)? {
-            Some(weight) => weight,
-            None => token_embd.clone(),
+        let (types, positions) = match self.spec.input {
+            Input::Tokens => (false, false),
+            Input::Positions => (false, true),
+            Input::Types => (true, false),
+            Input::TypesAndPositions => (true, true),
         };
-        let output = Linear { weight: output, bias: self.optional_vector("output.bias", n_vocab)? };
-        let output_norm = self.vector("output_norm.weight", n_embd)?;
+        let token_type = if types { self.first_row("token_types.weight", n_embd)? } else { None };
+        let position_embd = positions
+            .then(|| self.weight("position_embd.weight", n_embd, hparams.n_ctx_train))
+            .transpose()?;
+        let embd_norm = self.norm_if(types, "token_embd_norm", n_embd)?;
+        let vocabulary = self.spec.head == Head::Vocabulary;
+        let output_norm = self.norm_if(vocabulary, "output_norm", n_embd)?;
+        let output = if vocabulary {
+            let weight = self.optional_weight("output.weight", n_embd, n_vocab, 1)?;
+            let weight = weight.unwrap_or_else(|| token_embd.clone());
+            Some(Linear { weight, bias: self.optional_vector("output.bias", n_vocab)? })
+        } else {
+            None
+        };
+        let classifier = match hparams.pooling {
+            Some(Pooling::Rank) => Some(self.classifier(n_embd)?),
+            _ => None,
+        };
         let mut layers = Vec::new();
         for (i, params) in hparams.layers.iter().enumerate() {
             layers.push(self.layer(
@@ -287,7 +345,42 @@ impl<'a> Loader<'a> {
             let (file, arch) = (file_name(self.gguf), self.spec.name);
             return Err(ModelError::UnknownTensors { file, arch, tensors: unknown });
         }
-        Ok(Weights { token_embd, layers, output_norm, output })
+        Ok(Weights {
+            token_embd,
+            token_type,
+            position_embd,
+            embd_norm,
+            layers,
+            output_norm,
+            output,
+            classifier,
+        })
+    }
+
+    fn classifier(&mut self, n_embd: usize) -> Result<Classifier, ModelError> {
+        let name = "cls.output";
+        let n_scores = self.n_rows(&format!("{name}.weight"));
+        let dense = self.gguf.tensor("cls.weight").is_some();
+        Ok(Classifier {
+            dense: dense.then(|| self.linear("cls", n_embd, n_embd)).transpose()?,
+            output: self.linear(name, n_embd, n_scores)?,
+        })
+    }
+
+    /// Rows of a matrix whose number the metadata does not tell; 1 if it is not there.
+    fn n_rows(&self, name: &str) -> usize {
+        let rows = self.gguf.tensor(name).and_then(|tensor| tensor.dims().get(1).copied());
+        rows.map_or(1, |rows| usize::try_from(rows).unwrap_or(usize::MAX))
+    }
+
+    /// The first row of a matrix, decoded.
+    fn first_row(&mut self, name: &str, n_cols: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let n_rows = self.n_rows(name);
+        let values = self.optional_values(name, &[n_cols, n_rows])?;
+        Ok(values.map(|mut values| {
+            values.truncate(n_cols);
+            values
+        }))
     }
 
     fn layer(
@@ -300,12 +393,15 @@ impl<'a> Loader<'a> {
         let LayerParams { n_heads, n_kv_heads, head_dim_k, head_dim_v, .. } = *params;
         let (n_q, n_k, n_v) =
             (n_heads * head_dim_k, n_kv_heads * head_dim_k, n_kv_heads * head_dim_v);
-        let pre = self.spec.norms != Norms::Post;
         let post = matches!(self.spec.norms, Norms::Post | Norms::PreAndPost);
-        let ffn_norm = match self.spec.norms {
-            Norms::Pre { ffn } => ffn,
-            Norms::PreAndPost | Norms::Post => "ffn_norm",
+        let sum = self.spec.norms == Norms::PostSum;
+        let (pre_attn, pre_ffn) = match self.spec.norms {
+            Norms::Pre { ffn } => (true, Some(ffn)),
+            Norms::PreAndPost => (true, Some("ffn_norm")),
+            Norms::Post | Norms::PostSum => (false, None),
+            Norms::Parallel => (true, None),
         };
+        let name = |part: &str| format!("{blk}.{part}");
         let [q, k, v] = self.qkv(blk, n_embd, [n_q, n_k, n_v])?;
         let (q_norm_len, k_norm_len) = match self.spec.qk_norm {
             QkNorm::None => (None, None),
@@ -314,7 +410,7 @@ impl<'a> Loader<'a> {
         };
         let sinks = self.spec.attn_sinks.then_some(n_heads);
         Ok(Layer {
-            attn_norm: self.vector_if(pre.then_some(n_embd), &format!("{blk}.attn_norm.weight"))?,
+            attn_norm: self.norm_if(pre_attn, &name("attn_norm"), n_embd)?,
             q,
             k,
             v,
@@ -326,15 +422,24 @@ impl<'a> Loader<'a> {
                 n_heads * head_dim_v,
                 n_embd,
             )?,
-            attn_post_norm: self
-                .vector_if(post.then_some(n_embd), &format!("{blk}.post_attention_norm.weight"))?,
-            ffn_norm: self.vector_if(pre.then_some(n_embd), &format!("{blk}.{ffn_norm}.weight"))?,
-            ffn: match experts {
-                Some(experts) => self.experts(blk, n_embd, experts)?,
-                None => Ffn::Dense(Box::new(self.gated(blk, "", n_embd, params.n_ff)?)),
+            attn_post_norm: self.norm_if(post, &name("post_attention_norm"), n_embd)?,
+            attn_sum_norm: self.norm_if(sum, &name("attn_output_norm"), n_embd)?,
+            ffn_norm: match pre_ffn {
+                Some(norm) => Some(self.norm(&name(norm), n_embd)?),
+                None => None,
             },
-            ffn_post_norm: self
-                .vector_if(post.then_some(n_embd), &format!("{blk}.post_ffw_norm.weight"))?,
+            ffn: match (experts, self.spec.ffn) {
+                (Some(experts), _) => self.experts(blk, n_embd, experts)?,
+                (None, FfnKind::Gated) => {
+                    Ffn::Dense(Box::new(self.gated(blk, "", n_embd, params.n_ff)?))
+                }
+                (None, FfnKind::Plain) => Ffn::Plain {
+                    up: self.linear(&name("ffn_up"), n_embd, params.n_ff)?,
+                    down: self.linear(&name("ffn_down"), params.n_ff, n_embd)?,
+                },
+            },
+            ffn_post_norm: self.norm_if(post, &name("post_ffw_norm"), n_embd)?,
+            ffn_sum_norm: self.norm_if(sum, &name("layer_output_norm"), n_embd)?,
         })
     }
 
@@ -462,6 +567,19 @@ impl<'a> Loader<'a> {
             bias: bias.as_ref().map(|bias| bias[i * n_out..(i + 1) * n_out].to_vec()),
         };
         Ok(Some((0..n).map(expert).collect()))
+    }
+
+    fn norm_if(&mut self, there: bool, name: &str, len: usize) -> Result<Option<Norm>, ModelError> {
+        there.then(|| self.norm(name, len)).transpose()
+    }
+
+    fn norm(&mut self, name: &str, len: usize) -> Result<Norm, ModelError> {
+        let weight = self.vector(&format!("{name}.weight"), len)?;
+        let bias = match self.spec.norm {
+            NormKind::Rms => None,
+            NormKind::Layer => self.optional_vector(&format!("{name}.bias"), len)?,
+        };
+        Ok(Norm { weight, bias })
     }
 
     fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Linear, ModelError> {

@@ -16,6 +16,10 @@ pub struct ArchSpec {
     pub rope: RopeStyle,
     /// Layers that do not rotate at all.
     pub no_rope: NoRope,
+    /// Tensors that are added to the embeddings or normalize them.
+    pub input: Input,
+    /// What a norm computes.
+    pub norm: NormKind,
     /// Where a layer normalizes.
     pub norms: Norms,
     /// Normalization of queries and keys.
@@ -24,11 +28,15 @@ pub struct ArchSpec {
     pub attn_scale: AttnScale,
     /// Learned per-head logits that take part in the attention softmax (`attn_sinks`).
     pub attn_sinks: bool,
+    /// Whether a token also sees those behind it, unless the key `attention.causal` says otherwise.
+    pub both_ways: bool,
     /// Which layers see only a window.
     pub window: Window,
     /// Rotary positions in windowed layers.
     pub window_rope: WindowRope,
-    /// Between gate and up projection.
+    /// The shape of a feed-forward network.
+    pub ffn: FfnKind,
+    /// Behind the first projections of a feed-forward network.
     pub activation: Activation,
     /// Mixture of experts, if the file has experts.
     pub moe: Option<Moe>,
@@ -38,9 +46,63 @@ pub struct ArchSpec {
     pub soft_caps: SoftCaps,
     /// Whether `residual_scale` and `logit_scale` are read (granite).
     pub residual_and_logit_scale: bool,
+    /// What follows the last layer.
+    pub head: Head,
+    /// What a classifier makes of a text, if the file has one.
+    pub ranking: Ranking,
 }
 
-/// Where RMS norms stand around attention and feed-forward.
+/// What becomes of the token embeddings before the first layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// Nothing.
+    Tokens,
+    /// Learned positions are added (`position_embd`).
+    Positions,
+    /// The embedding of token type 0 is added, if there is one (`token_types`), and the sum normalized
+    /// (`token_embd_norm`).
+    Types,
+    /// As `Types`, with learned positions before the norm.
+    TypesAndPositions,
+}
+
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMS norm.
+    Rms,
+    /// Layer norm: without the mean, and with a bias if the file has one.
+    Layer,
+}
+
+/// The shape of a feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FfnKind {
+    /// `down · (activation(gate · x) * (up · x))`.
+    Gated,
+    /// `down · activation(up · x)`.
+    Plain,
+}
+
+/// What a classifier makes of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ranking {
+    /// Scores of its first token.
+    First,
+    /// Scores of its last token, made to sum to 1 by a softmax.
+    LastSoftmax,
+}
+
+/// What follows the last layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// A norm (`output_norm`) and the projection to the vocabulary (`output`, else `token_embd`).
+    Vocabulary,
+    /// Nothing: the model makes embeddings.
+    None,
+}
+
+/// Where norms stand around attention and feed-forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norms {
     /// Before each (`attn_norm`, and this tensor before the feed-forward).
@@ -52,6 +114,11 @@ pub enum Norms {
     PreAndPost,
     /// Only after each.
     Post,
+    /// Only on the sums: of a layer's input and attention (`attn_output_norm`), and of that and the
+    /// feed-forward (`layer_output_norm`).
+    PostSum,
+    /// One norm (`attn_norm`) before attention and feed-forward, which stand side by side.
+    Parallel,
 }
 
 /// Normalization of queries and keys before rotation.
@@ -74,6 +141,8 @@ pub enum NoRope {
     Every(usize),
     /// No layer does if `rope.scaling.finetuned` is false (granite's switch).
     UnlessFinetuned,
+    /// No layer does.
+    Always,
 }
 
 /// Factor of the attention scores.

@@ -11,7 +11,8 @@ pub enum Use {
     Projection,
     /// The matrices of experts, of which a token uses some.
     Experts,
-    /// Token embeddings that are not the output layer too: one row is read.
+    /// Embeddings of tokens, if they are not the output layer too, of positions and of token types: one
+    /// row is read.
     Lookup,
     /// Norms, biases and factors, which are small and held in f32.
     Vector,
@@ -46,7 +47,9 @@ pub struct Traffic {
 
 /// What one token reads of each weight type, most bytes first. A file with experts needs their numbers.
 pub fn traffic(gguf: &Gguf, experts: Option<ExpertParams>) -> Vec<Traffic> {
-    let tied = gguf.tensor("output.weight").is_none();
+    // Encoders have neither tensor, and look their embeddings up.
+    let tied =
+        gguf.tensor("output.weight").is_none() && gguf.tensor("output_norm.weight").is_some();
     let mut all: Vec<Traffic> = Vec::new();
     for tensor in gguf.tensors() {
         let (ty, what) = (tensor.ty(), use_of(tensor, tied));
@@ -74,7 +77,9 @@ fn use_of(tensor: &TensorInfo, tied: bool) -> Use {
     let name = tensor.name();
     if tensor.dims().len() < 2 || !name.ends_with(".weight") {
         Use::Vector
-    } else if name == "token_embd.weight" && !tied {
+    } else if matches!(name, "position_embd.weight" | "token_types.weight")
+        || (name == "token_embd.weight" && !tied)
+    {
         Use::Lookup
     } else if name.ends_with("_exps.weight") {
         Use::Experts
@@ -134,6 +139,13 @@ mod tests {
             panic!("{rows:?}")
         };
         assert_eq!(bytes, 272 * read);
+    }
+
+    #[test]
+    fn an_encoder_looks_up_tokens_positions_and_types() {
+        let rows = read("archs/bert.gguf", None);
+        let row = |what| rows.iter().find(|row| row.0 == what).copied();
+        assert_eq!(row(Use::Lookup), Some((Use::Lookup, 3, 4 * 64 * (272 + 128 + 2), 4 * 64 * 3)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
-use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
+use hurtle_model::{Arithmetic, BatchToken, KvType, Model, ModelError, Scratch};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,18 @@ struct Input {
     last_logits: Vec<f32>,
     #[serde(alias = "top5_exact")]
     top5: Vec<(Vec<usize>, Vec<f32>)>,
+}
+
+#[derive(Deserialize)]
+struct Embeddings {
+    inputs: Vec<Embedded>,
+}
+
+#[derive(Deserialize)]
+struct Embedded {
+    ids: Vec<u32>,
+    token_embedding_first: Vec<f32>,
+    token_embedding_last: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -98,14 +110,45 @@ impl Fixture {
         assert_eq!(cache.len(seq), ids.len());
         all
     }
+
+    /// The hidden states of a whole sequence, `[ids.len(), n_embd]`.
+    fn hidden(&self, ids: &[u32], how: How) -> Vec<f32> {
+        let exec = Exec { isa: how.isa, pool: &self.pool, n_threads: how.n_threads };
+        let mut cache = self.model.kv_cache(how.kv, how.kv);
+        let (other, seq) = (cache.new_sequence(), cache.new_sequence());
+        let mut batch = Vec::new();
+        for id in ids {
+            if how.company {
+                batch.push(BatchToken { id: id ^ 1, seq: other, logits: false });
+            }
+            batch.push(BatchToken { id: *id, seq, logits: true });
+        }
+        let mut scratch = Scratch::default();
+        self.model.hidden(exec, &batch, &mut cache, &mut scratch).unwrap().to_vec()
+    }
 }
 
-fn read(name: &str) -> Expected {
+fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
     let text = std::fs::read_to_string(golden(&format!("{name}.json"))).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
+/// The models of a folder that have logits.
 fn names(folder: &str) -> Vec<String> {
+    let (_, names): (Vec<_>, Vec<_>) = all_names(folder).into_iter().partition(|n| embeds(n));
+    names
+}
+
+/// The embedding models.
+fn embedding_names() -> Vec<String> {
+    all_names("archs").into_iter().filter(|name| embeds(name)).collect()
+}
+
+fn embeds(name: &str) -> bool {
+    read::<serde_json::Value>(name).get("pooling").is_some()
+}
+
+fn all_names(folder: &str) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(golden(folder))
         .unwrap()
         .filter_map(|entry| {
@@ -124,7 +167,7 @@ fn argmax(logits: &[f32]) -> usize {
 
 /// Compares all that the golden file says about logits.
 fn check_logits(name: &str, how: How, tolerance: f32) {
-    let (fixture, expected) = (Fixture::open(name), read(name));
+    let (fixture, expected) = (Fixture::open(name), read::<Expected>(name));
     let mut worst = 0.0f32;
     for input in &expected.inputs {
         let logits = fixture.logits(&input.ids, how);
@@ -170,7 +213,7 @@ fn weight_types_match_the_dequantized_model() {
 fn integer_arithmetic_is_as_near_as_llama_cpps() {
     for name in names("quantmodels") {
         let fixture = Fixture::open_with(&name, Arithmetic::Integer);
-        let expected = read(&name);
+        let expected: Expected = read(&name);
         let (mut sum, mut n) = (0.0, 0);
         for input in &expected.inputs {
             let logits = fixture.logits(&input.ids, How::default());
@@ -189,7 +232,7 @@ fn integer_arithmetic_is_as_near_as_llama_cpps() {
 #[test]
 fn greedy_tokens_match_until_a_near_tie() {
     for name in names("archs") {
-        let (fixture, expected) = (Fixture::open(&name), read(&name));
+        let (fixture, expected) = (Fixture::open(&name), read::<Expected>(&name));
         let Some(greedy) = expected.greedy else { continue };
         let mut ids = expected.inputs[1].ids.clone();
         for (expected, margin) in greedy.ids.iter().zip(&greedy.margin) {
@@ -220,7 +263,7 @@ fn bits_depend_on_the_sequence_alone() {
     ];
     for (name, arithmetic) in cases {
         let fixture = Fixture::open_with(name, arithmetic);
-        let ids = &read(name).inputs[2].ids;
+        let ids = &read::<Expected>(name).inputs[2].ids;
         for kv in KvType::ALL {
             let plain = How { kv, ..How::default() };
             let reference = fixture.logits(ids, How { n_threads: 1, isa: Isa::scalar(), ..plain });
@@ -243,12 +286,88 @@ fn bits_depend_on_the_sequence_alone() {
     }
 }
 
+#[test]
+fn hidden_states_match_llama_cpp() {
+    assert!(embedding_names().len() >= 3, "golden files are missing");
+    for name in embedding_names() {
+        let (fixture, expected) = (Fixture::open(&name), read::<Embeddings>(&name));
+        let mut worst = 0.0f32;
+        for input in &expected.inputs {
+            let hidden = fixture.hidden(&input.ids, How::default());
+            let n_embd = input.token_embedding_first.len();
+            assert_eq!(hidden.len(), input.ids.len() * n_embd, "{name}");
+            let (first, last) = (&hidden[..n_embd], &hidden[hidden.len() - n_embd..]);
+            let expected = input.token_embedding_first.iter().chain(&input.token_embedding_last);
+            for (found, expected) in first.iter().chain(last).zip(expected) {
+                worst = worst.max((found - expected).abs());
+            }
+        }
+        println!("{name}: largest difference {worst:.2e}");
+        assert!(worst <= 2e-4, "{name}: largest difference {worst}");
+    }
+}
+
+#[test]
+fn bits_of_hidden_states_depend_on_the_sequence_alone() {
+    for name in embedding_names() {
+        for arithmetic in [Arithmetic::Exact, Arithmetic::Integer] {
+            let fixture = Fixture::open_with(&name, arithmetic);
+            let ids = &read::<Embeddings>(&name).inputs[2].ids;
+            for kv in KvType::ALL {
+                let plain = How { kv, ..How::default() };
+                let scalar = How { n_threads: 1, isa: Isa::scalar(), ..plain };
+                let reference = fixture.hidden(ids, scalar);
+                let check = |how: How| {
+                    let same = (fixture.hidden(ids, how).iter().zip(&reference))
+                        .all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name} {arithmetic:?}: other bits with {how:?}");
+                };
+                Isa::available().into_iter().for_each(|isa| check(How { isa, ..plain }));
+                [1, 3, 4].into_iter().for_each(|n_threads| check(How { n_threads, ..plain }));
+                check(How { company: true, ..plain });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_that_is_seen_both_ways_is_never_split() {
+    for name in ["archs/bert", "archs/nomic-bert"] {
+        let fixture = Fixture::open(name);
+        let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
+        let (mut cache, mut scratch) =
+            (fixture.model.kv_cache(KvType::F32, KvType::F32), Scratch::default());
+        let seq = cache.new_sequence();
+        let batch = [1, 2, 3].map(|id| BatchToken { id, seq, logits: true });
+        fixture.model.hidden(exec, &batch, &mut cache, &mut scratch).unwrap();
+        let error = fixture.model.hidden(exec, &batch[..1], &mut cache, &mut scratch).unwrap_err();
+        assert!(matches!(error, ModelError::SplitSequence { n_before: 3 }), "{error}");
+        assert_eq!(cache.len(seq), 3);
+        let error = fixture.model.forward(exec, &batch, &mut cache, &mut scratch).unwrap_err();
+        assert!(matches!(error, ModelError::NoLogits { .. }), "{error}");
+    }
+}
+
+#[test]
+fn learned_positions_end() {
+    let fixture = Fixture::open("archs/gpt2");
+    let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
+    let (mut cache, mut scratch) =
+        (fixture.model.kv_cache(KvType::F32, KvType::F32), Scratch::default());
+    let seq = cache.new_sequence();
+    let batch = [BatchToken { id: 1, seq, logits: true }; 128];
+    fixture.model.forward(exec, &batch, &mut cache, &mut scratch).unwrap();
+    let error = fixture.model.forward(exec, &batch[..1], &mut cache, &mut scratch).unwrap_err();
+    assert!(matches!(error, ModelError::Position { n_positions: 128 }), "{error}");
+    assert_eq!(cache.len(seq), 128);
+}
+
 /// A long prompt is processed in chunks of which only the last one wants logits.
 #[test]
 fn a_chunk_may_want_no_logits() {
     for name in names("archs") {
         let fixture = Fixture::open(&name);
-        let ids = &read(&name).inputs[2].ids;
+        let ids = &read::<Expected>(&name).inputs[2].ids;
         let expected = fixture.logits(ids, How::default());
         let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
         let mut cache = fixture.model.kv_cache(KvType::F32, KvType::F32);
@@ -268,7 +387,7 @@ fn a_chunk_may_want_no_logits() {
 #[test]
 fn a_truncated_sequence_goes_on_as_if_it_had_never_been_longer() {
     let fixture = Fixture::open("archs/llama");
-    let ids = &read("archs/llama").inputs[2].ids;
+    let ids = &read::<Expected>("archs/llama").inputs[2].ids;
     let exec = Exec { isa: Isa::best(), pool: &fixture.pool, n_threads: 2 };
     let mut cache = fixture.model.kv_cache(KvType::F32, KvType::F32);
     let mut scratch = Scratch::default();

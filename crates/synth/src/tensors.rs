@@ -54,14 +54,19 @@ pub(crate) fn tensors(shape: &Shape, spec: &ArchSpec, mix: Mix) -> Vec<Tensor> {
     for i in 0..shape.n_layers {
         let blk = |part: &str| format!("blk.{i}.{part}");
         let (n_q, n_kv) = (shape.n_heads * head_dim, shape.n_kv_heads * head_dim);
-        let (pre, post, ffn_norm) = match spec.norms {
-            Norms::Pre { ffn } => (true, false, ffn),
-            Norms::PreAndPost => (true, true, "ffn_norm"),
-            Norms::Post => (false, true, "ffn_norm"),
+        let (attn_post, ffn_post) = ("post_attention_norm", "post_ffw_norm");
+        // Before and behind attention, before and behind the feed-forward.
+        let norms = match spec.norms {
+            Norms::Pre { ffn } => [Some("attn_norm"), None, Some(ffn), None],
+            Norms::PreAndPost => {
+                [Some("attn_norm"), Some(attn_post), Some("ffn_norm"), Some(ffn_post)]
+            }
+            Norms::Post => [None, Some(attn_post), None, Some(ffn_post)],
+            Norms::PostSum => [None, Some("attn_output_norm"), None, Some("layer_output_norm")],
+            Norms::Parallel => [Some("attn_norm"), None, None, None],
         };
-        if pre {
-            list.norm(&blk("attn_norm"), n_embd);
-        }
+        let norms = norms.map(|norm| norm.map(blk));
+        list.norm_if(norms[0].as_deref(), n_embd);
         let qkv: &[(&str, usize)] = if shape.fused {
             &[("attn_qkv", n_q + 2 * n_kv)]
         } else {
@@ -83,12 +88,8 @@ pub(crate) fn tensors(shape: &Shape, spec: &ArchSpec, mix: Mix) -> Vec<Tensor> {
             list.random(blk("attn_sinks.weight"), &[shape.n_heads], BIAS_SD);
         }
         list.linear(&blk("attn_output"), n_q, n_embd, shape.bias == Bias::All);
-        if post {
-            list.norm(&blk("post_attention_norm"), n_embd);
-        }
-        if pre {
-            list.norm(&blk(ffn_norm), n_embd);
-        }
+        list.norm_if(norms[1].as_deref(), n_embd);
+        list.norm_if(norms[2].as_deref(), n_embd);
         let bias = shape.bias == Bias::All;
         match shape.experts {
             Some(Experts { n, n_ff, .. }) => {
@@ -107,9 +108,7 @@ pub(crate) fn tensors(shape: &Shape, spec: &ArchSpec, mix: Mix) -> Vec<Tensor> {
                 list.linear(&blk("ffn_down"), shape.n_ff, n_embd, bias);
             }
         }
-        if post {
-            list.norm(&blk("post_ffw_norm"), n_embd);
-        }
+        list.norm_if(norms[3].as_deref(), n_embd);
     }
     list.norm("output_norm", n_embd);
     if !shape.tied {
@@ -147,6 +146,12 @@ impl List {
 
     fn norm(&mut self, name: &str, len: usize) {
         self.values(&format!("{name}.weight"), vec![1.0; len]);
+    }
+
+    fn norm_if(&mut self, name: Option<&str>, len: usize) {
+        if let Some(name) = name {
+            self.norm(name, len);
+        }
     }
 
     fn values(&mut self, name: &str, values: Vec<f32>) {

@@ -5,9 +5,11 @@ use crate::error::usage;
 use crate::models;
 use anyhow::Result;
 use clap::Args;
+use hurtle_engine::Pooling;
 use serde::Serialize;
 
-/// Prints {"logits": [...]}: the logits after the last token, one for each token of the vocabulary.
+/// Prints {"logits": [...]}: the logits after the last token, one for each token of the vocabulary; for an
+/// embedding model {"embedding": [...]}, not normalized, and for a reranker {"scores": [...]}.
 ///
 /// The numbers read back as exactly the 32-bit floats that were computed; a logit that is infinite or
 /// not a number is printed as null.
@@ -22,7 +24,7 @@ pub(crate) struct LogitsArgs {
     /// The tokens, as 1,2,3 or as a JSON array
     #[arg(long)]
     ids: String,
-    /// Print an array for each position instead of one for the last
+    /// Print an array for each position instead of one for the last (not for embedding models)
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -31,8 +33,13 @@ pub(crate) struct LogitsArgs {
 
 /// What is printed. Not a `serde_json::Value`, which would print 32-bit floats as 64-bit ones.
 #[derive(Debug, Serialize)]
-struct Report<T> {
-    logits: T,
+#[serde(rename_all = "lowercase")]
+enum Report {
+    Logits(Vec<f32>),
+    #[serde(rename = "logits")]
+    AllLogits(Vec<Vec<f32>>),
+    Embedding(Vec<f32>),
+    Scores(Vec<f32>),
 }
 
 pub(crate) fn execute(args: &LogitsArgs, globals: &GlobalArgs) -> Result<()> {
@@ -43,10 +50,19 @@ pub(crate) fn execute(args: &LogitsArgs, globals: &GlobalArgs) -> Result<()> {
     }
     let engine = models::load(&args.model.model, &options, globals)?;
     check_ids(&ids, engine.tokenizer())?;
-    let mut logits = engine.logits(&ids, args.all)?;
-    if args.all {
-        super::print_json(&Report { logits })
-    } else {
-        super::print_json(&Report { logits: logits.pop().unwrap_or_default() })
+    if engine.is_embedding_model() {
+        if args.all {
+            usage!("--all: an embedding model has one vector for all positions");
+        }
+        let vector = engine.embed(&ids)?;
+        return super::print_json(&match engine.pooling() {
+            Some(Pooling::Rank) => Report::Scores(vector),
+            _ => Report::Embedding(vector),
+        });
     }
+    let mut logits = engine.logits(&ids, args.all)?;
+    super::print_json(&match args.all {
+        true => Report::AllLogits(logits),
+        false => Report::Logits(logits.pop().unwrap_or_default()),
+    })
 }

@@ -81,7 +81,7 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let text = prompt_text(args)?;
 
     let interrupt = Interrupt::install(true)?;
-    let engine = models::load(&args.model.model, &options, globals)?;
+    let engine = models::load_writer(&args.model.model, &options, globals)?;
     let prompt = prompt(args, globals, &engine, system, text)?;
 
     let printer = (!args.json)

@@ -43,6 +43,36 @@ fn logits_are_llama_cpps() {
 }
 
 #[test]
+fn an_embedding_model_prints_llama_cpps_embedding_and_writes_no_text() {
+    for name in ["archs/bert", "archs/nomic-bert", "archs/qwen3-embed"] {
+        let text = std::fs::read_to_string(golden(&format!("{name}.json"))).expect("golden data");
+        let expected: Value = serde_json::from_str(&text).expect("JSON");
+        let path = golden(&format!("{name}.gguf")).display().to_string();
+        for input in expected["inputs"].as_array().expect("inputs") {
+            let ids = input["ids"].to_string();
+            let found = run(&["logits", "-m", &path, "--ids", &ids]).json();
+            assert_eq!(found.as_object().expect("an object").len(), 1, "{found}");
+            let (found, wanted) = (as_floats(&found["embedding"]), as_floats(&input["embedding"]));
+            assert_eq!(found.len(), wanted.len());
+            for (found, wanted) in found.iter().zip(&wanted) {
+                assert!((found - wanted).abs() < 2e-4, "{name}: {found} for {wanted}");
+            }
+        }
+        for args in
+            [&["-m", &path, "hi"][..], &["-m", &path, "--raw", "hi"], &["chat", "-m", &path]]
+        {
+            let run = run(args);
+            assert_eq!(run.status, Some(1), "{}", run.stderr);
+            for part in [name, "makes embeddings", "hint: 'hurtle logits"] {
+                assert!(run.stderr.contains(part), "{}", run.stderr);
+            }
+        }
+        let all = run(&["logits", "-m", &path, "--ids", "1,2", "--all"]);
+        assert_eq!(all.status, Some(2), "{}", all.stderr);
+    }
+}
+
+#[test]
 fn a_forced_instruction_set_gives_the_same_output_and_is_named() {
     let home = tempfile::TempDir::new().expect("a folder");
     let run = |isa: &str| {

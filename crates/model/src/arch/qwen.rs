@@ -1,7 +1,7 @@
 //! Qwen 2, 2.5 and 3, dense and with experts.
 
 use super::PLAIN;
-use crate::spec::{ArchSpec, ExpertWidth, Gating, Moe, QkNorm};
+use crate::spec::{ArchSpec, ExpertWidth, Gating, Moe, QkNorm, Ranking};
 
 /// Qwen 2 and 2.5.
 pub(super) const QWEN2: ArchSpec = ArchSpec { name: "qwen2", ..PLAIN };
@@ -13,8 +13,9 @@ pub(super) const QWEN2MOE: ArchSpec = ArchSpec {
     ..PLAIN
 };
 
-/// Qwen 3.
-pub(super) const QWEN3: ArchSpec = ArchSpec { name: "qwen3", qk_norm: QkNorm::Head, ..PLAIN };
+/// Qwen 3, also its embedding models and rerankers.
+pub(super) const QWEN3: ArchSpec =
+    ArchSpec { name: "qwen3", qk_norm: QkNorm::Head, ranking: Ranking::LastSoftmax, ..PLAIN };
 
 /// Qwen 3 with experts.
 pub(super) const QWEN3MOE: ArchSpec = ArchSpec {

@@ -70,7 +70,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
         failed: false,
     };
     let mut model = args.model.model.clone();
-    let mut engine = models::load(&model, &options, globals)?;
+    let mut engine = models::load_writer(&model, &options, globals)?;
     let mut reader = Reader::new(chat.terminal)?;
     loop {
         chat.greet(&model, &engine);
@@ -83,7 +83,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
                 // Two models at once may not fit into the memory.
                 drop(engine);
                 chat.answered = false;
-                engine = match models::load(&next, &options, globals) {
+                engine = match models::load_writer(&next, &options, globals) {
                     Ok(engine) => {
                         model = next;
                         chat.conversation.clear();
@@ -91,7 +91,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
                     }
                     Err(error) => {
                         say(&render(&error));
-                        models::load(&model, &options, globals)?
+                        models::load_writer(&model, &options, globals)?
                     }
                 };
             }
