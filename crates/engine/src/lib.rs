@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+pub mod constraint;
 mod generate;
 pub mod perplexity;
+mod prefix;
 mod profile;
 pub mod sampler;
+mod service;
 mod stop;
+mod token_loop;
 
 pub use bench::{Bench, BenchSample, BenchTest};
 pub use generate::{
@@ -16,4 +20,8 @@ pub use generate::{
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
 pub use profile::ProfileRun;
+pub use service::{
+    Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport, SlotInfo,
+    SubmitError, Ticket, TokenOut,
+};
 pub use stop::StopMatcher;
