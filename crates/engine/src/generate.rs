@@ -33,6 +33,9 @@ pub enum EngineError {
     /// The answer cannot follow its grammar.
     #[error(transparent)]
     Constraint(#[from] crate::constraint::ConstraintError),
+    /// Choosing this request's next token broke down.
+    #[error("an internal error ended this request\nhint: the log says what failed; others go on")]
+    RequestFailed,
     /// The service broke down while the request was in it.
     #[error(
         "the service has stopped after an internal error\nhint: restart it; the log says what failed"

@@ -150,3 +150,61 @@ impl PrefixCache {
         oldest.map(|node| self.remove(cache, node)).is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Engine, EngineOptions};
+    use proptest::prelude::*;
+    use std::path::Path;
+    use std::sync::LazyLock;
+
+    static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+        let archs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/archs");
+        Engine::load(&archs.join("llama.gguf"), &EngineOptions::default()).expect("a golden model")
+    });
+
+    /// Few different texts with common beginnings: (pages of zeros, then ones up to the length).
+    fn texts() -> impl Strategy<Value = Vec<u32>> {
+        (0..4usize, 1..300usize).prop_map(|(pages, n)| {
+            (0..n).map(|i| u32::from(i >= pages * PAGE_TOKENS + n % 3)).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn finds_the_longest_prefix_and_loses_no_page(
+            steps in prop::collection::vec((texts(), 0..4u8), 1..24),
+        ) {
+            let (mut cache, mut tree) = (ENGINE.kv_cache(), PrefixCache::new());
+            let mut known: Vec<Vec<u32>> = Vec::new();
+            let mut evicted = false;
+            for (text, action) in steps {
+                if action == 0 {
+                    evicted |= tree.evict(&mut cache);
+                }
+                let common = |other: &Vec<u32>| {
+                    other.iter().zip(&text).take_while(|(a, b)| a == b).count()
+                };
+                let longest = known.iter().map(common).max().unwrap_or(0);
+                let (n, pages) = tree.lookup(&text);
+                prop_assert!(n <= longest);
+                prop_assert!(evicted || n == longest, "{n} of {longest}");
+                let seq = cache.new_sequence();
+                cache.adopt(seq, &pages, n);
+                let (needed, before) = (cache.pages_needed(seq, text.len()), cache.pages_in_use());
+                cache.reserve(seq, text.len());
+                prop_assert_eq!(cache.pages_in_use(), before + needed);
+                let pages = cache.page_ids(seq).to_vec();
+                tree.insert(&mut cache, &text, &pages);
+                cache.remove(seq);
+                known.push(text);
+                prop_assert_eq!(cache.pages_in_use(), tree.n_pages());
+                prop_assert_eq!(tree.n_evictable(&cache), tree.n_pages());
+            }
+            while tree.evict(&mut cache) {}
+            prop_assert_eq!((cache.pages_in_use(), tree.n_pages(), tree.n_tokens()), (0, 0, 0));
+        }
+    }
+}

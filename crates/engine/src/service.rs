@@ -869,7 +869,9 @@ impl<'e> Scheduler<'e> {
             }
             let Some(logits) = rows.next() else { break };
             let mut text = String::new();
-            match job.token_loop.step(logits, &mut text) {
+            // A grammar's engine is others' code: what it breaks is this answer alone.
+            let step = AssertUnwindSafe(|| job.token_loop.step(logits, &mut text));
+            match catch_unwind(step).unwrap_or(Err(EngineError::RequestFailed)) {
                 Ok(step) => {
                     if let Some(id) = step.id {
                         job.tokens.push(id);

@@ -312,3 +312,69 @@ fn a_shutdown_finishes_what_it_can_and_cancels_the_rest() {
     assert!(report.cancelled > 0, "{report:?}");
     requests.iter().for_each(|(_ticket, events)| drop(hear(events)));
 }
+
+/// Panics when it is asked, or when it is dropped.
+struct Faulty {
+    when_asked: bool,
+}
+
+impl Constraint for Faulty {
+    fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError> {
+        assert!(!self.when_asked, "a grammar's own fault");
+        (0..mask.n_tokens() as u32).for_each(|id| mask.allow(id));
+        Ok(())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        assert!(self.when_asked || std::thread::panicking(), "a grammar's own fault");
+    }
+}
+
+#[test]
+fn faults_are_reported_and_nobody_waits_for_ever() {
+    let service = Service::start(golden(1), ServiceOptions::default()).unwrap();
+    let faulty = |when_asked| {
+        let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Faulty { when_asked }));
+        Request { constraint, ..Request::new(vec![1, 2], params(0, 1)) }
+    };
+    let (_ticket, events) = submit(&service, faulty(true)).unwrap();
+    assert!(matches!(events.iter().last(), Some(Event::Failed(_))));
+    let answer = ask(&service, Request::new(vec![1, 2], params(3, 20)));
+    assert_eq!((answer.ids, answer.text), alone(service.engine(), &[1, 2], &params(3, 20)));
+
+    // Behind the steps of single requests, a fault ends the service.
+    let (_ticket, other) = submit(&service, Request::new(vec![1], params(0, 1000))).unwrap();
+    let (_ticket, _) = submit(&service, faulty(false)).unwrap();
+    assert!(matches!(other.iter().last(), Some(Event::Failed(_))));
+    let refused = submit(&service, Request::new(vec![1], params(0, 1))).unwrap_err();
+    assert!(matches!(refused, SubmitError::ServiceFailed), "{refused}");
+    service.shutdown(Duration::from_secs(60));
+}
+
+#[test]
+fn a_real_model_gives_the_same_bits_to_many_as_to_one() {
+    let file = "smollm2-135m-q4_1.gguf";
+    let path = std::env::var_os("HURTLE_TEST_MODELS").map(|dir| Path::new(&dir).join(file));
+    let Some(path) = path.filter(|path| path.exists()) else {
+        let required = std::env::var_os("HURTLE_REQUIRE_MODELS").is_some();
+        assert!(!required, "{file} is missing from HURTLE_TEST_MODELS");
+        println!("skipped: {file} is not in HURTLE_TEST_MODELS; `cargo xtask test` fetches it");
+        return;
+    };
+    let options = EngineOptions { threads: Some(2), ctx_size: Some(512), ..Default::default() };
+    let engine = Engine::load(&path, &options).unwrap();
+    let page = engine.model().kv_cache(Default::default(), Default::default()).page_bytes() as u64;
+    let options =
+        ServiceOptions { chunk: Some(48), kv_bytes: Some(8 * page), ..Default::default() };
+    check(engine, options, &[(5, 12), (130, 8), (70, 20), (64, 5)]);
+}
