@@ -1,4 +1,4 @@
-//! Sequences, sampling and generation.
+//! Sequences, sampling and generation: [`Session`] for one, [`Service`] for many.
 #![forbid(unsafe_code)]
 
 mod bench;

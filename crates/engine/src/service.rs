@@ -600,8 +600,10 @@ impl<'e> Scheduler<'e> {
                 return;
             }
             self.admit();
+            self.reuse();
             self.plan();
             if self.make_room() {
+                self.announce();
                 self.step();
             }
             self.publish();
@@ -743,31 +745,38 @@ impl<'e> Scheduler<'e> {
             if wanted > self.shared.max_pages && !self.running.is_empty() {
                 return;
             }
-            let Some(mut job) = self.waiting.remove(next) else { return };
+            let Some(job) = self.waiting.remove(next) else { return };
             let seq = self.cache.new_sequence();
-            let known = self.reuse(&job, seq);
-            if job.started.is_none() {
-                let now = Instant::now();
-                job.started = Some(now);
-                job.n_cached = known;
-                self.stats.cached_tokens += known as u64;
-                let (n_prompt, queued) = (job.n_prompt, now - job.submitted);
-                job.tell(Event::Started { n_prompt, n_cached: known, queued });
-            }
             self.running.push(Running { job, seq, planned: 0 });
         }
     }
 
-    /// Lets a sequence begin with what the prefix cache holds of its tokens, all but the last.
-    fn reuse(&mut self, job: &Job<'e>, seq: SeqId) -> usize {
-        if !job.cache_prompt {
-            return 0;
+    /// Lets sequences that have not begun begin with what the prefix cache holds of their tokens, all
+    /// but the last. That is done as late as possible: of equal prompts that come together, most
+    /// wait until one is processed and take its pages.
+    fn reuse(&mut self) {
+        for Running { job, seq, .. } in &self.running {
+            if job.cache_prompt && self.cache.len(*seq) == 0 {
+                let (n, pages) = self.prefix.lookup(&job.tokens[..job.tokens.len() - 1]);
+                self.cache.adopt(*seq, &pages, n);
+            }
         }
-        let (n, pages) = self.prefix.lookup(&job.tokens[..job.tokens.len() - 1]);
-        self.cache.adopt(seq, &pages, n);
-        self.stats.prefix_lookups += 1;
-        self.stats.prefix_hits += u64::from(n > 0);
-        n
+    }
+
+    /// Tells those that the next step is the first for.
+    fn announce(&mut self) {
+        for Running { job, seq, planned } in &mut self.running {
+            if *planned > 0 && job.started.is_none() {
+                let (now, n_cached) = (Instant::now(), self.cache.len(*seq));
+                job.started = Some(now);
+                job.n_cached = n_cached;
+                self.stats.prefix_lookups += u64::from(job.cache_prompt);
+                self.stats.prefix_hits += u64::from(n_cached > 0);
+                self.stats.cached_tokens += n_cached as u64;
+                let (n_prompt, queued) = (job.n_prompt, now - job.submitted);
+                job.tell(Event::Started { n_prompt, n_cached, queued });
+            }
+        }
     }
 
     /// Tokens of a sequence that have not been processed.

@@ -157,6 +157,14 @@ fn the_second_turn_processes_only_what_is_new() {
     let second = ask(&service, Request::new(ids.clone(), params(2, 30)));
     assert_eq!(second.finished.n_cached, known, "all but the last token, which was not processed");
     assert_eq!((second.ids, second.text), alone(service.engine(), &ids, &params(2, 30)));
+
+    // Of equal prompts that come together, the last need not be processed.
+    let long = prompt(service.engine(), 5, 900);
+    let requests = (0..3).map(|seed| Request::new(long.clone(), params(seed, 5)));
+    let running: Vec<_> = requests.map(|request| submit(&service, request).unwrap()).collect();
+    let cached = running.iter().map(|(_ticket, events)| hear(events).finished.n_cached);
+    assert_eq!(cached.last(), Some(896));
+
     let request = Request { cache_prompt: false, ..Request::new(ids.clone(), params(2, 5)) };
     assert_eq!(ask(&service, request).finished.n_cached, 0);
 }
@@ -271,7 +279,11 @@ impl Constraint for Fives {
 
     fn accept(&mut self, id: u32) -> Result<(), ConstraintError> {
         self.0 -= 1;
-        if id % 5 == 0 { Ok(()) } else { Err(ConstraintError(format!("{id} is no multiple"))) }
+        if id.is_multiple_of(5) {
+            Ok(())
+        } else {
+            Err(ConstraintError(format!("{id} is no multiple")))
+        }
     }
 
     fn is_finished(&self) -> bool {
