@@ -163,7 +163,7 @@ fn the_second_turn_processes_only_what_is_new() {
     let requests = (0..3).map(|seed| Request::new(long.clone(), params(seed, 5)));
     let running: Vec<_> = requests.map(|request| submit(&service, request).unwrap()).collect();
     let cached = running.iter().map(|(_ticket, events)| hear(events).finished.n_cached);
-    assert_eq!(cached.last(), Some(896));
+    assert_eq!(cached.collect::<Vec<_>>()[2], 896);
 
     let request = Request { cache_prompt: false, ..Request::new(ids.clone(), params(2, 5)) };
     assert_eq!(ask(&service, request).finished.n_cached, 0);
