@@ -1,12 +1,12 @@
 //! A loaded model, and sequences that grow on it.
 
 use crate::sampler::{Sampler, SamplerError, SamplerParams};
-use crate::stop::StopMatcher;
+use crate::token_loop::TokenLoop;
 use hurtle_gguf::Gguf;
 use hurtle_kernels::backend::MatmulBackend;
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::{BatchToken, KvCache, Model, ModelError, Scratch, SeqId};
-use hurtle_text::{StreamDecoder, Tokenizer, TokenizerError};
+use hurtle_text::{Tokenizer, TokenizerError};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,17 @@ pub enum EngineError {
     /// A sampling parameter makes no sense.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// The answer cannot follow its grammar.
+    #[error(transparent)]
+    Constraint(#[from] crate::constraint::ConstraintError),
+    /// Choosing this request's next token broke down.
+    #[error("an internal error ended this request\nhint: the log says what failed; others go on")]
+    RequestFailed,
+    /// The service broke down while the request was in it.
+    #[error(
+        "the service has stopped after an internal error\nhint: restart it; the log says what failed"
+    )]
+    ServiceFailed,
     /// Threads could not be started.
     #[error("cannot start {n_threads} threads: {source}\nhint: ask for fewer with --threads")]
     Threads {
@@ -209,13 +220,23 @@ impl Engine {
         &self.pool
     }
 
+    /// Prompt tokens processed at once.
+    pub(crate) fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// An empty KV cache of the types that were asked for.
+    pub(crate) fn kv_cache(&self) -> KvCache {
+        self.model.kv_cache(self.kv_types.0, self.kv_types.1)
+    }
+
     pub(crate) fn exec(&self, n_threads: usize) -> Exec<'_> {
         Exec { isa: self.isa, pool: &self.pool, n_threads }
     }
 
     /// A new, empty sequence.
     pub fn session(&self) -> Session<'_> {
-        let mut cache = self.model.kv_cache(self.kv_types.0, self.kv_types.1);
+        let mut cache = self.kv_cache();
         let seq = cache.new_sequence();
         let (scratch, tokens, batch) = (Scratch::default(), Vec::new(), Vec::new());
         Session { engine: self, cache, seq, scratch, tokens, batch }
@@ -311,6 +332,8 @@ pub enum StopReason {
     Context,
     /// The callback broke off (`cancelled`).
     Cancelled,
+    /// The request's time was up (`deadline`).
+    Deadline,
 }
 
 impl StopReason {
@@ -322,6 +345,7 @@ impl StopReason {
             StopReason::Length => "length",
             StopReason::Context => "context",
             StopReason::Cancelled => "cancelled",
+            StopReason::Deadline => "deadline",
         }
     }
 }
@@ -403,13 +427,8 @@ impl Session<'_> {
         let room = engine.n_ctx - prompt.len();
         let expected = params.n_predict.unwrap_or(room).min(room).min(EXPECTED_TOKENS);
         self.tokens.reserve(prompt.len() - shared + expected);
-        let mut output = Output {
-            text: String::with_capacity(4 * expected),
-            decoded: String::new(),
-            decoder: StreamDecoder::new(&engine.tokenizer, params.special),
-            stop: StopMatcher::new(&params.stop),
-            on_progress,
-        };
+        let mut text = String::with_capacity(4 * expected);
+        let mut token_loop = TokenLoop::new(engine, sampler, params, room);
         let mut done = shared;
         let mut logits: &[f32] = &[];
         for chunk in prompt[shared..].chunks(engine.batch_size) {
@@ -417,10 +436,11 @@ impl Session<'_> {
             let last = done == prompt.len();
             logits = self.forward(chunk, |i| last && i == chunk.len() - 1)?;
             let progress = Progress::Prompt { done, total: prompt.len() };
-            if (output.on_progress)(progress).is_break() {
+            if on_progress(progress).is_break() {
                 timings.prompt_n = done - shared;
                 timings.finish(start.elapsed(), Duration::ZERO);
-                return Ok(output.finish(Vec::new(), StopReason::Cancelled, timings));
+                let (token_ids, stop_reason) = (Vec::new(), StopReason::Cancelled);
+                return Ok(Generation { text, token_ids, stop_reason, timings });
             }
         }
         let prompt_time = start.elapsed();
@@ -428,29 +448,27 @@ impl Session<'_> {
         let start = Instant::now();
         let mut token_ids = Vec::with_capacity(expected);
         let stop_reason = loop {
-            if params.n_predict.is_some_and(|n| token_ids.len() >= n) {
-                break StopReason::Length;
-            }
-            let id = sampler.sample(logits);
-            if engine.tokenizer.is_end_of_generation(id) && !params.sampler.ignore_eos {
-                break StopReason::EndOfText;
-            }
-            sampler.accept(id);
+            let before = text.len();
+            let step = token_loop.step(logits, &mut text)?;
+            let Some(id) = step.id else { break step.stop.unwrap_or(StopReason::EndOfText) };
             token_ids.push(id);
-            if let Some(reason) = output.push(id) {
-                break reason;
+            let cancelled = on_progress(Progress::Text(&text[before..])).is_break();
+            match step.stop {
+                Some(StopReason::StopString) => break StopReason::StopString,
+                _ if cancelled => break StopReason::Cancelled,
+                Some(reason) => break reason,
+                None => logits = self.forward(&[id], |_| true)?,
             }
-            if params.n_predict.is_some_and(|n| token_ids.len() >= n) {
-                break StopReason::Length;
-            }
-            if self.tokens.len() >= engine.n_ctx {
-                break StopReason::Context;
-            }
-            logits = self.forward(&[id], |_| true)?;
         };
         timings.predicted_n = token_ids.len();
         timings.finish(prompt_time, start.elapsed());
-        Ok(output.finish(token_ids, stop_reason, timings))
+        let before = text.len();
+        token_loop.finish(&mut text);
+        if before < text.len() {
+            // The generation has ended: whether the callback breaks off makes no difference.
+            let _ = on_progress(Progress::Text(&text[before..]));
+        }
+        Ok(Generation { text, token_ids, stop_reason, timings })
     }
 
     /// Drops what the cache holds beyond its common prefix with `prompt`, always leaving at least
@@ -480,12 +498,12 @@ impl Session<'_> {
     }
 }
 
-fn millis(time: Duration) -> f64 {
+pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
 impl Timings {
-    fn finish(&mut self, prompt: Duration, predicted: Duration) {
+    pub(crate) fn finish(&mut self, prompt: Duration, predicted: Duration) {
         let rate = |n: usize, time: Duration| {
             if n == 0 || time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
         };
@@ -493,52 +511,5 @@ impl Timings {
         self.prompt_tps = rate(self.prompt_n, prompt);
         self.predicted_ms = millis(predicted);
         self.predicted_tps = rate(self.predicted_n, predicted);
-    }
-}
-
-/// Text on its way out.
-struct Output<'a> {
-    /// What has been let out.
-    text: String,
-    /// What the latest token completes.
-    decoded: String,
-    decoder: StreamDecoder<'a>,
-    stop: StopMatcher,
-    on_progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
-}
-
-impl Output<'_> {
-    /// Takes a token; tells whether generation has to end.
-    fn push(&mut self, id: u32) -> Option<StopReason> {
-        self.decoded.clear();
-        self.decoder.push(id, &mut self.decoded);
-        let before = self.text.len();
-        let stopped = self.stop.push(&self.decoded, &mut self.text);
-        let cancelled = (self.on_progress)(Progress::Text(&self.text[before..])).is_break();
-        match (stopped, cancelled) {
-            (true, _) => Some(StopReason::StopString),
-            (false, true) => Some(StopReason::Cancelled),
-            (false, false) => None,
-        }
-    }
-
-    /// Lets out what was held back.
-    fn finish(
-        mut self,
-        token_ids: Vec<u32>,
-        stop_reason: StopReason,
-        timings: Timings,
-    ) -> Generation {
-        if stop_reason != StopReason::StopString {
-            let before = self.text.len();
-            if !self.stop.push(&self.decoder.finish(), &mut self.text) {
-                self.text.push_str(&self.stop.finish());
-            }
-            if before < self.text.len() {
-                // The generation has ended: whether the callback breaks off makes no difference.
-                let _ = (self.on_progress)(Progress::Text(&self.text[before..]));
-            }
-        }
-        Generation { text: self.text, token_ids, stop_reason, timings }
     }
 }

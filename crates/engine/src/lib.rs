@@ -1,13 +1,17 @@
-//! Sequences, sampling, generation and embeddings.
+//! Sequences, sampling, generation ([`Session`] for one, [`Service`] for many) and embeddings.
 #![forbid(unsafe_code)]
 
 mod bench;
+pub mod constraint;
 mod embed;
 mod generate;
 pub mod perplexity;
+mod prefix;
 mod profile;
 pub mod sampler;
+mod service;
 mod stop;
+mod token_loop;
 
 pub use bench::{Bench, BenchSample, BenchTest};
 pub use generate::{
@@ -18,4 +22,8 @@ pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
 pub use hurtle_model::Pooling;
 pub use profile::ProfileRun;
+pub use service::{
+    Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport, SlotInfo,
+    SubmitError, Ticket, TokenOut,
+};
 pub use stop::StopMatcher;

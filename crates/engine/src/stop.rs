@@ -45,20 +45,21 @@ pub struct StopMatcher {
     stops: Vec<Stop>,
     /// What could still become a stop string.
     held: String,
-    stopped: bool,
+    /// Index of the stop string that was found.
+    found: Option<usize>,
 }
 
 impl StopMatcher {
     /// A matcher for `stops`; empty ones never match.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         let stops = stops.iter().map(AsRef::as_ref).filter(|text| !text.is_empty());
-        Self { stops: stops.map(Stop::new).collect(), held: String::new(), stopped: false }
+        Self { stops: stops.map(Stop::new).collect(), held: String::new(), found: None }
     }
 
     /// Takes the next piece of text. Appends to `out` what can be shown now, and returns whether a
     /// stop string has been found; it and all that follows it never come out.
     pub fn push(&mut self, piece: &str, out: &mut String) -> bool {
-        if self.stopped {
+        if self.found.is_some() {
             return true;
         }
         let start = self.held.len();
@@ -66,16 +67,16 @@ impl StopMatcher {
         for end in start..self.held.len() {
             let byte = self.held.as_bytes()[end];
             let mut longest = 0;
-            for stop in &mut self.stops {
-                if stop.push(byte) {
-                    longest = longest.max(stop.text.len());
+            for (index, stop) in self.stops.iter_mut().enumerate() {
+                if stop.push(byte) && stop.text.len() > longest {
+                    longest = stop.text.len();
+                    self.found = Some(index);
                 }
             }
             if longest > 0 {
                 // A stop string begins and ends with whole characters.
                 out.push_str(&self.held[..end + 1 - longest]);
                 self.held.clear();
-                self.stopped = true;
                 return true;
             }
         }
@@ -83,6 +84,11 @@ impl StopMatcher {
         // What is open begins where a stop string begins, with a whole character.
         out.extend(self.held.drain(..self.held.len() - open));
         false
+    }
+
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|index| str::from_utf8(&self.stops[index].text).ok())
     }
 
     /// The text has ended: what was held back was no stop string after all.

@@ -425,6 +425,22 @@ impl KvPages {
         u32::try_from(self.len - 1).expect("fewer than 2^32 pages")
     }
 
+    /// Copies the bytes of page `from` to page `to`.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn copy(&mut self, from: u32, to: u32) {
+        let ((from_slab, from), (to_slab, to)) = (self.place(from), self.place(to));
+        let n = self.page_lines;
+        if from_slab == to_slab {
+            self.slabs[to_slab].copy_within(from..from + n, to);
+        } else {
+            let slabs = self.slabs.get_disjoint_mut([from_slab, to_slab]);
+            let [source, copy] = slabs.expect("two slabs that exist");
+            copy[to..to + n].copy_from_slice(&source[from..from + n]);
+        }
+    }
+
     pub(crate) fn page(&self, page: u32) -> &[u8] {
         let (slab, at) = self.place(page);
         bytemuck::cast_slice(&self.slabs[slab][at..at + self.page_lines])

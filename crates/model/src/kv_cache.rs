@@ -1,6 +1,9 @@
 //! Keys and values of all sequences, in pages of 64 positions.
 //!
 //! Memory grows with what is used, page by page; a freed page is reused. Nothing is moved.
+//!
+//! Sequences with a common prefix can share its pages, and a page can be kept when its sequence is
+//! gone: pages are counted. A page that others hold too is copied before a sequence writes into it.
 
 use crate::hparams::LayerParams;
 use hurtle_kernels::Isa;
@@ -22,6 +25,8 @@ struct Sequence {
 pub struct KvCache {
     layers: Vec<KvLayer>,
     pub(crate) pages: KvPages,
+    /// How many hold each page; 0: it is free.
+    holders: Vec<u32>,
     free_pages: Vec<u32>,
     sequences: Vec<Sequence>,
 }
@@ -41,6 +46,7 @@ impl KvCache {
         Self {
             layers,
             pages: KvPages::new(page_bytes),
+            holders: Vec::new(),
             free_pages: Vec::new(),
             sequences: Vec::new(),
         }
@@ -82,22 +88,101 @@ impl KvCache {
         let sequence = &mut self.sequences[seq.0];
         sequence.len = sequence.len.min(len);
         let keep = sequence.len.div_ceil(PAGE_TOKENS);
-        self.free_pages.extend(sequence.page_ids.drain(keep..));
+        for page in sequence.page_ids.drain(keep..) {
+            release(&mut self.holders, &mut self.free_pages, page);
+        }
     }
 
     /// Makes room for the first `n` positions of a sequence.
     pub fn reserve(&mut self, seq: SeqId, n: usize) {
+        if let Some(index) = self.shared_tail(seq, n) {
+            let (shared, own) = (self.sequences[seq.0].page_ids[index], self.new_page());
+            self.pages.copy(shared, own);
+            self.sequences[seq.0].page_ids[index] = own;
+            self.release_page(shared);
+        }
         while self.sequences[seq.0].page_ids.len() * PAGE_TOKENS < n {
-            let page = self.free_pages.pop().unwrap_or_else(|| self.pages.push());
+            let page = self.new_page();
             self.sequences[seq.0].page_ids.push(page);
         }
+    }
+
+    /// Pages that [`reserve`](Self::reserve) would take.
+    pub fn pages_needed(&self, seq: SeqId, n: usize) -> usize {
+        let held = self.sequences[seq.0].page_ids.len();
+        let missing = n.div_ceil(PAGE_TOKENS).saturating_sub(held);
+        missing + usize::from(self.shared_tail(seq, n).is_some())
+    }
+
+    /// The index of the page that position `len` lies in, if the sequence is to grow to `n`
+    /// positions and others hold that page too.
+    fn shared_tail(&self, seq: SeqId, n: usize) -> Option<usize> {
+        let Sequence { page_ids, len, .. } = &self.sequences[seq.0];
+        let index = len / PAGE_TOKENS;
+        let begun = n > *len && len % PAGE_TOKENS > 0;
+        (begun && self.holders[page_ids[index] as usize] > 1).then_some(index)
+    }
+
+    fn new_page(&mut self) -> u32 {
+        let page = self.free_pages.pop().unwrap_or_else(|| {
+            self.holders.push(0);
+            self.pages.push()
+        });
+        self.holders[page as usize] = 1;
+        page
+    }
+
+    /// Lets an empty sequence begin with `len` positions that lie in `pages`, which it shares with
+    /// those that hold them already.
+    ///
+    /// # Panics
+    /// If the sequence is not empty, or `pages` are not as many as `len` positions take, or free.
+    pub fn adopt(&mut self, seq: SeqId, pages: &[u32], len: usize) {
+        assert!(self.sequences[seq.0].page_ids.is_empty(), "the sequence holds pages");
+        assert_eq!(pages.len(), len.div_ceil(PAGE_TOKENS), "pages of {len} positions");
+        pages.iter().for_each(|&page| self.hold_page(page));
+        let sequence = &mut self.sequences[seq.0];
+        sequence.page_ids.extend_from_slice(pages);
+        sequence.len = len;
+    }
+
+    /// Keeps a page that somebody holds, whatever becomes of its sequences, until
+    /// [`release_page`](Self::release_page).
+    ///
+    /// # Panics
+    /// If the page is free.
+    pub fn hold_page(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        assert!(*holders > 0, "page {page} is free");
+        *holders += 1;
+    }
+
+    /// Gives back what [`hold_page`](Self::hold_page) kept.
+    pub fn release_page(&mut self, page: u32) {
+        release(&mut self.holders, &mut self.free_pages, page);
+    }
+
+    /// How many hold a page.
+    pub fn holders(&self, page: u32) -> usize {
+        self.holders[page as usize] as usize
+    }
+
+    /// Pages that somebody holds.
+    pub fn pages_in_use(&self) -> usize {
+        self.pages.len() - self.free_pages.len()
+    }
+
+    /// Bytes of a page of [`PAGE_TOKENS`] positions.
+    pub fn page_bytes(&self) -> usize {
+        self.pages.page_bytes()
     }
 
     pub(crate) fn advance(&mut self, seq: SeqId, len: usize) {
         self.sequences[seq.0].len = len;
     }
 
-    pub(crate) fn page_ids(&self, seq: SeqId) -> &[u32] {
+    /// The pages of a sequence, in order.
+    pub fn page_ids(&self, seq: SeqId) -> &[u32] {
         &self.sequences[seq.0].page_ids
     }
 
@@ -116,5 +201,14 @@ impl KvCache {
     ) {
         let page = self.sequences[seq.0].page_ids[pos / PAGE_TOKENS];
         self.pages.store(isa, &self.layers[layer], page, pos % PAGE_TOKENS, k, v);
+    }
+}
+
+fn release(holders: &mut [u32], free_pages: &mut Vec<u32>, page: u32) {
+    let holders = &mut holders[page as usize];
+    assert!(*holders > 0, "page {page} is free");
+    *holders -= 1;
+    if *holders == 0 {
+        free_pages.push(page);
     }
 }

@@ -27,7 +27,7 @@ pub mod traffic;
 pub use decoder::{BatchToken, Scratch};
 pub use error::ModelError;
 pub use hparams::{ExpertParams, Hparams, LayerParams, Pooling};
-pub use hurtle_kernels::kv::KvType;
+pub use hurtle_kernels::kv::{KvType, PAGE_TOKENS};
 pub use kv_cache::{KvCache, SeqId};
 pub use rope::RopeParams;
 

@@ -288,6 +288,13 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// Makes impossible what has no bit in `mask`, 32 ids to a word, lowest bit first.
+    pub(super) fn restrict(&mut self, mask: &[u32]) {
+        self.keep(f32::NEG_INFINITY, |id, _| {
+            mask.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
+        });
+    }
+
     /// Keeps the possible candidates whose logit is at least `floor` and that `wanted(id, logit)`.
     pub(super) fn keep(&mut self, floor: f32, mut wanted: impl FnMut(u32, f32) -> bool) {
         self.fill_maxima();

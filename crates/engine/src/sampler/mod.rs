@@ -30,6 +30,7 @@ mod truncation;
 pub use logprobs::{Sampled, TokenLogprob};
 pub use params::{SamplerError, SamplerKind, SamplerParams};
 
+use crate::constraint::TokenMask;
 use candidates::{Buffers, Candidates};
 use dry::Dry;
 use mirostat::Mirostat;
@@ -148,7 +149,15 @@ impl Sampler {
     /// Chooses the next token from `logits` `[n_vocab]`. The caller then [`accept`](Self::accept)s
     /// it, or another token.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        self.sample_masked(logits, None)
+    }
+
+    /// As [`sample`](Self::sample); what `mask` does not contain is impossible.
+    pub fn sample_masked(&mut self, logits: &[f32], mask: Option<&TokenMask>) -> u32 {
         let mut candidates = Candidates::new(logits, &mut self.buffers);
+        if let Some(mask) = mask {
+            candidates.restrict(mask.words());
+        }
         for &(token, bias) in &self.bias {
             candidates.adjust(token, |x| x + bias);
         }
@@ -202,6 +211,11 @@ impl Sampler {
     /// penalties, truncation and temperature) gives to the choice and to its `n` best tokens.
     pub fn sample_with_logprobs(&mut self, logits: &[f32], n: usize) -> Sampled {
         let id = self.sample(logits);
+        self.logprobs(logits, id, n)
+    }
+
+    /// The log-probabilities that the model itself gives to `id` and to its `n` best tokens.
+    pub fn logprobs(&mut self, logits: &[f32], id: u32, n: usize) -> Sampled {
         logprobs::logprobs(&mut Candidates::new(logits, &mut self.buffers), id, n)
     }
 

@@ -1,0 +1,137 @@
+//! What one sequence carries from token to token, apart from its KV: the sampler, the constraint, the
+//! detokenizer and the stop strings. [`Session`](crate::Session) and [`Service`](crate::Service) both
+//! step it with the logits that their forward passes give, so that their answers cannot differ.
+
+use crate::constraint::{Constraint, ConstraintError, TokenMask};
+use crate::sampler::{Sampled, Sampler};
+use crate::{Engine, EngineError, GenerationParams, StopMatcher, StopReason};
+use hurtle_text::StreamDecoder;
+
+/// A restriction and the set that it fills.
+struct Constrained {
+    constraint: Box<dyn Constraint>,
+    mask: TokenMask,
+}
+
+/// What a step gave.
+pub(crate) struct Step {
+    /// The new token, unless the generation ended without one.
+    pub(crate) id: Option<u32>,
+    pub(crate) logprobs: Option<Sampled>,
+    /// Why the generation ends here.
+    pub(crate) stop: Option<StopReason>,
+}
+
+pub(crate) struct TokenLoop<'e> {
+    engine: &'e Engine,
+    sampler: Sampler,
+    constrained: Option<Constrained>,
+    logprobs: Option<usize>,
+    decoder: StreamDecoder<'e>,
+    /// What the latest token completes.
+    decoded: String,
+    stop: StopMatcher,
+    /// Most tokens to generate.
+    n_predict: usize,
+    /// Tokens after which the context is full.
+    room: usize,
+    n_generated: usize,
+    ignore_eos: bool,
+}
+
+impl<'e> TokenLoop<'e> {
+    /// A loop whose sampler has accepted the prompt; `room` tokens may follow until the context is full.
+    pub(crate) fn new(
+        engine: &'e Engine,
+        sampler: Sampler,
+        params: &GenerationParams,
+        room: usize,
+    ) -> Self {
+        Self {
+            engine,
+            ignore_eos: sampler.params().ignore_eos,
+            sampler,
+            constrained: None,
+            logprobs: None,
+            decoder: StreamDecoder::new(engine.tokenizer(), params.special),
+            decoded: String::new(),
+            stop: StopMatcher::new(&params.stop),
+            n_predict: params.n_predict.unwrap_or(usize::MAX),
+            room,
+            n_generated: 0,
+        }
+    }
+
+    /// The same, restricted, and with log-probabilities of so many best tokens.
+    pub(crate) fn with(
+        mut self,
+        constraint: Option<Box<dyn Constraint>>,
+        logprobs: Option<usize>,
+    ) -> Self {
+        let mask = || TokenMask::new(self.engine.model().hparams().n_vocab);
+        self.constrained = constraint.map(|constraint| Constrained { constraint, mask: mask() });
+        self.logprobs = logprobs;
+        self
+    }
+
+    /// Tokens so far.
+    pub(crate) fn n_generated(&self) -> usize {
+        self.n_generated
+    }
+
+    /// The stop string that ended the generation.
+    pub(crate) fn stop_string(&self) -> Option<&str> {
+        self.stop.found()
+    }
+
+    /// Chooses the next token; what can be shown of it is appended to `text`.
+    pub(crate) fn step(&mut self, logits: &[f32], text: &mut String) -> Result<Step, EngineError> {
+        let end = |stop| Ok(Step { id: None, logprobs: None, stop: Some(stop) });
+        if self.n_generated >= self.n_predict {
+            return end(StopReason::Length);
+        }
+        let mask = match &mut self.constrained {
+            Some(Constrained { constraint, mask }) => {
+                constraint.allowed(mask)?;
+                Some(&*mask)
+            }
+            None => None,
+        };
+        let id = self.sampler.sample_masked(logits, mask);
+        if mask.is_some_and(|mask| !mask.contains(id)) {
+            let none = "no token of the vocabulary can continue this answer".to_owned();
+            return Err(ConstraintError(none).into());
+        }
+        if self.engine.tokenizer().is_end_of_generation(id) && !self.ignore_eos {
+            return end(StopReason::EndOfText);
+        }
+        let logprobs = self.logprobs.map(|n| self.sampler.logprobs(logits, id, n));
+        self.sampler.accept(id);
+        self.n_generated += 1;
+        self.decoded.clear();
+        self.decoder.push(id, &mut self.decoded);
+        let stopped = self.stop.push(&self.decoded, text);
+        let finished = match &mut self.constrained {
+            Some(Constrained { constraint, .. }) => {
+                constraint.accept(id)?;
+                constraint.is_finished()
+            }
+            None => false,
+        };
+        let stop = match () {
+            () if stopped => Some(StopReason::StopString),
+            () if finished => Some(StopReason::EndOfText),
+            () if self.n_generated >= self.n_predict => Some(StopReason::Length),
+            () if self.n_generated > self.room => Some(StopReason::Context),
+            () => None,
+        };
+        Ok(Step { id: Some(id), logprobs, stop })
+    }
+
+    /// Lets out what was held back.
+    pub(crate) fn finish(mut self, text: &mut String) {
+        if self.stop.found().is_none() && !self.stop.push(&self.decoder.finish(), text) {
+            text.push_str(&self.stop.finish());
+        }
+    }
+}
