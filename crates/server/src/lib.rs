@@ -15,3 +15,58 @@ pub mod error;
 pub mod output;
 pub mod request;
 pub mod wire;
+
+mod routes;
+mod worker;
+
+use axum::Router;
+use hurtle_engine::Engine;
+use hurtle_engine::sampler::SamplerParams;
+use hurtle_text::ChatTemplate;
+use std::sync::Arc;
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The model's name; requests may also call it `default`.
+    pub model: String,
+    /// Keys of which one must be given; none: everybody may ask.
+    pub api_keys: Vec<String>,
+    /// Most bytes of a body.
+    pub max_body: usize,
+    /// Most requests that wait.
+    pub queue: usize,
+    /// Sampling, where a request leaves it open.
+    pub sampler: SamplerParams,
+}
+
+/// A model with the routes to it.
+#[derive(Debug, Clone)]
+pub struct Server(Arc<routes::Shared>);
+
+impl Server {
+    /// Starts the thread that answers.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start(
+        engine: Engine,
+        template: ChatTemplate,
+        options: ServerOptions,
+    ) -> std::io::Result<Self> {
+        let worker = worker::Worker::start(engine, options.queue)?;
+        let started = routes::now();
+        let n_requests = Default::default();
+        Ok(Self(Arc::new(routes::Shared { worker, template, options, started, n_requests })))
+    }
+
+    /// The routes.
+    pub fn router(&self) -> Router {
+        routes::router(Arc::clone(&self.0))
+    }
+
+    /// Refuses new requests and breaks off those that are there.
+    pub fn shut_down(&self) {
+        self.0.worker.shut_down();
+    }
+}
