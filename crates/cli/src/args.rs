@@ -341,7 +341,7 @@ impl GenerationArgs {
 /// How to choose tokens.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
-struct SamplingArgs {
+pub(crate) struct SamplingArgs {
     /// Seed of the random numbers; -1: another one each time
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     seed: i64,
@@ -432,7 +432,7 @@ struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    fn params(&self) -> Result<SamplerParams> {
+    pub(crate) fn params(&self) -> Result<SamplerParams> {
         let as_usage = |e: hurtle_engine::sampler::SamplerError| crate::error::Usage(e.to_string());
         let samplers = match (&self.samplers, &self.sampler_seq) {
             (Some(names), _) => SamplerKind::parse_chain(names).map_err(as_usage)?,

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Run(commands::run::RunArgs),
     /// Talk with a model
     Chat(commands::chat::ChatArgs),
+    /// Serve a model over HTTP
+    Serve(commands::serve::ServeArgs),
     /// Show what a model file holds
     Show(commands::show::ShowArgs),
     /// Fetch a model

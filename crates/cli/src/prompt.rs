@@ -1,10 +1,10 @@
-//! From a conversation to token ids.
+//! Which chat template turns a conversation into a prompt.
 use crate::args::{TemplateArgs, read_text};
 use crate::error::usage;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use hurtle_gguf::Metadata;
-use hurtle_text::{ChatTemplate, Encode, RenderInput, Tokenizer};
+use hurtle_text::{ChatTemplate, Tokenizer};
 
 /// A chat template and where it comes from.
 #[derive(Debug)]
@@ -12,14 +12,6 @@ pub(crate) struct Template {
     pub(crate) template: ChatTemplate,
     /// For the user: which template this is.
     pub(crate) origin: String,
-}
-
-/// A prompt, ready for the engine.
-#[derive(Debug)]
-pub(crate) struct Prompt {
-    pub(crate) ids: Vec<u32>,
-    /// The prompt opens a section of reasoning that the answer goes on with.
-    pub(crate) thinking: bool,
 }
 
 impl Template {
@@ -70,31 +62,5 @@ impl Template {
             );
         };
         Ok(Some(Self { template, origin: name.clone() }))
-    }
-
-    /// The prompt of a conversation. A system prompt goes into the first message where the template knows no
-    /// system role. What the conversation says cannot become a control token, unless
-    /// `parse_special` allows it.
-    pub(crate) fn prompt(
-        &self,
-        tok: &Tokenizer,
-        input: &RenderInput,
-        parse_special: bool,
-    ) -> Result<Prompt> {
-        let input = &*self.template.adapt(input);
-        let (text, mut ids) = if parse_special {
-            let text = self.template.render(input)?;
-            let ids = tok.encode(&text, Encode { add_special: false, parse_special: true });
-            (text, ids)
-        } else {
-            let (text, guard) = self.template.render_guarded(input, tok)?;
-            let ids = tok.encode_guarded(&text, guard, false);
-            (text, ids)
-        };
-        // Templates that write BOS themselves must not get a second one.
-        if let Some(bos) = tok.bos().filter(|bos| tok.adds_bos() && ids.first() != Some(bos)) {
-            ids.insert(0, bos);
-        }
-        Ok(Prompt { ids, thinking: text.trim_end().ends_with("<think>") })
     }
 }

@@ -11,7 +11,7 @@ mod json;
 mod python;
 mod source;
 
-use crate::Tokenizer;
+use crate::{Encode, Tokenizer};
 use guard::Guard;
 use hurtle_gguf::Metadata;
 use minijinja::Environment;
@@ -83,6 +83,15 @@ pub struct RenderInput {
     pub extra: Map<String, Value>,
     /// What `strftime_now` sees; the clock's local time if `None`. `%Y-%m-%dT%H:%M:%S`.
     pub now: Option<String>,
+}
+
+/// A rendered prompt, ready for the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatPrompt {
+    /// Its tokens, with BOS as the model says.
+    pub ids: Vec<u32>,
+    /// The prompt opens a section of reasoning that the answer goes on with.
+    pub thinking: bool,
 }
 
 /// A compiled chat template.
@@ -218,6 +227,32 @@ impl ChatTemplate {
         let template = [self.source.as_str(), &self.bos, &self.eos];
         let guard = Guard::new(specials, input, &template).ok_or(TemplateError::NoGuard)?;
         Ok((self.render(&guard.apply(input))?, guard.mark))
+    }
+
+    /// The prompt of a conversation. A system prompt goes into the first message where the template knows no
+    /// system role. What the conversation says cannot become a control token, unless
+    /// `parse_special` allows it.
+    pub fn prompt(
+        &self,
+        tok: &Tokenizer,
+        input: &RenderInput,
+        parse_special: bool,
+    ) -> Result<ChatPrompt, TemplateError> {
+        let input = &*self.adapt(input);
+        let (text, mut ids) = if parse_special {
+            let text = self.render(input)?;
+            let ids = tok.encode(&text, Encode { add_special: false, parse_special: true });
+            (text, ids)
+        } else {
+            let (text, guard) = self.render_guarded(input, tok)?;
+            let ids = tok.encode_guarded(&text, guard, false);
+            (text, ids)
+        };
+        // Templates that write BOS themselves must not get a second one.
+        if let Some(bos) = tok.bos().filter(|bos| tok.adds_bos() && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ChatPrompt { ids, thinking: text.trim_end().ends_with("<think>") })
     }
 
     /// Whether the template shows tools to the model.

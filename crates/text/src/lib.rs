@@ -5,5 +5,5 @@
 mod chat_template;
 mod tokenizer;
 
-pub use chat_template::{ChatTemplate, RenderInput, TemplateError};
+pub use chat_template::{ChatPrompt, ChatTemplate, RenderInput, TemplateError};
 pub use tokenizer::{Encode, FillInMiddle, StreamDecoder, Tokenizer, TokenizerError};

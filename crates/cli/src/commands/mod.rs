@@ -12,6 +12,7 @@ pub(crate) mod pull;
 pub(crate) mod render;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod show;
 pub(crate) mod synth;
 pub(crate) mod tokenize;
@@ -29,6 +30,7 @@ pub(crate) fn execute(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::execute(&args, globals),
         Command::Chat(args) => chat::execute(&args, globals),
+        Command::Serve(args) => serve::execute(&args, globals),
         Command::Show(args) => show::execute(&args, globals),
         Command::Pull(args) => pull::execute(&args, globals),
         Command::List(args) => list::execute(&args, globals),

@@ -6,13 +6,13 @@ use crate::args::{
 };
 use crate::error::{Interrupted, usage};
 use crate::interrupt::Interrupt;
-use crate::prompt::{Prompt, Template};
+use crate::prompt::Template;
 use crate::terminal::{StatusLine, Terminal, say};
 use crate::{models, timings};
 use anyhow::Result;
 use clap::Args;
 use hurtle_engine::{Engine, StopReason, Timings};
-use hurtle_text::{Encode, RenderInput};
+use hurtle_text::{ChatPrompt, Encode, RenderInput};
 use serde::Serialize;
 use serde_json::json;
 use std::io::{self, IsTerminal as _};
@@ -167,14 +167,14 @@ fn prompt(
     engine: &Engine,
     system: Option<String>,
     text: String,
-) -> Result<Prompt> {
+) -> Result<ChatPrompt> {
     let tok = engine.tokenizer();
     if args.raw {
         let ids = tok.encode(&text, Encode { add_special: true, parse_special: true });
         if ids.is_empty() {
             usage!("the prompt is empty, and this model has no token to begin a text with");
         }
-        return Ok(Prompt { ids, thinking: false });
+        return Ok(ChatPrompt { ids, thinking: false });
     }
     let template = Template::load(&args.template, engine.gguf().metadata(), tok)?;
     if globals.verbose {
@@ -187,5 +187,5 @@ fn prompt(
         add_generation_prompt: true,
         ..RenderInput::default()
     };
-    template.prompt(tok, &input, args.generation.parse_special)
+    Ok(template.template.prompt(tok, &input, args.generation.parse_special)?)
 }

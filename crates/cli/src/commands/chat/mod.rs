@@ -18,14 +18,14 @@ use crate::args::{
 };
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
-use crate::prompt::{Prompt, Template};
+use crate::prompt::Template;
 use crate::terminal::{Terminal, harmless, say};
 use crate::{models, timings};
 use anyhow::{Result, bail};
 use clap::Args;
 use conversation::{Conversation, Role};
 use hurtle_engine::{Engine, Generation, GenerationParams, Session, StopReason, Timings};
-use hurtle_text::RenderInput;
+use hurtle_text::{ChatPrompt, RenderInput};
 use input::{Input, Reader};
 use slash::{Slash, Topic};
 use std::io;
@@ -239,7 +239,7 @@ impl Chat<'_> {
 
     /// The prompt of the conversation. Where it leaves no room for an answer, the oldest turns are
     /// forgotten, and the user is told.
-    fn fitting_prompt(&mut self, engine: &Engine, template: &Template) -> Result<Prompt> {
+    fn fitting_prompt(&mut self, engine: &Engine, template: &Template) -> Result<ChatPrompt> {
         let ctx_size = engine.ctx_size();
         let room = self.params.n_predict.unwrap_or(usize::MAX).clamp(1, (ctx_size / 8).max(1));
         loop {
@@ -252,7 +252,7 @@ impl Chat<'_> {
                 input.extra.insert("enable_thinking".into(), think.into());
             }
             let parse_special = self.args.generation.parse_special;
-            let prompt = template.prompt(engine.tokenizer(), &input, parse_special)?;
+            let prompt = template.template.prompt(engine.tokenizer(), &input, parse_special)?;
             let n = prompt.ids.len();
             if n + room <= ctx_size {
                 return Ok(prompt);
@@ -276,7 +276,7 @@ impl Chat<'_> {
         }
     }
 
-    fn generate(&self, prompt: &Prompt, session: &mut Session<'_>) -> Result<Generation> {
+    fn generate(&self, prompt: &ChatPrompt, session: &mut Session<'_>) -> Result<Generation> {
         #[cfg(unix)]
         let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();

@@ -1,0 +1,120 @@
+//! What the engine gives back, whatever API asked.
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delta {
+    /// Text for the user.
+    Content(String),
+    /// What the model thinks before it answers.
+    Reasoning(String),
+    /// The model begins to call a tool.
+    ToolCallBegin {
+        /// Which call of this answer, from 0.
+        index: usize,
+        /// Unique name of the call.
+        id: String,
+        /// The tool.
+        name: String,
+    },
+    /// More of the call's arguments, which are JSON.
+    ToolCallArguments {
+        /// Which call.
+        index: usize,
+        /// The text.
+        text: String,
+    },
+    /// The call is complete.
+    ToolCallEnd {
+        /// Which call.
+        index: usize,
+    },
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Why.
+    pub reason: FinishReason,
+    /// The stop string that ended it.
+    pub stop_string: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+    /// How long it took.
+    pub timings: hurtle_engine::Timings,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model said so, or a stop string.
+    Stop,
+    /// As many tokens as were asked for, or as fit.
+    Length,
+    /// It waits for the results of tools.
+    ToolCalls,
+}
+
+/// How many tokens a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of these, found in the cache.
+    pub cached: usize,
+    /// Of the answer.
+    pub generated: usize,
+}
+
+impl Usage {
+    /// Of several answers to one prompt: the prompt counts once.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt.max(other.prompt),
+            cached: self.cached.max(other.cached),
+            generated: self.generated + other.generated,
+        }
+    }
+}
+
+/// A whole answer, put together from its pieces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// Text for the user.
+    pub content: String,
+    /// What the model thought.
+    pub reasoning: String,
+    /// The calls, in order.
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolCall {
+    /// Unique name of the call.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// Its arguments, JSON.
+    pub arguments: String,
+}
+
+impl Message {
+    /// Appends a piece.
+    pub fn push(&mut self, delta: &Delta) {
+        match delta {
+            Delta::Content(text) => self.content.push_str(text),
+            Delta::Reasoning(text) => self.reasoning.push_str(text),
+            Delta::ToolCallBegin { id, name, .. } => self.tool_calls.push(ToolCall {
+                id: id.clone(),
+                name: name.clone(),
+                arguments: String::new(),
+            }),
+            Delta::ToolCallArguments { index, text } => {
+                if let Some(call) = self.tool_calls.get_mut(*index) {
+                    call.arguments.push_str(text);
+                }
+            }
+            Delta::ToolCallEnd { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the engine is asked for, whatever API asked.
+use crate::error::ApiError;
+use hurtle_engine::GenerationParams;
+use hurtle_engine::sampler::SamplerError;
+use serde_json::{Map, Value};
+
+/// An answer to a conversation.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    /// Which model; `None`: the default one.
+    pub model: Option<String>,
+    /// The conversation as chat templates want it: `role`, `content` (a text), `tool_calls` with their
+    /// arguments as objects, `reasoning_content`, `tool_call_id`, `name`.
+    pub messages: Vec<Value>,
+    /// Tools in OpenAI's shape; empty if there are none or none may be used.
+    pub tools: Vec<Value>,
+    /// Which of them must be called.
+    pub tool_choice: ToolChoice,
+    /// Whether one answer may call several.
+    pub parallel_tool_calls: bool,
+    /// Further variables of the template: `enable_thinking`, `reasoning_effort` ...
+    pub template: Map<String, Value>,
+    /// How to answer.
+    pub generation: Generate,
+    /// How to reply.
+    pub reply: Reply,
+}
+
+/// The continuation of a text.
+#[derive(Debug, Clone, Default)]
+pub struct Completion {
+    /// Which model; `None`: the default one.
+    pub model: Option<String>,
+    /// The texts to continue, each by itself.
+    pub prompts: Vec<Prompt>,
+    /// What follows the gap, where the model fills in between.
+    pub suffix: Option<String>,
+    /// Repeat the prompt before the answer.
+    pub echo: bool,
+    /// How to answer.
+    pub generation: Generate,
+    /// How to reply.
+    pub reply: Reply,
+}
+
+/// A prompt that is not a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text, with BOS as the model says.
+    Text(String),
+    /// Token ids, as they are.
+    Ids(Vec<u32>),
+}
+
+/// How to answer.
+#[derive(Debug, Clone)]
+pub struct Generate {
+    /// Sampling, length and stop strings.
+    pub params: GenerationParams,
+    /// Answers to each prompt, with seeds one after another.
+    pub n: usize,
+    /// Log-probabilities of each token, and of this many most probable ones.
+    pub logprobs: Option<usize>,
+    /// What the output must look like.
+    pub format: Format,
+    /// Biases for tokens that only the model's tokenizer can name.
+    pub text_bias: Vec<(String, f32)>,
+    /// Most tokens of prompt and answer together; `None`: as many as the context holds.
+    pub n_ctx: Option<usize>,
+    /// Use what earlier requests left in the cache.
+    pub cache_prompt: bool,
+    /// Who asks: requests of one client wait for each other, not for those of other clients.
+    pub client: Option<String>,
+}
+
+impl Default for Generate {
+    fn default() -> Self {
+        Self {
+            params: GenerationParams::default(),
+            n: 1,
+            logprobs: None,
+            format: Format::Text,
+            text_bias: Vec::new(),
+            n_ctx: None,
+            cache_prompt: true,
+            client: None,
+        }
+    }
+}
+
+/// How to reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Piece by piece.
+    pub stream: bool,
+    /// Close an OpenAI stream with a chunk that counts tokens.
+    pub include_usage: bool,
+}
+
+/// What the output must look like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Format {
+    /// Anything.
+    #[default]
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of this schema.
+    JsonSchema(Value),
+    /// A grammar as llama.cpp writes it.
+    Gbnf(String),
+}
+
+/// Which tools must be called.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+/// Refuses what the sampler would refuse, under the name that the client used.
+pub(crate) fn check_sampler(
+    generate: &Generate,
+    wire_name: impl Fn(&'static str) -> &'static str,
+) -> Result<(), ApiError> {
+    generate.params.sampler.validate().map_err(|error| match error {
+        SamplerError::OutOfRange { name, expected, found } => {
+            let name = wire_name(name);
+            ApiError::invalid(name, format!("{name}: expected {expected}, found {found}"))
+        }
+        other => ApiError::invalid("sampler", other.to_string()),
+    })
+}

@@ -1,0 +1,425 @@
+//! The routes, and what holds for all of them.
+use crate::ServerOptions;
+use crate::error::{ApiError, ErrorKind};
+use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
+use crate::request::{Format, Generate, Prompt, Reply};
+use crate::wire::openai::Head;
+use crate::wire::{SSE_DONE, llama_cpp, openai};
+use crate::worker::{Event, Job, Worker};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use hurtle_engine::{Generation, StopReason};
+use hurtle_text::{ChatTemplate, Encode, RenderInput};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use subtle::ConstantTimeEq as _;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// What the routes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) worker: Worker,
+    pub(crate) template: ChatTemplate,
+    pub(crate) options: ServerOptions,
+    /// Seconds since 1970 when the server started.
+    pub(crate) started: u64,
+    /// Requests so far, for their ids.
+    pub(crate) n_requests: AtomicU64,
+}
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    let limit = DefaultBodyLimit::max(shared.options.max_body);
+    let keyed = Router::new()
+        .route("/v1/models", get(models))
+        .route("/models", get(models))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat))
+        .route("/chat/completions", post(chat))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
+    Router::new()
+        .route("/health", get(health))
+        .route("/v1/health", get(health))
+        .merge(keyed)
+        .fallback(nothing_here)
+        .layer(limit)
+        .layer(CatchPanicLayer::custom(|_| {
+            ApiError::new(ErrorKind::Internal, "the server failed on this request").into_response()
+        }))
+        .with_state(shared)
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = with_json(&self.openai());
+        *response.status_mut() = status;
+        if matches!(self.kind, ErrorKind::QueueFull | ErrorKind::Unavailable) {
+            response.headers_mut().insert(header::RETRY_AFTER, 1.into());
+        }
+        response
+    }
+}
+
+fn with_json(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// Compares in constant time, so that how long a refusal takes tells nothing of the key.
+async fn check_key(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
+    let keys = &shared.options.api_keys;
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
+    let matches = |key: &String| given.is_some_and(|given| bool::from(key.as_bytes().ct_eq(given)));
+    // Every key is compared, whichever matches.
+    let known = keys.iter().fold(false, |known, key| known | matches(key));
+    if keys.is_empty() || known {
+        next.run(request).await
+    } else {
+        ApiError::new(ErrorKind::Unauthorized, "the API key is missing or wrong").into_response()
+    }
+}
+
+async fn nothing_here(request: Request) -> ApiError {
+    ApiError::new(
+        ErrorKind::NotFound,
+        format!("there is nothing at {} {}", request.method(), request.uri().path()),
+    )
+}
+
+async fn health() -> Response {
+    with_json(&json!({"status": "ok"}))
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let hparams = shared.worker.engine().model().hparams();
+    let model = json!({
+        "id": shared.options.model,
+        "object": "model",
+        "created": shared.started,
+        "owned_by": "hurtle",
+        "meta": {"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
+            "n_ctx": shared.worker.engine().ctx_size()},
+    });
+    with_json(&json!({"object": "list", "data": [model]}))
+}
+
+async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
+    let request = llama_cpp::parse_tokenize(&body)?;
+    shared.check_model(request.model.as_deref())?;
+    let tok = shared.worker.engine().tokenizer();
+    let how = Encode { add_special: request.add_special, parse_special: request.parse_special };
+    let ids = tok.encode(&request.content, how);
+    let tokens: Value = match request.with_pieces {
+        false => json!(ids),
+        true => ids.iter().map(|&id| json!({"id": id, "piece": tok.token_text(id)})).collect(),
+    };
+    Ok(with_json(&json!({"tokens": tokens})))
+}
+
+async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
+    let (ids, model) = llama_cpp::parse_detokenize(&body)?;
+    shared.check_model(model.as_deref())?;
+    let tok = shared.worker.engine().tokenizer();
+    shared.check_ids("tokens", &ids)?;
+    let mut decoder = hurtle_text::StreamDecoder::new(tok, true);
+    let mut text = String::new();
+    ids.iter().for_each(|&id| decoder.push(id, &mut text));
+    text.push_str(&decoder.finish());
+    Ok(with_json(&json!({"content": text})))
+}
+
+async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
+    let request = openai::parse_completion(&body, &shared.options.sampler)?;
+    shared.check_model(request.model.as_deref())?;
+    for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
+        if given {
+            return Err(ApiError::invalid(param, format!("{param} is not supported")));
+        }
+    }
+    let tok = shared.worker.engine().tokenizer();
+    let mut prompts = Vec::new();
+    for prompt in request.prompts {
+        prompts.push(match prompt {
+            Prompt::Text(text) => {
+                tok.encode(&text, Encode { add_special: true, parse_special: true })
+            }
+            Prompt::Ids(ids) => {
+                shared.check_ids("prompt", &ids)?;
+                ids
+            }
+        });
+    }
+    let n_prompt = prompts.iter().map(Vec::len).collect();
+    let events = shared.submit(prompts, request.generation)?;
+    reply(&shared, events, n_prompt, request.reply, Shape::Completion).await
+}
+
+async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
+    let request = openai::parse_chat(&body, &shared.options.sampler)?;
+    shared.check_model(request.model.as_deref())?;
+    if !request.tools.is_empty() {
+        return Err(ApiError::invalid("tools", "tools are not supported"));
+    }
+    let input = RenderInput {
+        messages: request.messages,
+        add_generation_prompt: true,
+        extra: request.template,
+        ..RenderInput::default()
+    };
+    let render = {
+        let shared = Arc::clone(&shared);
+        move || shared.template.prompt(shared.worker.engine().tokenizer(), &input, false)
+    };
+    // Templates may take a while.
+    let prompt = tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
+        .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+    let n_prompt = vec![prompt.ids.len()];
+    let events = shared.submit(vec![prompt.ids], request.generation)?;
+    reply(&shared, events, n_prompt, request.reply, Shape::Chat).await
+}
+
+impl Shared {
+    fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            None | Some("default") => Ok(()),
+            Some(name) if name == self.options.model => Ok(()),
+            Some(name) => Err(ApiError::no_model(name)),
+        }
+    }
+
+    fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
+        let n_tokens = self.worker.engine().tokenizer().n_tokens();
+        match ids.iter().find(|&&id| id as usize >= n_tokens) {
+            None => Ok(()),
+            Some(id) => Err(ApiError::invalid(
+                param,
+                format!("{param}: expected token ids below {n_tokens}, found {id}"),
+            )),
+        }
+    }
+
+    /// Queues `n` answers to each prompt, with seeds one after another.
+    fn submit(
+        &self,
+        prompts: Vec<Vec<u32>>,
+        generate: Generate,
+    ) -> Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+        let engine = self.worker.engine();
+        if generate.format != Format::Text {
+            let message =
+                "output of a given form (response_format, json_schema, grammar) is not supported";
+            return Err(ApiError::invalid("response_format", message));
+        }
+        if generate.logprobs.is_some() {
+            return Err(ApiError::invalid("logprobs", "logprobs is not supported"));
+        }
+        let mut params = generate.params;
+        for (text, bias) in generate.text_bias {
+            let how = Encode { add_special: false, parse_special: false };
+            let ids = engine.tokenizer().encode(&text, how);
+            params.sampler.logit_bias.extend(ids.into_iter().map(|id| (id, bias)));
+        }
+        let n_tokens = engine.tokenizer().n_tokens();
+        if let Some((id, _)) = params.sampler.logit_bias.iter().find(|b| b.0 as usize >= n_tokens) {
+            let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
+            return Err(ApiError::invalid("logit_bias", message));
+        }
+        for prompt in &prompts {
+            if prompt.is_empty() {
+                let message =
+                    "the prompt is empty: the model needs at least one token to start from";
+                return Err(ApiError::invalid("prompt", message));
+            }
+            if prompt.len() >= engine.ctx_size() {
+                return Err(ApiError::prompt_too_long(prompt.len(), engine.ctx_size()));
+            }
+        }
+        let (events, receiver) = mpsc::unbounded_channel();
+        for (i, prompt) in prompts.iter().enumerate() {
+            for k in 0..generate.n {
+                let mut params = params.clone();
+                params.sampler.seed = params.sampler.seed.map(|seed| seed.wrapping_add(k as u64));
+                self.worker.submit(Job {
+                    prompt: prompt.clone(),
+                    params,
+                    cache_prompt: generate.cache_prompt,
+                    index: i * generate.n + k,
+                    events: events.clone(),
+                })?;
+            }
+        }
+        Ok(receiver)
+    }
+
+    fn head(&self, prefix: &str) -> Head {
+        let number = self.n_requests.fetch_add(1, Ordering::Relaxed);
+        Head {
+            id: format!("{prefix}-{:x}-{number:x}", self.started),
+            created: now(),
+            model: self.options.model.clone(),
+            system_fingerprint: concat!("hurtle-", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+}
+
+/// Which reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Chat,
+    Completion,
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn outcome(generation: &Generation) -> Outcome {
+    let timings = generation.timings;
+    let reason = match generation.stop_reason {
+        StopReason::Length | StopReason::Context => FinishReason::Length,
+        StopReason::EndOfText | StopReason::StopString | StopReason::Cancelled => {
+            FinishReason::Stop
+        }
+    };
+    let usage = Usage {
+        prompt: timings.prompt_n + timings.cache_n,
+        cached: timings.cache_n,
+        generated: timings.predicted_n,
+    };
+    Outcome { reason, stop_string: None, usage, timings }
+}
+
+/// Tokens of all: each prompt counts once, however many answers it has.
+fn total(n_prompt: &[usize], outcomes: impl Iterator<Item = Usage>) -> Usage {
+    let sum = outcomes.reduce(Usage::and).unwrap_or_default();
+    Usage { prompt: n_prompt.iter().sum(), ..sum }
+}
+
+async fn reply(
+    shared: &Shared,
+    mut events: UnboundedReceiver<(usize, Event)>,
+    n_prompt: Vec<usize>,
+    how: Reply,
+    shape: Shape,
+) -> Result<Response, ApiError> {
+    let head = shared.head(if shape == Shape::Chat { "chatcmpl" } else { "cmpl" });
+    if how.stream {
+        return Ok(stream(head, events, n_prompt, how, shape));
+    }
+    let mut answers = Vec::new();
+    while let Some((index, event)) = events.recv().await {
+        match event {
+            Event::Text(_) => {}
+            Event::Finished(generation) => answers.push((index, generation)),
+            Event::Failed(error) => return Err(error),
+        }
+    }
+    answers.sort_by_key(|answer| answer.0);
+    let sum = total(&n_prompt, answers.iter().map(|answer| outcome(&answer.1).usage));
+    let value = match shape {
+        Shape::Completion => {
+            let texts: Vec<_> =
+                answers.into_iter().map(|(_, g)| (g.text.clone(), outcome(&g), None)).collect();
+            head.completion(&texts, sum)
+        }
+        Shape::Chat => {
+            let message = |text| Message { content: text, ..Message::default() };
+            let messages: Vec<_> = answers
+                .into_iter()
+                .map(|(_, g)| (message(g.text.clone()), outcome(&g), None))
+                .collect();
+            head.chat(&messages)
+        }
+    };
+    Ok(with_json(&value))
+}
+
+/// Server-sent events, encoded as the pieces come.
+fn stream(
+    head: Head,
+    events: UnboundedReceiver<(usize, Event)>,
+    n_prompt: Vec<usize>,
+    how: Reply,
+    shape: Shape,
+) -> Response {
+    let mut opened = Vec::new();
+    let mut sum = Usage::default();
+    let encode = move |(index, event): (usize, Event)| {
+        let mut out = String::new();
+        if shape == Shape::Chat && !opened.contains(&index) {
+            opened.push(index);
+            out += &head.chat_start(index).encode();
+        }
+        match event {
+            Event::Text(text) if shape == Shape::Chat => {
+                let chunk = head.chat_delta(index, &Delta::Content(text), None);
+                out.extend(chunk.map(|chunk| chunk.encode()));
+            }
+            Event::Text(text) => out += &head.completion_chunk(index, &text, None, None).encode(),
+            Event::Finished(generation) => {
+                let outcome = outcome(&generation);
+                sum = sum.and(outcome.usage);
+                out += &match shape {
+                    Shape::Chat => head.chat_end(index, &outcome),
+                    Shape::Completion => {
+                        head.completion_chunk(index, "", None, Some(outcome.reason))
+                    }
+                }
+                .encode();
+            }
+            Event::Failed(error) => out += &format!("data: {}\n\n", error.openai()),
+        }
+        (out, sum, head.clone())
+    };
+    let mut tail = (Usage::default(), None);
+    let pieces = UnboundedReceiverStream::new(events).map(encode).map(Some);
+    let closed = pieces.chain(tokio_stream::once(None)).map(move |piece| {
+        let text = match piece {
+            Some((text, sum, head)) => {
+                tail = (sum, Some(head));
+                text
+            }
+            None => {
+                let mut text = String::new();
+                if let (sum, Some(head)) = &tail
+                    && how.include_usage
+                {
+                    let sum = total(&n_prompt, std::iter::once(*sum));
+                    text += &match shape {
+                        Shape::Chat => head.chat_usage(sum),
+                        Shape::Completion => head.completion_usage(sum),
+                    }
+                    .encode();
+                }
+                text + SSE_DONE
+            }
+        };
+        Ok::<_, std::convert::Infallible>(Bytes::from(text))
+    });
+    let headers =
+        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (headers, Body::from_stream(closed)).into_response()
+}

@@ -1,0 +1,455 @@
+//! Anthropic's messages.
+use super::fields::Fields;
+use super::openai::{function_call, read_tool_choice};
+use super::{SseEvent, arguments_value, content_text, options};
+use crate::error::ApiError;
+use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
+use crate::request::{Chat, Reply};
+use hurtle_engine::sampler::SamplerParams;
+use serde_json::{Map, Value, json};
+
+/// What clients send along and what changes no answer here. `cache_control` of blocks is left unread for the
+/// same reason: prefixes are kept without being asked.
+pub const IGNORED: &[&str] = &["metadata", "service_tier", "container"];
+
+/// Reads the body of `/v1/messages`, or of `/v1/messages/count_tokens`, which needs no `max_tokens`.
+pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Chat, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let mut generate = options::defaults(sampler);
+    options::sampling(&mut fields, &mut generate)?;
+    options::stop(&mut fields, "stop_sequences", &mut generate)?;
+    generate.params.n_predict =
+        if counting { fields.opt("max_tokens")? } else { Some(fields.required("max_tokens")?) };
+
+    let mut messages = Vec::new();
+    if let Some(system) = fields.opt::<Value>("system")? {
+        let text = content_text(&system, "system", &["text"])?;
+        messages.push(json!({"role": "system", "content": text}));
+    }
+    let turns: Vec<Value> = fields.required("messages")?;
+    if turns.is_empty() {
+        return Err(fields.wrong("messages", "expected at least one message"));
+    }
+    for (i, turn) in turns.iter().enumerate() {
+        read_turn(&format!("messages[{i}]"), turn, &mut messages)?;
+    }
+
+    let mut template = Map::new();
+    if let Some(mut thinking) = fields.object("thinking")? {
+        let kind: String = thinking.required("type")?;
+        let enabled = match kind.as_str() {
+            "enabled" | "adaptive" => true,
+            "disabled" => false,
+            _ => return Err(thinking.wrong("type", "expected enabled, adaptive or disabled")),
+        };
+        template.insert("enable_thinking".into(), enabled.into());
+        // How long to think is the model's affair: the budget is an aim, max_tokens the limit.
+        thinking.finish(&["budget_tokens", "display"])?;
+    }
+
+    let tools: Vec<Value> = fields.opt("tools")?.unwrap_or_default();
+    let tools = tools.iter().enumerate().map(read_tool).collect::<Result<_, _>>()?;
+    let (mut choice, mut parallel) = (None, true);
+    if let Some(mut wanted) = fields.object("tool_choice")? {
+        let kind: String = wanted.required("type")?;
+        choice = Some(match kind.as_str() {
+            "any" => json!("required"),
+            "tool" => json!({"name": wanted.required::<String>("name")?}),
+            "auto" | "none" => kind.into(),
+            _ => return Err(wanted.wrong("type", "expected auto, any, tool or none")),
+        });
+        parallel = !wanted.opt("disable_parallel_tool_use")?.unwrap_or(false);
+        wanted.finish(&[])?;
+    }
+    let (tools, tool_choice) = read_tool_choice(tools, choice)?;
+    let chat = Chat {
+        model: fields.opt("model")?,
+        messages,
+        tools,
+        tool_choice,
+        parallel_tool_calls: parallel,
+        template,
+        generation: generate,
+        reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },
+    };
+    fields.finish(IGNORED)?;
+    Ok(chat)
+}
+
+/// One turn becomes one or more messages: results of tools are messages of their own in templates.
+fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiError> {
+    let role = match turn["role"].as_str() {
+        Some(role @ ("user" | "assistant" | "system")) => role,
+        _ => {
+            let found = &turn["role"];
+            return Err(ApiError::invalid(
+                format!("{at}.role"),
+                format!("{at}.role: expected user, assistant or system, found {found}"),
+            ));
+        }
+    };
+    let blocks = match &turn["content"] {
+        Value::Array(blocks) => blocks,
+        content @ Value::String(_) => {
+            out.push(json!({"role": role, "content": content}));
+            return Ok(());
+        }
+        _ => {
+            let at = format!("{at}.content");
+            return Err(ApiError::invalid(at.clone(), format!("{at}: expected a text or blocks")));
+        }
+    };
+    let (mut texts, mut reasoning, mut calls) = (Vec::new(), String::new(), Vec::new());
+    for (k, block) in blocks.iter().enumerate() {
+        let at = format!("{at}.content[{k}]");
+        let text = |key: &str| {
+            block[key].as_str().ok_or_else(|| {
+                ApiError::invalid(at.clone(), format!("{at}.{key}: expected a text"))
+            })
+        };
+        match (role, block["type"].as_str().unwrap_or("missing")) {
+            (_, "text") => texts.push(text("text")?),
+            ("assistant", "thinking") => reasoning.push_str(text("thinking")?),
+            ("assistant", "redacted_thinking") => {}
+            ("assistant", "tool_use") => {
+                calls.push(function_call(
+                    text("id")?,
+                    text("name")?,
+                    arguments_value(&block["input"]),
+                ));
+            }
+            ("user", "tool_result") => {
+                let content = content_text(&block["content"], &format!("{at}.content"), &["text"])?;
+                out.push(json!({
+                    "role": "tool",
+                    "tool_call_id": text("tool_use_id")?,
+                    "content": content,
+                }));
+            }
+            (_, kind) => {
+                let message =
+                    format!("{at}: a block of type '{kind}' cannot be read in a turn of {role}");
+                return Err(ApiError::invalid(at, message));
+            }
+        }
+    }
+    if texts.is_empty() && calls.is_empty() && reasoning.is_empty() {
+        return Ok(()); // only results of tools
+    }
+    let mut message = json!({"role": role, "content": texts.join("\n")});
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = reasoning.into();
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    out.push(message);
+    Ok(())
+}
+
+fn read_tool((i, tool): (usize, &Value)) -> Result<Value, ApiError> {
+    let at = format!("tools[{i}]");
+    if let Some(kind) = tool["type"].as_str().filter(|kind| *kind != "custom") {
+        let message = format!(
+            "{at}.type: '{kind}' is run by Anthropic's servers; only custom tools can be called here"
+        );
+        return Err(ApiError::invalid(at, message));
+    }
+    if !tool["name"].is_string() {
+        let message = format!("{at}.name: expected a text");
+        return Err(ApiError::invalid(at, message));
+    }
+    let mut function = Map::from_iter([("name".to_owned(), tool["name"].clone())]);
+    if let Some(description) = tool.get("description") {
+        function.insert("description".into(), description.clone());
+    }
+    let schema = tool.get("input_schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
+    function.insert("parameters".into(), schema);
+    Ok(json!({"type": "function", "function": function}))
+}
+
+fn stop_reason(outcome: &Outcome) -> &'static str {
+    match outcome.reason {
+        FinishReason::ToolCalls => "tool_use",
+        FinishReason::Length => "max_tokens",
+        FinishReason::Stop if outcome.stop_string.is_some() => "stop_sequence",
+        FinishReason::Stop => "end_turn",
+    }
+}
+
+/// Cached tokens are counted apart, as Anthropic does.
+fn usage_json(usage: Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt - usage.cached.min(usage.prompt),
+        "cache_read_input_tokens": usage.cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage.generated,
+    })
+}
+
+/// The reply in one piece.
+pub fn message(id: &str, model: &str, message: &Message, outcome: &Outcome) -> Value {
+    let mut content = Vec::new();
+    if !message.reasoning.is_empty() {
+        content.push(json!({"type": "thinking", "thinking": message.reasoning, "signature": ""}));
+    }
+    if !message.content.is_empty() {
+        content.push(json!({"type": "text", "text": message.content}));
+    }
+    content.extend(message.tool_calls.iter().map(|call| {
+        json!({"type": "tool_use", "id": call.id, "name": call.name, "input": object(&call.arguments)})
+    }));
+    json!({
+        "id": id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        "stop_reason": stop_reason(outcome),
+        "stop_sequence": outcome.stop_string,
+        "usage": usage_json(outcome.usage),
+    })
+}
+
+/// Arguments must be an object here; what the model broke off is given under a name that says so.
+fn object(arguments: &str) -> Value {
+    match arguments_value(&Value::String(arguments.to_owned())) {
+        object @ Value::Object(_) => object,
+        text => json!({"unparsed": text}),
+    }
+}
+
+/// The reply to `count_tokens`.
+pub fn count(n: usize) -> Value {
+    json!({"input_tokens": n})
+}
+
+/// Encodes a stream: text, thinking and each call are blocks with an index, opened and closed in turn.
+#[derive(Debug, Default)]
+pub struct Stream {
+    open: Option<Block>,
+    /// Blocks so far.
+    n_blocks: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Block {
+    Text,
+    Thinking,
+    ToolUse,
+}
+
+impl Stream {
+    /// What opens the stream, once the prompt is counted.
+    pub fn start(&self, id: &str, model: &str, usage: Usage) -> SseEvent {
+        let message = json!({
+            "id": id, "type": "message", "role": "assistant", "model": model, "content": [],
+            "stop_reason": null, "stop_sequence": null, "usage": usage_json(usage),
+        });
+        SseEvent::typed("message_start", json!({"message": message}))
+    }
+
+    /// What keeps the connection alive while the prompt is processed.
+    pub fn ping() -> SseEvent {
+        SseEvent::typed("ping", json!({}))
+    }
+
+    /// The events of a piece.
+    pub fn delta(&mut self, delta: &Delta) -> Vec<SseEvent> {
+        let mut events = Vec::new();
+        match delta {
+            Delta::Content(text) => {
+                self.enter(Block::Text, json!({"type": "text", "text": ""}), &mut events);
+                events.push(self.piece(json!({"type": "text_delta", "text": text})));
+            }
+            Delta::Reasoning(text) => {
+                let block = json!({"type": "thinking", "thinking": "", "signature": ""});
+                self.enter(Block::Thinking, block, &mut events);
+                events.push(self.piece(json!({"type": "thinking_delta", "thinking": text})));
+            }
+            Delta::ToolCallBegin { id, name, .. } => {
+                self.close(&mut events);
+                let block = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
+                self.enter(Block::ToolUse, block, &mut events);
+            }
+            Delta::ToolCallArguments { text, .. } => {
+                events.push(self.piece(json!({"type": "input_json_delta", "partial_json": text})));
+            }
+            Delta::ToolCallEnd { .. } => self.close(&mut events),
+        }
+        events
+    }
+
+    /// What closes the stream.
+    pub fn finish(&mut self, outcome: &Outcome) -> Vec<SseEvent> {
+        let mut events = Vec::new();
+        self.close(&mut events);
+        let delta =
+            json!({"stop_reason": stop_reason(outcome), "stop_sequence": outcome.stop_string});
+        let usage = usage_json(outcome.usage);
+        events.push(SseEvent::typed("message_delta", json!({"delta": delta, "usage": usage})));
+        events.push(SseEvent::typed("message_stop", json!({})));
+        events
+    }
+
+    /// What ends the stream where something fails in its midst.
+    pub fn error(error: &ApiError) -> SseEvent {
+        SseEvent { event: Some("error"), data: error.anthropic() }
+    }
+
+    fn enter(&mut self, block: Block, content: Value, events: &mut Vec<SseEvent>) {
+        if self.open == Some(block) {
+            return;
+        }
+        self.close(events);
+        self.open = Some(block);
+        self.n_blocks += 1;
+        let data = json!({"index": self.n_blocks - 1, "content_block": content});
+        events.push(SseEvent::typed("content_block_start", data));
+    }
+
+    fn close(&mut self, events: &mut Vec<SseEvent>) {
+        if self.open.take().is_some() {
+            let data = json!({"index": self.n_blocks - 1});
+            events.push(SseEvent::typed("content_block_stop", data));
+        }
+    }
+
+    fn piece(&self, delta: Value) -> SseEvent {
+        let index = self.n_blocks.saturating_sub(1);
+        SseEvent::typed("content_block_delta", json!({"index": index, "delta": delta}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::ToolChoice;
+
+    fn read(body: Value) -> Result<Chat, ApiError> {
+        parse(body.to_string().as_bytes(), &SamplerParams::default(), false)
+    }
+
+    #[test]
+    fn a_conversation_with_tools_is_translated() {
+        let chat = read(json!({
+            "model": "m", "max_tokens": 5, "system": [{"type": "text", "text": "Be brief.",
+                "cache_control": {"type": "ephemeral"}}],
+            "messages": [
+                {"role": "user", "content": "2 + 2?"},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": ""},
+                    {"type": "text", "text": "Let me see."},
+                    {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 2}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "4"}]},
+                    {"type": "text", "text": "So?"}]},
+            ],
+            "tools": [{"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
+            "stop_sequences": ["\n\n"], "top_k": 3, "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "metadata": {"user_id": "u"},
+        }))
+        .expect("read");
+        let roles: Vec<_> =
+            chat.messages.iter().map(|m| m["role"].as_str().unwrap_or("")).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool", "user"]);
+        assert_eq!(chat.messages[2]["reasoning_content"], "hm");
+        assert_eq!(chat.messages[2]["tool_calls"][0]["function"]["arguments"], json!({"a": 2}));
+        assert_eq!(chat.messages[3], json!({"role": "tool", "tool_call_id": "t1", "content": "4"}));
+        assert_eq!(chat.tools[0]["function"]["parameters"], json!({"type": "object"}));
+        assert_eq!((chat.tool_choice, chat.parallel_tool_calls), (ToolChoice::Required, false));
+        assert_eq!(chat.template["enable_thinking"], true);
+        assert_eq!(chat.generation.params.n_predict, Some(5));
+        assert_eq!(chat.generation.params.sampler.top_k, 3);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        let check = |key: &str, value: Value, param: &str| {
+            let mut body = json!({"max_tokens": 1, "messages": [{"role": "user", "content": "x"}]});
+            body[key] = value;
+            let error = read(body).expect_err(key);
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+        };
+        check("max_tokens", Value::Null, "max_tokens");
+        check("messages", json!([]), "messages");
+        check(
+            "messages",
+            json!([{"role": "user", "content": [{"type": "image"}]}]),
+            "messages[0].content[0]",
+        );
+        check("messages", json!([{"role": "tool", "content": "x"}]), "messages[0].role");
+        check("tools", json!([{"type": "bash_20250124", "name": "bash"}]), "tools[0]");
+        check("tool_choice", json!({"type": "tool", "name": "f"}), "tool_choice");
+        check("mcp_servers", json!([]), "mcp_servers");
+        check("thinking", json!({"type": "much"}), "thinking.type");
+    }
+
+    #[test]
+    fn blocks_open_and_close_in_turn() {
+        let mut stream = Stream::default();
+        let text = |text: &str| Delta::Content(text.into());
+        let deltas = [
+            Delta::Reasoning("a".into()),
+            text("b"),
+            text("c"),
+            Delta::ToolCallBegin { index: 0, id: "1".into(), name: "f".into() },
+            Delta::ToolCallArguments { index: 0, text: "{}".into() },
+            Delta::ToolCallEnd { index: 0 },
+            Delta::ToolCallBegin { index: 1, id: "2".into(), name: "f".into() },
+        ];
+        let outcome = Outcome {
+            reason: FinishReason::ToolCalls,
+            stop_string: None,
+            usage: Usage { prompt: 10, cached: 4, generated: 2 },
+            timings: Default::default(),
+        };
+        let mut events: Vec<SseEvent> = deltas.iter().flat_map(|d| stream.delta(d)).collect();
+        events.extend(stream.finish(&outcome));
+        let told: Vec<_> =
+            events.iter().map(|e| (e.event.unwrap_or(""), e.data["index"].as_u64())).collect();
+        let (start, delta, stop) =
+            ("content_block_start", "content_block_delta", "content_block_stop");
+        assert_eq!(
+            told,
+            [
+                (start, Some(0)),
+                (delta, Some(0)),
+                (stop, Some(0)),
+                (start, Some(1)),
+                (delta, Some(1)),
+                (delta, Some(1)),
+                (stop, Some(1)),
+                (start, Some(2)),
+                (delta, Some(2)),
+                (stop, Some(2)),
+                (start, Some(3)),
+                (stop, Some(3)),
+                ("message_delta", None),
+                ("message_stop", None),
+            ]
+        );
+        assert_eq!(events[12].data["delta"]["stop_reason"], "tool_use");
+        assert_eq!(events[12].data["usage"]["input_tokens"], 6);
+        assert!(events[0].encode().starts_with("event: content_block_start\ndata: {"));
+    }
+
+    #[test]
+    fn a_reply_in_one_piece() {
+        let mut whole = Message::default();
+        whole.push(&Delta::Content("hi".into()));
+        let outcome = Outcome {
+            reason: FinishReason::Stop,
+            stop_string: Some("x".into()),
+            usage: Usage::default(),
+            timings: Default::default(),
+        };
+        let reply = message("msg_1", "m", &whole, &outcome);
+        assert_eq!(reply["content"], json!([{"type": "text", "text": "hi"}]));
+        assert_eq!(
+            (&reply["stop_reason"], &reply["stop_sequence"]),
+            (&json!("stop_sequence"), &json!("x"))
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! llama.cpp's own `/completion`, `/infill`, `/tokenize` and `/detokenize`.
+use super::SseEvent;
+use super::fields::Fields;
+use super::openai::read_prompts;
+use super::options::{self, MAX_LOGPROBS};
+use crate::error::ApiError;
+use crate::output::{FinishReason, Outcome};
+use crate::request::{Completion, Generate, Reply};
+use hurtle_engine::sampler::SamplerParams;
+use serde_json::{Value, json};
+
+/// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
+/// and nothing is kept when a context is shifted, because none is.
+pub const IGNORED: &[&str] = &["id_slot", "n_keep"];
+
+/// Reads the body of `/completion`.
+pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completion, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let prompts = read_prompts(&fields.required("prompt")?)?;
+    let (generation, reply) = common(&mut fields, sampler)?;
+    let completion = Completion {
+        model: fields.opt("model")?,
+        prompts,
+        suffix: None,
+        echo: false,
+        generation,
+        reply,
+    };
+    fields.finish(IGNORED)?;
+    Ok(completion)
+}
+
+/// A gap to fill, and what else is known of the project.
+#[derive(Debug, Clone)]
+pub struct Infill {
+    /// The text before the gap, `input_prefix` and `prompt` together.
+    pub prefix: String,
+    /// The text after it.
+    pub suffix: String,
+    /// Further files: name and text.
+    pub files: Vec<(String, String)>,
+    /// Which model; `None`: the default one.
+    pub model: Option<String>,
+    /// How to answer.
+    pub generation: Generate,
+    /// How to reply.
+    pub reply: Reply,
+}
+
+/// Reads the body of `/infill`.
+pub fn parse_infill(body: &[u8], sampler: &SamplerParams) -> Result<Infill, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let prefix: String = fields.required("input_prefix")?;
+    let suffix = fields.required("input_suffix")?;
+    let prompt: String = fields.opt("prompt")?.unwrap_or_default();
+    let mut files = Vec::new();
+    for (i, file) in fields.opt::<Vec<Value>>("input_extra")?.unwrap_or_default().iter().enumerate()
+    {
+        let (Some(name), Some(text)) = (file["filename"].as_str(), file["text"].as_str()) else {
+            let what = "expected an object with filename and text";
+            return Err(fields.wrong(&format!("input_extra[{i}]"), what));
+        };
+        files.push((name.to_owned(), text.to_owned()));
+    }
+    let (generation, reply) = common(&mut fields, sampler)?;
+    let model = fields.opt("model")?;
+    fields.finish(IGNORED)?;
+    Ok(Infill { prefix: prefix + &prompt, suffix, files, model, generation, reply })
+}
+
+fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<(Generate, Reply), ApiError> {
+    let mut generate = options::defaults(sampler);
+    options::sampling(fields, &mut generate)?;
+    options::stop(fields, "stop", &mut generate)?;
+    options::length(fields, &["n_predict", "max_tokens"], &mut generate)?;
+    options::grammar(fields, &mut generate)?;
+    if let Some(cache) = fields.opt("cache_prompt")? {
+        generate.cache_prompt = cache;
+    }
+    let n_probs = fields.opt::<usize>("n_probs")?.filter(|&n| n > 0);
+    if n_probs.is_some_and(|n| n > MAX_LOGPROBS) {
+        return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
+    }
+    generate.logprobs = n_probs;
+    fields.only("post_sampling_probs", json!(false), "probabilities are the model's own")?;
+    let stream = fields.opt("stream")?.unwrap_or(false);
+    Ok((generate, Reply { stream, include_usage: true }))
+}
+
+/// The reply of `/completion` in one piece; in a stream, the last message, whose text is what was held back.
+pub fn completion(model: &str, content: &str, outcome: &Outcome, tokens: &[u32]) -> Value {
+    let (stop_type, truncated) = match outcome.reason {
+        FinishReason::Length => ("limit", false),
+        _ if outcome.stop_string.is_some() => ("word", false),
+        _ => ("eos", false),
+    };
+    json!({
+        "index": 0,
+        "content": content,
+        "tokens": tokens,
+        "stop": true,
+        "model": model,
+        "tokens_predicted": outcome.usage.generated,
+        "tokens_evaluated": outcome.usage.prompt,
+        "tokens_cached": outcome.usage.cached,
+        "stop_type": stop_type,
+        "stopping_word": outcome.stop_string.as_deref().unwrap_or_default(),
+        "truncated": truncated,
+        "timings": outcome.timings,
+    })
+}
+
+/// A message of the stream of `/completion`.
+pub fn completion_chunk(content: &str, tokens: &[u32]) -> SseEvent {
+    SseEvent::unnamed(json!({"index": 0, "content": content, "tokens": tokens, "stop": false}))
+}
+
+/// What `/tokenize` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokenize {
+    /// The text.
+    pub content: String,
+    /// Put BOS first as the model says.
+    pub add_special: bool,
+    /// Read control tokens in the text.
+    pub parse_special: bool,
+    /// Give the text of each token too.
+    pub with_pieces: bool,
+    /// Which model; `None`: the default one.
+    pub model: Option<String>,
+}
+
+/// Reads the body of `/tokenize`.
+pub fn parse_tokenize(body: &[u8]) -> Result<Tokenize, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let tokenize = Tokenize {
+        content: fields.required("content")?,
+        add_special: fields.opt("add_special")?.unwrap_or(false),
+        parse_special: fields.opt("parse_special")?.unwrap_or(true),
+        with_pieces: fields.opt("with_pieces")?.unwrap_or(false),
+        model: fields.opt("model")?,
+    };
+    fields.finish(&[])?;
+    Ok(tokenize)
+}
+
+/// Reads the body of `/detokenize`: ids, and which model.
+pub fn parse_detokenize(body: &[u8]) -> Result<(Vec<u32>, Option<String>), ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let read = (fields.required("tokens")?, fields.opt("model")?);
+    fields.finish(&[])?;
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Format, Prompt};
+
+    #[test]
+    fn a_completion() {
+        let body = br#"{"prompt": [1, 2], "n_predict": 5, "n_probs": 3, "stream": true, "id_slot": 0,
+            "cache_prompt": false, "grammar": "root ::= \"a\"", "samplers": ["top_k", "temperature"]}"#;
+        let read = parse_completion(body, &SamplerParams::default()).expect("read");
+        assert_eq!(read.prompts, [Prompt::Ids(vec![1, 2])]);
+        let generate = read.generation;
+        assert_eq!((generate.params.n_predict, generate.logprobs), (Some(5), Some(3)));
+        assert_eq!(generate.format, Format::Gbnf("root ::= \"a\"".into()));
+        assert_eq!(generate.params.sampler.samplers.len(), 2);
+        assert!(!generate.cache_prompt && read.reply.stream);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        let check = |body: &str, param: &str| {
+            let error =
+                parse_completion(body.as_bytes(), &SamplerParams::default()).expect_err(body);
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+        };
+        check(r#"{"prompt": "a", "lora": []}"#, "lora");
+        check(r#"{"prompt": "a", "t_max_predict_ms": 5}"#, "t_max_predict_ms");
+        check(r#"{"prompt": "a", "post_sampling_probs": true}"#, "post_sampling_probs");
+        check(r#"{}"#, "prompt");
+    }
+
+    #[test]
+    fn a_gap_to_fill() {
+        let body = br#"{"input_prefix": "a", "prompt": "b", "input_suffix": "c",
+            "input_extra": [{"filename": "f", "text": "t"}]}"#;
+        let infill = parse_infill(body, &SamplerParams::default()).expect("read");
+        assert_eq!((&*infill.prefix, &*infill.suffix), ("ab", "c"));
+        assert_eq!(infill.files, [("f".to_owned(), "t".to_owned())]);
+    }
+
+    #[test]
+    fn tokens() {
+        let read = parse_tokenize(br#"{"content": "a"}"#).expect("read");
+        assert!(read.parse_special && !read.add_special);
+        assert_eq!(parse_detokenize(br#"{"tokens": [1, 2]}"#), Ok((vec![1, 2], None)));
+        assert!(parse_detokenize(br#"{"tokens": [-1]}"#).is_err());
+    }
+}

@@ -1,0 +1,89 @@
+//! The wire types: a decoder of requests and an encoder of replies for each API.
+pub mod anthropic;
+mod fields;
+pub mod llama_cpp;
+pub mod ollama;
+pub mod openai;
+mod options;
+pub mod responses;
+
+use crate::error::ApiError;
+use serde_json::Value;
+
+/// One message of a stream of server-sent events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SseEvent {
+    /// The event's name, where the API has names.
+    pub event: Option<&'static str>,
+    /// Its data.
+    pub data: Value,
+}
+
+impl SseEvent {
+    fn unnamed(data: Value) -> Self {
+        Self { event: None, data }
+    }
+
+    /// An event whose name is repeated in its data as `type`, as Anthropic and the Responses API have it.
+    fn typed(event: &'static str, mut data: Value) -> Self {
+        data["type"] = event.into();
+        Self { event: Some(event), data }
+    }
+
+    /// As it goes over the wire. JSON has no line breaks outside of strings, and escapes those inside.
+    pub fn encode(&self) -> String {
+        match self.event {
+            Some(event) => format!("event: {event}\ndata: {}\n\n", self.data),
+            None => format!("data: {}\n\n", self.data),
+        }
+    }
+}
+
+/// What closes an OpenAI stream.
+pub const SSE_DONE: &str = "data: [DONE]\n\n";
+
+/// The texts of a message's content: a text, or parts of which each is a text. Parts are joined by line
+/// breaks, as llama.cpp does.
+fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String, ApiError> {
+    let parts = match content {
+        Value::Null => return Ok(String::new()),
+        Value::String(text) => return Ok(text.clone()),
+        Value::Array(parts) => parts,
+        _ => {
+            return Err(ApiError::invalid(
+                at,
+                format!("{at}: expected a text or an array of parts"),
+            ));
+        }
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (i, part) in parts.iter().enumerate() {
+        let kind = part["type"].as_str().unwrap_or("missing");
+        if !text_types.contains(&kind) {
+            return Err(ApiError::invalid(
+                format!("{at}[{i}]"),
+                format!(
+                    "{at}[{i}]: a part of type '{kind}' cannot be read: models are given text only"
+                ),
+            ));
+        }
+        let text = part["text"].as_str().ok_or_else(|| {
+            ApiError::invalid(format!("{at}[{i}]"), format!("{at}[{i}].text: expected a text"))
+        })?;
+        texts.push(text);
+    }
+    Ok(texts.join("\n"))
+}
+
+/// Arguments of an earlier call as templates want them: an object if they are one, else the text as it is.
+fn arguments_value(arguments: &Value) -> Value {
+    match arguments {
+        Value::String(text) if text.trim().is_empty() => Value::Object(Default::default()),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(object @ Value::Object(_)) => object,
+            _ => arguments.clone(),
+        },
+        Value::Null => Value::Object(Default::default()),
+        other => other.clone(),
+    }
+}

@@ -1,0 +1,431 @@
+//! Ollama's chat and generate.
+use super::fields::Fields;
+use super::openai::{function_call, read_tools};
+use super::{arguments_value, options};
+use crate::error::ApiError;
+use crate::output::{FinishReason, Message, Outcome};
+use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply, ToolChoice};
+use hurtle_engine::sampler::SamplerParams;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// Options that say how Ollama's runner is to use the machine; here the server's flags say it, and they
+/// change no answer.
+pub const IGNORED_OPTIONS: &[&str] = &[
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "low_vram",
+    "f16_kv",
+    "vocab_only",
+    "use_mmap",
+    "use_mlock",
+    "numa",
+    "num_keep",
+];
+
+/// How long a model stays loaded after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// Until the server ends.
+    Forever,
+    /// This long; zero unloads it at once.
+    For(Duration),
+}
+
+/// A request for a conversation.
+#[derive(Debug, Clone)]
+pub struct ChatRequest {
+    /// What is asked.
+    pub chat: Chat,
+    /// How long the model stays.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// A request for a single prompt.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// What is asked; with an empty prompt, only to load or unload the model.
+    pub ask: Ask,
+    /// How long the model stays.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// Through the template or as it is.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// The prompt is one user message.
+    Chat(Chat),
+    /// The prompt is continued (`raw`, or a `suffix` to fill in before).
+    Completion(Completion),
+}
+
+/// Reads the body of `/api/chat`. No messages mean that the model is to be loaded or unloaded.
+pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<ChatRequest, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let (model, generation, keep_alive, reply) = common(&mut fields, sampler)?;
+    let messages: Vec<Value> = fields.opt("messages")?.unwrap_or_default();
+    let messages = messages.iter().enumerate().map(read_message).collect::<Result<_, _>>()?;
+    let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
+    let chat = Chat {
+        model: Some(model),
+        messages,
+        tools,
+        tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
+        template: thinking(&mut fields)?,
+        generation,
+        reply,
+    };
+    fields.finish(&[])?;
+    Ok(ChatRequest { chat, keep_alive })
+}
+
+/// Reads the body of `/api/generate`.
+pub fn parse_generate(body: &[u8], sampler: &SamplerParams) -> Result<GenerateRequest, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let (model, generation, keep_alive, reply) = common(&mut fields, sampler)?;
+    let prompt: String = fields.opt("prompt")?.unwrap_or_default();
+    let suffix = fields.opt::<String>("suffix")?.filter(|suffix| !suffix.is_empty());
+    let system = fields.opt::<String>("system")?.filter(|system| !system.is_empty());
+    let raw = fields.opt("raw")?.unwrap_or(false);
+    let template = thinking(&mut fields)?;
+    fields.only("template", json!(""), "start the server with --chat-template-file")?;
+    fields.only(
+        "context",
+        json!([]),
+        "send the conversation to /api/chat; what is known of it is not processed again",
+    )?;
+    fields.only("images", json!([]), "models are given text only")?;
+    fields.finish(&[])?;
+    if system.is_some() && (raw || suffix.is_some()) {
+        return Err(ApiError::invalid(
+            "system",
+            "system: a prompt that is raw or has a suffix knows no system message",
+        ));
+    }
+    let ask = if raw || suffix.is_some() {
+        Ask::Completion(Completion {
+            model: Some(model),
+            prompts: vec![Prompt::Text(prompt)],
+            suffix,
+            echo: false,
+            generation,
+            reply,
+        })
+    } else {
+        let mut messages = Vec::new();
+        messages.extend(system.map(|text| json!({"role": "system", "content": text})));
+        if !prompt.is_empty() {
+            messages.push(json!({"role": "user", "content": prompt}));
+        }
+        Ask::Chat(Chat {
+            model: Some(model),
+            messages,
+            template,
+            generation,
+            reply,
+            ..Chat::default()
+        })
+    };
+    Ok(GenerateRequest { ask, keep_alive })
+}
+
+type Common = (String, Generate, Option<KeepAlive>, Reply);
+
+fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiError> {
+    let model: String = fields.required("model")?;
+    let mut generate = options::defaults(sampler);
+    match fields.opt::<Value>("format")? {
+        None => {}
+        Some(Value::String(name)) if name.is_empty() => {}
+        Some(Value::String(name)) if name == "json" => generate.format = Format::JsonObject,
+        Some(schema @ Value::Object(_)) => generate.format = Format::JsonSchema(schema),
+        Some(_) => return Err(fields.wrong("format", "expected \"json\" or a JSON schema")),
+    }
+    if let Some(mut options) = fields.object("options")? {
+        options::sampling(&mut options, &mut generate)?;
+        options::stop(&mut options, "stop", &mut generate)?;
+        options::length(&mut options, &["num_predict"], &mut generate)?;
+        generate.n_ctx = options.opt("num_ctx")?;
+        options.finish(IGNORED_OPTIONS)?;
+    }
+    let logprobs = fields.opt("logprobs")?.unwrap_or(false);
+    let top: Option<usize> = fields.opt("top_logprobs")?;
+    if top.is_some_and(|n| n > options::MAX_LOGPROBS) {
+        let most = options::MAX_LOGPROBS;
+        return Err(fields.wrong("top_logprobs", &format!("expected at most {most}")));
+    }
+    generate.logprobs = logprobs.then(|| top.unwrap_or(0));
+    let keep_alive = match fields.opt::<Value>("keep_alive")? {
+        None => None,
+        Some(value) => Some(keep_alive(&value).ok_or_else(|| {
+            fields.wrong("keep_alive", "expected seconds, or a time such as \"5m\" or \"-1\"")
+        })?),
+    };
+    // Ollama streams unless told otherwise.
+    let reply = Reply { stream: fields.opt("stream")?.unwrap_or(true), include_usage: true };
+    Ok((model, generate, keep_alive, reply))
+}
+
+/// Seconds as a number, or a time as Go writes it (`1h30m`, `500ms`); negative ones are forever.
+fn keep_alive(value: &Value) -> Option<KeepAlive> {
+    let seconds = match value {
+        Value::Number(n) => n.as_f64()?,
+        Value::String(text) => go_duration(text)?,
+        _ => return None,
+    };
+    if seconds < 0.0 {
+        return Some(KeepAlive::Forever);
+    }
+    // What is too long for the clock is forever as well.
+    Some(Duration::try_from_secs_f64(seconds).map_or(KeepAlive::Forever, KeepAlive::For))
+}
+
+fn go_duration(text: &str) -> Option<f64> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return seconds.is_finite().then_some(seconds);
+    }
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text),
+    };
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = rest.split_at(digits);
+        let number: f64 = number.parse().ok()?;
+        let units = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9)];
+        let units = units.into_iter().chain([("h", 3600.0), ("m", 60.0), ("s", 1.0)]);
+        let (name, scale) = units.into_iter().find(|(name, _)| unit.starts_with(name))?;
+        seconds += number * scale;
+        rest = &unit[name.len()..];
+    }
+    Some(sign * seconds)
+}
+
+/// `think`: whether, or how much.
+fn thinking(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut template = Map::new();
+    match fields.opt::<Value>("think")? {
+        None => {}
+        Some(on @ Value::Bool(_)) => {
+            template.insert("enable_thinking".into(), on);
+        }
+        Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => {
+            template.insert("enable_thinking".into(), true.into());
+            template.insert("reasoning_effort".into(), effort.into());
+        }
+        Some(_) => return Err(fields.wrong("think", "expected a boolean, low, medium or high")),
+    }
+    Ok(template)
+}
+
+fn read_message((i, message): (usize, &Value)) -> Result<Value, ApiError> {
+    let at = format!("messages[{i}]");
+    let wrong = |field: &str, what: &str| {
+        Err(ApiError::invalid(format!("{at}.{field}"), format!("{at}.{field}: {what}")))
+    };
+    let Some(role @ ("system" | "user" | "assistant" | "tool")) = message["role"].as_str() else {
+        return wrong("role", "expected system, user, assistant or tool");
+    };
+    if message["images"].as_array().is_some_and(|images| !images.is_empty()) {
+        return wrong("images", "models are given text only");
+    }
+    let content = match &message["content"] {
+        Value::Null => "",
+        Value::String(text) => text,
+        _ => return wrong("content", "expected a text"),
+    };
+    let mut out = json!({"role": role, "content": content});
+    for (theirs, ours) in [
+        ("thinking", "reasoning_content"),
+        ("tool_name", "name"),
+        ("name", "name"),
+        ("tool_call_id", "tool_call_id"),
+    ] {
+        if let Some(Value::String(text)) = message.get(theirs) {
+            out[ours] = text.as_str().into();
+        }
+    }
+    if let Some(calls) = message["tool_calls"].as_array().filter(|calls| !calls.is_empty()) {
+        let mut read = Vec::new();
+        for call in calls {
+            let Some(name) = call["function"]["name"].as_str() else {
+                return wrong("tool_calls", "a call needs the name of a function");
+            };
+            let arguments = arguments_value(&call["function"]["arguments"]);
+            read.push(function_call(call["id"].as_str().unwrap_or_default(), name, arguments));
+        }
+        out["tool_calls"] = read.into();
+    }
+    Ok(out)
+}
+
+/// What every line of a reply says of itself.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The model's name, as it was asked for.
+    pub model: String,
+    /// RFC 3339.
+    pub created_at: String,
+}
+
+impl Head {
+    /// A line of a chat, and with an outcome its last or only one.
+    pub fn chat(&self, message: &Message, outcome: Option<&Outcome>) -> Value {
+        let mut out = json!({"role": "assistant", "content": message.content});
+        if !message.reasoning.is_empty() {
+            out["thinking"] = message.reasoning.as_str().into();
+        }
+        if !message.tool_calls.is_empty() {
+            let call = |(index, call): (usize, &crate::output::ToolCall)| {
+                let arguments = arguments_value(&Value::String(call.arguments.clone()));
+                json!({"id": call.id,
+                    "function": {"index": index, "name": call.name, "arguments": arguments}})
+            };
+            out["tool_calls"] = message.tool_calls.iter().enumerate().map(call).collect();
+        }
+        self.line("message", out, outcome)
+    }
+
+    /// A line of a generation, and with an outcome its last or only one.
+    pub fn generate(&self, message: &Message, outcome: Option<&Outcome>) -> Value {
+        let mut line = self.line("response", message.content.as_str().into(), outcome);
+        if !message.reasoning.is_empty() {
+            line["thinking"] = message.reasoning.as_str().into();
+        }
+        line
+    }
+
+    /// The reply to a request that only loads or unloads.
+    pub fn loaded(&self, chat: bool, unloaded: bool) -> Value {
+        let (key, value) = match chat {
+            true => ("message", json!({"role": "assistant", "content": ""})),
+            false => ("response", json!("")),
+        };
+        let mut line = self.line(key, value, None);
+        line["done"] = true.into();
+        line["done_reason"] = if unloaded { "unload" } else { "load" }.into();
+        line
+    }
+
+    fn line(&self, key: &str, value: Value, outcome: Option<&Outcome>) -> Value {
+        let mut line = json!({
+            "model": self.model,
+            "created_at": self.created_at,
+            key: value,
+            "done": outcome.is_some(),
+        });
+        if let Some(outcome) = outcome {
+            let nanos = |millis: f64| (millis * 1e6) as u64;
+            let timings = &outcome.timings;
+            // Calls of tools end an answer like any other.
+            let reason = if outcome.reason == FinishReason::Length { "length" } else { "stop" };
+            line["done_reason"] = reason.into();
+            line["total_duration"] = nanos(timings.prompt_ms + timings.predicted_ms).into();
+            line["load_duration"] = 0.into();
+            line["prompt_eval_count"] = outcome.usage.prompt.into();
+            line["prompt_eval_duration"] = nanos(timings.prompt_ms).into();
+            line["eval_count"] = outcome.usage.generated.into();
+            line["eval_duration"] = nanos(timings.predicted_ms).into();
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{Delta, Usage};
+
+    fn chat(body: Value) -> Result<ChatRequest, ApiError> {
+        parse_chat(body.to_string().as_bytes(), &SamplerParams::default())
+    }
+
+    #[test]
+    fn options_are_honoured_or_refused() {
+        let body = |options: Value| json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "options": options});
+        let request = chat(body(json!({"num_predict": 7, "temperature": 0, "seed": 1, "stop": ["a"], "num_ctx": 64, "num_gpu": 1})))
+            .expect("read");
+        let generate = &request.chat.generation;
+        assert_eq!((generate.params.n_predict, generate.n_ctx), (Some(7), Some(64)));
+        assert_eq!(generate.params.sampler.seed, Some(1));
+        assert!(request.chat.reply.stream);
+        let error = chat(body(json!({"tfs_z": 0.5}))).expect_err("refused");
+        assert_eq!(error.param.as_deref(), Some("options.tfs_z"));
+        let unlimited = chat(body(json!({"num_predict": -1}))).expect("read");
+        assert_eq!(unlimited.chat.generation.params.n_predict, None);
+    }
+
+    #[test]
+    fn times_as_go_writes_them() {
+        let check = |value: Value, expected: Option<KeepAlive>| {
+            assert_eq!(keep_alive(&value), expected, "{value}");
+        };
+        let seconds = |s: f64| Some(KeepAlive::For(Duration::from_secs_f64(s)));
+        check(json!(300), seconds(300.0));
+        check(json!(0), seconds(0.0));
+        check(json!(-1), Some(KeepAlive::Forever));
+        check(json!("5m"), seconds(300.0));
+        check(json!("1h30m"), seconds(5400.0));
+        check(json!("500ms"), seconds(0.5));
+        check(json!("-1m"), Some(KeepAlive::Forever));
+        check(json!("-1"), Some(KeepAlive::Forever));
+        check(json!(1e300), Some(KeepAlive::Forever));
+        for wrong in
+            [json!("soon"), json!("5x"), json!("5m3"), json!(true), json!("NaN"), json!("m")]
+        {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_a_message_or_a_text() {
+        let read = |body: Value| {
+            parse_generate(body.to_string().as_bytes(), &SamplerParams::default()).map(|r| r.ask)
+        };
+        let Ok(Ask::Chat(chat)) = read(json!({"model": "m", "prompt": "x", "system": "s"})) else {
+            panic!("expected a chat");
+        };
+        assert_eq!(chat.messages.len(), 2);
+        let Ok(Ask::Completion(raw)) = read(json!({"model": "m", "prompt": "x", "raw": true}))
+        else {
+            panic!("expected a completion");
+        };
+        assert_eq!(raw.prompts, [Prompt::Text("x".into())]);
+        let Ok(Ask::Chat(load)) = read(json!({"model": "m"})) else { panic!("expected a chat") };
+        assert!(load.messages.is_empty());
+        for (key, value) in [
+            ("template", json!("{{ .Prompt }}")),
+            ("context", json!([1])),
+            ("images", json!(["x"])),
+        ] {
+            let mut body = json!({"model": "m", "prompt": "x"});
+            body[key] = value;
+            assert_eq!(read(body).expect_err(key).param.as_deref(), Some(key));
+        }
+    }
+
+    #[test]
+    fn lines_of_a_stream() {
+        let head = Head { model: "m".into(), created_at: "2025-03-14T09:26:53Z".into() };
+        let mut message = Message::default();
+        message.push(&Delta::Content("hi".into()));
+        let line = head.chat(&message, None);
+        assert_eq!((&line["message"]["content"], &line["done"]), (&json!("hi"), &json!(false)));
+        let outcome = Outcome {
+            reason: FinishReason::Stop,
+            stop_string: None,
+            usage: Usage { prompt: 3, cached: 0, generated: 2 },
+            timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },
+        };
+        let last = head.generate(&Message::default(), Some(&outcome));
+        assert_eq!((&last["done"], &last["response"]), (&json!(true), &json!("")));
+        assert_eq!(
+            (&last["eval_count"], &last["prompt_eval_duration"]),
+            (&json!(2), &json!(2_000_000))
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! Parameters that several APIs spell alike.
+use super::fields::Fields;
+use crate::error::ApiError;
+use crate::request::{Format, Generate, check_sampler};
+use hurtle_engine::sampler::{SamplerKind, SamplerParams};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Most answers to one prompt.
+const MAX_N: usize = 128;
+/// Most stop strings, and the longest.
+const MAX_STOPS: usize = 64;
+const MAX_STOP_BYTES: usize = 4096;
+/// Most log-probabilities beside the chosen token's.
+pub(super) const MAX_LOGPROBS: usize = 100;
+
+/// One or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    pub(super) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// llama.cpp's sampling parameters, which its users send to every API, and OpenAI's names for some.
+pub(super) fn sampling(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    let sampler = &mut generate.params.sampler;
+    macro_rules! take {
+        ($($name:literal => $field:ident),* $(,)?) => {
+            $(if let Some(value) = fields.opt($name)? { sampler.$field = value; })*
+        };
+    }
+    take! {
+        "temperature" => temp,
+        "dynatemp_range" => dynatemp_range,
+        "dynatemp_exponent" => dynatemp_exponent,
+        "top_k" => top_k,
+        "top_p" => top_p,
+        "min_p" => min_p,
+        "typical_p" => typical_p,
+        "top_n_sigma" => top_n_sigma,
+        "xtc_probability" => xtc_probability,
+        "xtc_threshold" => xtc_threshold,
+        "repeat_last_n" => repeat_last_n,
+        "repeat_penalty" => repeat_penalty,
+        "presence_penalty" => presence_penalty,
+        "frequency_penalty" => frequency_penalty,
+        "dry_multiplier" => dry_multiplier,
+        "dry_base" => dry_base,
+        "dry_allowed_length" => dry_allowed_length,
+        "dry_penalty_last_n" => dry_penalty_last_n,
+        "dry_sequence_breakers" => dry_sequence_breakers,
+        "mirostat" => mirostat,
+        "mirostat_tau" => mirostat_tau,
+        "mirostat_eta" => mirostat_eta,
+        "min_keep" => min_keep,
+        "ignore_eos" => ignore_eos,
+    }
+    if let Some(seed) = fields.opt("seed")? {
+        sampler.seed = read_seed(seed);
+    }
+    if let Some(chain) = fields.opt::<Value>("samplers")? {
+        sampler.samplers = read_chain(fields, chain)?;
+    }
+    if let Some(bias) = fields.opt("logit_bias")? {
+        read_bias(fields, bias, generate)?;
+    }
+    check_sampler(generate, |name| if name == "temp" { "temperature" } else { name })
+}
+
+/// A seed of llama.cpp's: a negative one means another each time; any other is taken as it is.
+fn read_seed(seed: i128) -> Option<u64> {
+    // Clients send 64 bits, with a sign or without.
+    u64::try_from(seed).ok()
+}
+
+/// Names in order, or letters.
+fn read_chain(fields: &Fields, chain: Value) -> Result<Vec<SamplerKind>, ApiError> {
+    let wrong = |what: String| fields.wrong("samplers", &what);
+    match chain {
+        Value::String(letters) => {
+            SamplerKind::parse_letters(&letters).map_err(|e| wrong(e.to_string()))
+        }
+        Value::Array(names) => {
+            let names = names.iter().map(|name| {
+                let name = name.as_str().ok_or_else(|| wrong("expected names".into()))?;
+                name.parse().map_err(|e| wrong(format!("{e}")))
+            });
+            names.collect()
+        }
+        _ => Err(wrong("expected an array of names or a text of letters".into())),
+    }
+}
+
+/// OpenAI's object from ids to biases, or llama.cpp's array of pairs whose first half may be a text and whose
+/// second half may be `false` for never.
+fn read_bias(fields: &Fields, bias: Value, generate: &mut Generate) -> Result<(), ApiError> {
+    let wrong = || {
+        let shape =
+            "expected an object from token ids to numbers, or an array of [token, number] pairs";
+        fields.wrong("logit_bias", shape)
+    };
+    let pairs: Vec<(Value, Value)> = match bias {
+        Value::Object(map) => map.into_iter().map(|(k, v)| (Value::String(k), v)).collect(),
+        Value::Array(pairs) => {
+            let pair = |pair| serde_json::from_value(pair).map_err(|_| wrong());
+            pairs.into_iter().map(pair).collect::<Result<_, _>>()?
+        }
+        _ => return Err(wrong()),
+    };
+    for (token, bias) in pairs {
+        let bias = match bias {
+            Value::Bool(false) => f32::NEG_INFINITY,
+            Value::Number(n) => n.as_f64().unwrap_or(f64::NAN) as f32,
+            _ => return Err(wrong()),
+        };
+        let id = match &token {
+            Value::Number(n) => Some(n.as_u64().ok_or_else(wrong)?),
+            Value::String(text) => text.parse().ok(),
+            _ => return Err(wrong()),
+        };
+        match (id, token) {
+            (Some(id), _) => {
+                let id = u32::try_from(id).map_err(|_| wrong())?;
+                generate.params.sampler.logit_bias.push((id, bias));
+            }
+            (None, Value::String(text)) => generate.text_bias.push((text, bias)),
+            (None, _) => return Err(wrong()),
+        }
+    }
+    Ok(())
+}
+
+/// Stop strings.
+pub(super) fn stop(
+    fields: &mut Fields,
+    name: &str,
+    generate: &mut Generate,
+) -> Result<(), ApiError> {
+    let Some(stop) = fields.opt::<OneOrMany<String>>(name)? else { return Ok(()) };
+    let stop = stop.into_vec();
+    if stop.len() > MAX_STOPS {
+        return Err(fields
+            .wrong(name, &format!("expected at most {MAX_STOPS} texts, found {}", stop.len())));
+    }
+    for text in &stop {
+        if text.is_empty() || text.len() > MAX_STOP_BYTES {
+            let found =
+                format!("expected texts of 1 to {MAX_STOP_BYTES} bytes, found {}", text.len());
+            return Err(fields.wrong(name, &found));
+        }
+    }
+    generate.params.stop = stop;
+    Ok(())
+}
+
+/// `n`.
+pub(super) fn n(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    if let Some(n) = fields.opt::<usize>("n")? {
+        if !(1..=MAX_N).contains(&n) {
+            return Err(fields.wrong("n", &format!("expected 1 to {MAX_N}, found {n}")));
+        }
+        generate.n = n;
+    }
+    Ok(())
+}
+
+/// The length of the answer under any of `names`; a negative one means no limit.
+pub(super) fn length(
+    fields: &mut Fields,
+    names: &[&str],
+    generate: &mut Generate,
+) -> Result<(), ApiError> {
+    if let Some(n) = fields.any::<i64>(names)? {
+        generate.params.n_predict = usize::try_from(n).ok();
+    }
+    Ok(())
+}
+
+/// llama.cpp's `grammar` and `json_schema`.
+pub(super) fn grammar(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    let grammar = fields.opt::<String>("grammar")?.filter(|grammar| !grammar.is_empty());
+    let schema = fields.opt::<Value>("json_schema")?;
+    if grammar.is_none() && schema.is_none() {
+        return Ok(());
+    }
+    if generate.format != Format::Text || (grammar.is_some() && schema.is_some()) {
+        let what = "only one of grammar, json_schema and response_format can hold at a time";
+        return Err(fields.wrong(if grammar.is_some() { "grammar" } else { "json_schema" }, what));
+    }
+    generate.format = match (grammar, schema) {
+        (Some(grammar), _) => Format::Gbnf(grammar),
+        (None, Some(schema)) => Format::JsonSchema(schema),
+        (None, None) => Format::Text,
+    };
+    Ok(())
+}
+
+/// The server's own sampling parameters, for what a request leaves open.
+pub(super) fn defaults(sampler: &SamplerParams) -> Generate {
+    let mut generate = Generate::default();
+    generate.params.sampler = sampler.clone();
+    generate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Generate, ApiError> {
+        let mut fields = Fields::parse(body.as_bytes())?;
+        let mut generate = Generate::default();
+        sampling(&mut fields, &mut generate)?;
+        stop(&mut fields, "stop", &mut generate)?;
+        n(&mut fields, &mut generate)?;
+        grammar(&mut fields, &mut generate)?;
+        fields.finish(&[])?;
+        Ok(generate)
+    }
+
+    #[test]
+    fn seeds() {
+        let check = |body: &str, expected: Option<u64>| {
+            assert_eq!(read(body).expect("read").params.sampler.seed, expected, "{body}");
+        };
+        check(r#"{"seed": 7}"#, Some(7));
+        check(r#"{"seed": 18446744073709551615}"#, Some(u64::MAX));
+        check(r#"{"seed": -1}"#, None);
+        check(r#"{"seed": null}"#, None);
+    }
+
+    #[test]
+    fn biases_in_both_shapes() {
+        let biases = |body| {
+            let generate = read(body).expect("read");
+            (generate.params.sampler.logit_bias, generate.text_bias)
+        };
+        assert_eq!(biases(r#"{"logit_bias": {"5": -100, "7": 1.5}}"#).0, [(5, -100.0), (7, 1.5)]);
+        let (ids, texts) = biases(r#"{"logit_bias": [[5, 1], [" the", false]]}"#);
+        assert_eq!((ids, texts), (vec![(5, 1.0)], vec![(" the".to_owned(), f32::NEG_INFINITY)]));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let check = |body: &str, param: &str| {
+            let error = read(body).expect_err(body);
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+        };
+        check(r#"{"temperature": "hot"}"#, "temperature");
+        check(r#"{"top_p": 2}"#, "top_p");
+        check(r#"{"temperature": 1e39}"#, "temperature");
+        check(r#"{"n": 0}"#, "n");
+        check(r#"{"n": 1000}"#, "n");
+        check(r#"{"stop": ""}"#, "stop");
+        check(r#"{"stop": ["a", 1]}"#, "stop");
+        check(r#"{"samplers": ["magic"]}"#, "samplers");
+        check(r#"{"logit_bias": [[1]]}"#, "logit_bias");
+        check(r#"{"logit_bias": {"99999999999": 1}}"#, "logit_bias");
+        check(r#"{"grammar": "root ::= \"a\"", "json_schema": {}}"#, "grammar");
+        check(r#"{"best_of": 2}"#, "best_of");
+    }
+}

@@ -1,0 +1,183 @@
+//! The routes over a tiny model, whose greedy continuation llama.cpp has computed.
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode};
+use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType};
+use hurtle_server::{Server, ServerOptions};
+use hurtle_text::ChatTemplate;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use tower::ServiceExt as _;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/archs").join(name)
+}
+
+fn server(api_keys: &[&str]) -> Server {
+    let options = EngineOptions {
+        threads: Some(1),
+        arithmetic: Arithmetic::Exact,
+        kv_type_k: KvType::F32,
+        kv_type_v: KvType::F32,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::load(&golden("llama.gguf"), &options).expect("loaded");
+    let (template, _) = ChatTemplate::fallback_for(engine.gguf().metadata(), engine.tokenizer())
+        .expect("a template");
+    let options = ServerOptions {
+        model: "tiny".into(),
+        api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
+        max_body: 1 << 20,
+        queue: 16,
+        sampler: SamplerParams::default(),
+    };
+    Server::start(engine, template, options).expect("started")
+}
+
+/// The status and the body's text.
+async fn send(server: &Server, request: Request<Body>) -> (StatusCode, String) {
+    let reply = server.router().oneshot(request).await.expect("a reply");
+    let status = reply.status();
+    let body = to_bytes(reply.into_body(), usize::MAX).await.expect("a body");
+    (status, String::from_utf8(body.into()).expect("UTF-8"))
+}
+
+async fn post(server: &Server, path: &str, body: impl ToString) -> (StatusCode, String) {
+    send(server, Request::post(path).body(Body::from(body.to_string())).expect("a request")).await
+}
+
+/// The reply to a request that must succeed.
+async fn ask(server: &Server, path: &str, body: Value) -> Value {
+    let (status, text) = post(server, path, body).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// The data of each event of a stream that must end well.
+async fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
+    let (status, text) = post(server, path, body).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let text = text.strip_suffix("data: [DONE]\n\n").expect("the closing event");
+    let event = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data"));
+    text.split_terminator("\n\n").map(|text| event(text).expect("JSON")).collect()
+}
+
+fn greedy() -> (Value, Value) {
+    let text = std::fs::read_to_string(golden("llama.json")).expect("the golden file");
+    let golden: Value = serde_json::from_str(&text).expect("JSON");
+    (golden["greedy"]["prompt"].clone(), golden["greedy"]["ids"].clone())
+}
+
+#[tokio::test]
+async fn a_completion_is_the_one_that_llama_cpp_gives() {
+    let server = server(&[]);
+    let (prompt, ids) = greedy();
+    let expected = ask(&server, "/detokenize", json!({"tokens": ids})).await["content"].clone();
+    let body = json!({"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 16, "ignore_eos": true});
+    let whole = ask(&server, "/v1/completions", body.clone()).await;
+    assert_eq!(whole["choices"][0]["text"], expected);
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    assert_eq!(whole["usage"]["prompt_tokens"], 7);
+    assert_eq!(whole["usage"]["completion_tokens"], 16);
+
+    let mut streamed = body;
+    streamed["stream"] = true.into();
+    streamed["stream_options"] = json!({"include_usage": true});
+    let chunks = events(&server, "/v1/completions", streamed).await;
+    let text: String =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+    assert_eq!(expected, text);
+    let last = chunks.last().expect("chunks");
+    assert_eq!((&last["choices"], &last["usage"]["total_tokens"]), (&json!([]), &json!(23)));
+}
+
+#[tokio::test]
+async fn concurrent_answers_equal_those_given_alone() {
+    let server = server(&[]);
+    let body = |seed: u64| json!({"prompt": "hello", "max_tokens": 12, "seed": seed, "temperature": 1.5, "ignore_eos": true});
+    let mut alone = Vec::new();
+    for seed in 0..4 {
+        alone.push(ask(&server, "/v1/completions", body(seed)).await["choices"][0]["text"].clone());
+    }
+    let tasks: Vec<_> = (0..4)
+        .map(|seed| {
+            let server = server.clone();
+            tokio::spawn(async move { ask(&server, "/v1/completions", body(seed)).await })
+        })
+        .collect();
+    for (task, alone) in tasks.into_iter().zip(&alone) {
+        assert_eq!(&task.await.expect("a reply")["choices"][0]["text"], alone);
+    }
+    // Several answers have seeds one after another.
+    let mut several = body(0);
+    several["n"] = 4.into();
+    let several = ask(&server, "/v1/completions", several).await;
+    let texts: Vec<_> =
+        several["choices"].as_array().expect("choices").iter().map(|c| c["text"].clone()).collect();
+    assert_eq!(texts, alone);
+    assert_eq!(several["usage"]["completion_tokens"], 48);
+}
+
+#[tokio::test]
+async fn a_chat_streamed_is_the_chat_in_one_piece() {
+    let server = server(&[]);
+    let mut body =
+        json!({"messages": [{"role": "user", "content": "hi"}], "seed": 1, "max_tokens": 8});
+    let whole = ask(&server, "/v1/chat/completions", body.clone()).await;
+    assert_eq!(whole["object"], "chat.completion");
+    body["stream"] = true.into();
+    let chunks = events(&server, "/v1/chat/completions", body).await;
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let delta = |chunk: &Value| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned);
+    let text: String = chunks.iter().filter_map(delta).collect();
+    assert_eq!(whole["choices"][0]["message"]["content"], text);
+    let last = &chunks[chunks.len() - 1]["choices"][0]["finish_reason"];
+    assert_eq!(last, &whole["choices"][0]["finish_reason"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused() {
+    let server = server(&[]);
+    let check = async |path: &str, body: String, status: u16, expected: &str| {
+        let (found, text) = post(&server, path, body).await;
+        assert_eq!(found.as_u16(), status, "{text}");
+        assert!(text.contains(expected), "{text}");
+    };
+    let complete = "/v1/completions";
+    check(complete, json!({"prompt": "a", "model": "other"}).to_string(), 404, "model_not_found")
+        .await;
+    check(complete, json!({"prompt": [99_999]}).to_string(), 400, "99999").await;
+    check(complete, json!({"prompt": ""}).to_string(), 400, "the prompt is empty").await;
+    check(complete, json!({"prompt": vec![1; 5000]}).to_string(), 400, "5000 tokens").await;
+    check(complete, json!({"prompt": "a", "logprobs": 1}).to_string(), 400, "logprobs").await;
+    check(complete, json!({"prompt": "a", "grammar": "x"}).to_string(), 400, "not supported").await;
+    check(complete, "[".repeat(100_000), 400, "recursion limit").await;
+    check(complete, " ".repeat(2 << 20), 413, "").await;
+    check("/nowhere", String::new(), 404, "nothing at POST /nowhere").await;
+}
+
+#[tokio::test]
+async fn a_key_is_asked_for() {
+    let server = server(&["one", "two"]);
+    let check = async |header: Option<(&str, &str)>, path: &str, expected: u16| {
+        let mut request = Request::get(path);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let request = request.body(Body::empty()).expect("a request");
+        assert_eq!(send(&server, request).await.0.as_u16(), expected, "{path} {header:?}");
+    };
+    check(None, "/v1/models", 401).await;
+    check(Some(("authorization", "Bearer three")), "/v1/models", 401).await;
+    check(Some(("authorization", "Bearer two")), "/v1/models", 200).await;
+    check(Some(("x-api-key", "one")), "/v1/models", 200).await;
+    check(None, "/health", 200).await;
+}
+
+#[tokio::test]
+async fn after_a_shutdown_requests_are_refused() {
+    let server = server(&[]);
+    server.shut_down();
+    let (status, text) = post(&server, "/v1/completions", json!({"prompt": "a"})).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+}
