@@ -299,7 +299,7 @@ pub(crate) fn now() -> u64 {
 fn outcome(generation: &Generation) -> Outcome {
     let timings = generation.timings;
     let reason = match generation.stop_reason {
-        StopReason::Length | StopReason::Context => FinishReason::Length,
+        StopReason::Length | StopReason::Context | StopReason::Deadline => FinishReason::Length,
         StopReason::EndOfText | StopReason::StopString | StopReason::Cancelled => {
             FinishReason::Stop
         }
