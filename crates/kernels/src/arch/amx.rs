@@ -23,26 +23,28 @@ struct Config {
 
 const _: () = assert!(size_of::<Config>() == 64);
 
+impl Config {
+    /// Tiles for 1 to 32 tokens.
+    fn new(n_tokens: usize) -> Self {
+        let first = n_tokens.min(TILE_TOKENS) as u8;
+        // A tile without rows may not be named, so that the second tiles have one at least.
+        let second = n_tokens.saturating_sub(TILE_TOKENS).max(1) as u8;
+        let digits = TILE_TOKENS as u8;
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        row_bytes[..8].fill(LINE as u16);
+        let tiles = [first, first, second, second, first, second, digits, digits];
+        rows[..8].copy_from_slice(&tiles);
+        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    }
+}
+
 /// Bytes between lines.
 const LINE: usize = 64;
 
 impl Tiles for Amx {
     #[inline(always)]
     unsafe fn configure(n_tokens: usize) {
-        let first = n_tokens.min(TILE_TOKENS) as u8;
-        // A tile without rows may not be named, so that the second tiles have one at least.
-        let second = n_tokens.saturating_sub(TILE_TOKENS).max(1) as u8;
-        let digits = TILE_TOKENS as u8;
-        let mut config = Config {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes: [0; 16],
-            rows: [0; 16],
-        };
-        config.row_bytes[..8].fill(LINE as u16);
-        config.rows[..8]
-            .copy_from_slice(&[first, first, second, second, first, second, digits, digits]);
+        let config = Config::new(n_tokens);
         // SAFETY: the caller has AMX; the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) }
     }
@@ -113,5 +115,36 @@ impl Tiles for Amx {
                 );
             }
         }
+    }
+}
+
+/// Multiplications and additions of a round of [`products`].
+pub(crate) const ROUND_OPS: usize = 4 * 2 * TILE_TOKENS * 16 * LINE;
+
+/// Products of whole tiles with nothing to load or to store: `rounds`, at least one, of four that
+/// do not wait for each other.
+///
+/// # Safety
+/// AMX is present.
+pub(crate) unsafe fn products(rounds: usize) {
+    let config = Config::new(2 * TILE_TOKENS);
+    // SAFETY: the caller has AMX; the configuration is valid.
+    unsafe {
+        asm!(
+            "ldtilecfg [{config}]", // the tiles are zeros now
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "sub {rounds}, 1",
+            "ja 2b",
+            "tilerelease",
+            config = in(reg) &raw const config,
+            rounds = inout(reg) rounds.max(1) => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly),
+        );
     }
 }

@@ -459,7 +459,14 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
             let (start, end) = (taken.start.max(first), taken.end.min(last));
             if start < end {
                 let (ty, panels) = (product.weights.ty, start - first..end - first);
-                let done = with_kernel!(ty, K => panels_as::<K>(exec, product, panels, x, worker));
+                let done = with_kernel!(ty, K => {
+                    let many = exec.isa.has_tiles() && product.tokens.len() >= TILES_FROM;
+                    // SAFETY: `Isa::has_tiles` proves that the processor has them.
+                    unsafe {
+                        let tiles = K::TILES.filter(|_| many);
+                        panels_as::<K>(exec, product, panels, x, tiles, worker);
+                    }
+                });
                 done.expect("packed matrices have a kernel");
             }
             first = last;
@@ -467,12 +474,16 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
     });
 }
 
-/// Some panels of a product.
-fn panels_as<K: Kernel>(
+/// Some panels of a product, by tiles if there are any.
+///
+/// # Safety
+/// The instructions of `tiles` are present.
+unsafe fn panels_as<K: Kernel>(
     exec: Exec<'_>,
     product: &Product<'_>,
     panels: Range<usize>,
     x: &QuantizedActivations,
+    tiles: Option<MultiplyTiles<K::Activations>>,
     worker: &mut Worker,
 ) {
     let Product { weights, part, ref tokens, bias, ref out } = *product;
@@ -482,7 +493,6 @@ fn panels_as<K: Kernel>(
     assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {} weights", weights.ty);
     // A prompt has too many activations to read them all for every panel, so some panels and some
     // tokens meet in L2. A whole number of tiles each time.
-    let tiles = K::TILES.filter(|_| exec.isa.has_tiles() && tokens.len() >= TILES_FROM);
     let token_bytes = n_blocks * size_of::<K::Activations>();
     let (group, few_panels) = if tiles.is_some() {
         // Unpacked again for each group, so these are large, and nothing else is kept.
@@ -517,7 +527,7 @@ fn panels_as<K: Kernel>(
             let (lines, n_tokens, group) =
                 (weights.panel(part, panel), x.n_tokens(), group.clone());
             match tiles {
-                // SAFETY: `Isa::has_tiles` proves that the processor has them.
+                // SAFETY: the caller has the instructions.
                 Some(multiply) => unsafe {
                     multiply(lines, blocks, n_tokens, group, tile_lines, &mut write);
                 },

@@ -2,14 +2,13 @@
 
 use super::*;
 use crate::activations::QuantizedActivations;
-use crate::arch::amx::Amx;
+use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{
-    MultiplyTiles, PackedMatrix, Product, affine, iq4_xs, matmul_packed, sixteens,
-};
-use crate::{Exec, Isa, Pool};
+use crate::packed::{MultiplyTiles, PackedMatrix, Product, TILES_IN_CACHE};
+use crate::packed::{affine, iq4_xs, matmul_packed, panels_as, sixteens};
+use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
 /// Tiles in plain loops.
@@ -74,7 +73,6 @@ impl Case {
         let mut expected = vec![f32::NAN; tokens.len() * self.n_rows];
         matmul_packed(exec, &x, &[Product::new(&weights, 0, tokens.clone(), None, &mut expected)]);
 
-        let lines = self.n_cols / K::LEN * TILE_LINES;
         for isa in Isa::available() {
             let multiply: MultiplyTiles<SuperBlock> = match isa.level() {
                 Level::Scalar => scalar::multiply_tiles::<K, M>,
@@ -82,21 +80,15 @@ impl Case {
                 Level::Avx512Vnni => x86_64::avx512vnni::multiply_tiles::<K, M>,
                 _ => continue,
             };
-            let mut digits = vec![Line([0; 64]); lines];
             let mut found = vec![f32::NAN; expected.len()];
-            for first in (0..self.n_rows).step_by(PANEL_ROWS) {
-                let n = PANEL_ROWS.min(self.n_rows - first);
-                let panel = weights.panel(0, first / PANEL_ROWS);
-                let blocks = x.super_blocks();
-                let mut write = |token: usize, dots: &[f32; LANES]| {
-                    let at = (token - tokens.start) * self.n_rows + first;
-                    found[at..at + n].copy_from_slice(&dots[..n]);
-                };
-                // SAFETY: the lanes are available; the tiles are, or are emulated.
-                unsafe {
-                    multiply(panel, blocks, x.n_tokens(), tokens.clone(), &mut digits, &mut write);
-                }
+            let product = Product::new(&weights, 0, tokens.clone(), None, &mut found);
+            let (panels, exec) = (0..product.n_panels(), Exec { isa, ..exec });
+            let mut worker = Worker::default();
+            // SAFETY: the lanes are available; the tiles are, or are emulated.
+            unsafe {
+                panels_as::<K>(exec, &product, panels, &x, Some(multiply), &mut worker);
             }
+            drop(product);
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
                 let Self { ty, n_rows, n_cols, .. } = self;
@@ -117,6 +109,10 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
             case.check::<K, M>(tiles, n_tokens / 3..n_tokens);
         }
     }
+    // More tokens than the cache holds.
+    let long = Case::new(T::Q4_K, 17, 8192, 150);
+    assert!(149 * 32 * size_of::<SuperBlock>() > TILES_IN_CACHE);
+    long.check::<affine::Q4K, M>(tiles, 1..150);
     check::<affine::Q4K, M>(T::Q4_K, tiles, token_counts.clone());
     check::<affine::Q5K, M>(T::Q5_K, tiles, token_counts.clone());
     check::<sixteens::Q6K, M>(T::Q6_K, tiles, token_counts.clone());
@@ -126,12 +122,14 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slow")]
 fn tiles_give_the_bits_of_the_other_kernels() {
     check_all::<Loops>("loops", 1..=70);
 }
 
 /// The instructions themselves, on any processor.
 #[test]
+#[cfg_attr(miri, ignore = "instructions in the text, and a signal handler")]
 fn tile_instructions_give_the_bits_of_the_other_kernels() {
     if Isa::best().level() == Level::Amx {
         println!("AMX: of this processor");
@@ -139,5 +137,7 @@ fn tile_instructions_give_the_bits_of_the_other_kernels() {
         println!("AMX: emulated, this processor has none");
         emulator::install();
     }
+    // SAFETY: the instructions are there, or emulated.
+    unsafe { amx::products(3) };
     check_all::<Amx>("AMX", [1, 2, 7, 15, 16, 17, 18, 31, 32, 33, 48, 49, 64, 70].into_iter());
 }
