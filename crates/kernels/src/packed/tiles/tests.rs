@@ -88,7 +88,6 @@ impl Case {
             unsafe {
                 panels_as::<K>(exec, &product, panels, &x, Some(multiply), &mut worker);
             }
-            drop(product);
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
                 let Self { ty, n_rows, n_cols, .. } = self;
