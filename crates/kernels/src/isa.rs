@@ -15,6 +15,8 @@ pub(crate) enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
 }
 
 /// An instruction set that this processor has.
@@ -41,6 +43,10 @@ impl Isa {
                     all.push(Isa(Level::Avx512));
                     if has!("avx512vnni") {
                         all.push(Isa(Level::Avx512Vnni));
+                        #[cfg(target_os = "linux")]
+                        if amx::is_available() {
+                            all.push(Isa(Level::Amx));
+                        }
                     }
                 }
             }
@@ -58,11 +64,20 @@ impl Isa {
         Isa(Level::Scalar)
     }
 
+    /// Whether [`matmul_packed`](crate::packed::matmul_packed) may use AMX.
+    pub(crate) const fn has_tiles(self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        return matches!(self.0, Level::Amx);
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        false
+    }
+
     pub(crate) const fn level(self) -> Level {
         self.0
     }
 
-    /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ) or `avx512vnni`.
+    /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ), `avx512vnni` or `amx` (int8 tiles
+    /// beside AVX-512 VNNI).
     pub const fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -74,6 +89,8 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx => "amx",
         }
     }
 }
@@ -97,6 +114,36 @@ impl FromStr for Isa {
                 names.join(", ")
             )
         })
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    use std::arch::asm;
+    use std::arch::x86_64::__cpuid_count;
+
+    /// Whether the processor has tiles of 8-bit integers, the system saves them, and this process
+    /// may use them: Linux wants to be asked, and threads that run already may then, too. For a
+    /// processor with AVX-512.
+    pub(super) fn is_available() -> bool {
+        let features = __cpuid_count(7, 0).edx;
+        let (tile, int8) = (1 << 24, 1 << 25);
+        if features & (tile | int8) != tile | int8 {
+            return false;
+        }
+        let saved: u32;
+        // SAFETY: a system that enabled AVX-512 has enabled this instruction; 0 is a valid register.
+        unsafe {
+            asm!("xgetbv", in("ecx") 0, out("eax") saved, out("edx") _, options(nomem, nostack));
+        }
+        let (config, data) = (1 << 17, 1 << 18);
+        if saved & (config | data) != config | data {
+            return false;
+        }
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        // SAFETY: this asks for a permission and touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
 }
 

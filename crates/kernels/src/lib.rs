@@ -6,6 +6,7 @@
 //! roofline.rs                             what memory and processor give at most, measured
 //!        │ dispatch!, dispatch_int! pick a shell    │
 //! arch/x86_64.rs  (AVX-512, AVX2, VNNI)     arch/scalar.rs    thin shells: one per instruction set
+//! arch/amx.rs     (tiles of int8)
 //!        └──────────┬───────────────────────────────┘
 //!        arch/all.rs, packed/*.rs     each algorithm once, written over `arch::{Lanes, IntLanes}`
 //! ```

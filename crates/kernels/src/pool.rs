@@ -39,7 +39,7 @@ pub struct Worker {
 
 /// Values that a thread's buffer holds from the start, so that no task has to make room for what
 /// tasks usually ask for, whichever thread it comes to and when. Untouched memory costs nothing.
-const SCRATCH: usize = 64 * 1024;
+const SCRATCH: usize = 1024 * 1024;
 
 impl Worker {
     fn new(index: usize) -> Self {

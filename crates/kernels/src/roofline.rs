@@ -99,13 +99,13 @@ impl Probe {
         let best = |rates: &mut dyn Iterator<Item = f64>| rates.fold(0.0, f64::max);
         Roofline {
             read_bytes: best(&mut PREFETCH_LINES.iter().map(|ahead| self.read(exec, *ahead))),
-            integer_ops: best(&mut TILES.iter().map(|tile| {
+            integer_ops: tile_ops(exec).max(best(&mut TILES.iter().map(|tile| {
                 // A dword of each lane is 4 products.
                 let ops = (2 * 4 * LANES * tile * TILE_LINES * ROUNDS) as f64;
                 ops * calls_per_second(exec, &|operands| {
                     black_box(dispatch_int!(exec.isa, integer_products(operands, *tile, ROUNDS)));
                 })
-            })),
+            }))),
             float_ops: best(&mut TILES.iter().map(|tile| {
                 let ops = (2 * LANES * tile * TILE_LINES * ROUNDS) as f64;
                 ops * calls_per_second(exec, &|operands| {
@@ -128,6 +128,20 @@ impl Probe {
         }
         self.n_bytes() as f64 / fastest.as_secs_f64().max(1e-9)
     }
+}
+
+/// Multiplications and additions a second by tiles, 0 without them.
+fn tile_ops(exec: Exec<'_>) -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if exec.isa.has_tiles() {
+        use crate::arch::amx;
+        let calls = calls_per_second(exec, &|_| {
+            // SAFETY: `Isa::has_tiles` proves that the processor has them.
+            unsafe { amx::products(ROUNDS) }
+        });
+        return (amx::ROUND_OPS * ROUNDS) as f64 * calls;
+    }
+    0.0
 }
 
 /// How often a second all threads together can call `f`, in the best of several windows of time.

@@ -114,7 +114,7 @@ fn multiply(exec: Exec<'_>, weights: &PackedMatrix, x: &QuantizedActivations, ou
 /// Each instruction set of this machine.
 fn for_each_isa(f: impl Fn(Isa)) {
     let available = Isa::available();
-    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni"] {
+    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx"] {
         match available.iter().find(|isa| isa.name() == name) {
             Some(isa) => f(*isa),
             None => println!("skipped: {name} is not available on this machine"),
@@ -168,7 +168,7 @@ fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
             for n_blocks in [1, 2, 3] {
                 let n_cols = n_blocks * unit(ty);
                 let bytes = encoded(ty, n_rows as u64, n_rows * n_cols);
-                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
+                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 35] {
                     let x = noise(7 + n_tokens as u64, n_tokens * n_cols);
                     check(ty, n_rows, n_cols, &bytes, &x);
                 }

@@ -3,6 +3,8 @@
 use crate::memory::Line;
 
 pub(crate) mod all;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx;
 pub(crate) mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;
@@ -63,6 +65,8 @@ pub(crate) trait IntLanes: Copy {
     /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
     const LIMIT: usize;
     unsafe fn load(line: &Line) -> Self;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn store(self, line: &mut Line);
     unsafe fn splat(x: i32) -> Self;
     unsafe fn and(self, other: Self) -> Self;
     unsafe fn or(self, other: Self) -> Self;
@@ -112,7 +116,7 @@ pub(crate) trait IntLanes: Copy {
 }
 
 /// Calls the f32 shell of an instruction set: `dispatch!(isa, function(arguments))`. The VNNI
-/// levels have integer instructions in addition, and share the shell of the level below.
+/// levels and AMX have integer instructions in addition, and share the shell of the level below.
 macro_rules! dispatch {
     ($isa:expr, $function:ident $([$($generic:ty),+])? ($($arg:expr),* $(,)?)) => {
         match $isa.level() {
@@ -125,6 +129,11 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni => unsafe {
+                $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*)
+            },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: as above.
+            $crate::isa::Level::Amx => unsafe {
                 $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*)
             },
         }
@@ -149,6 +158,9 @@ macro_rules! dispatch_int {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             $crate::isa::Level::Avx512Vnni => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: as above. What tiles don't serve runs on the lanes of the level below.
+            $crate::isa::Level::Amx => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
         }
     };
 }
@@ -240,3 +252,35 @@ macro_rules! int_shells {
     };
 }
 pub(crate) use int_shells;
+
+/// Writes the shell of an instruction set's lanes beside tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+macro_rules! tile_shell {
+    ($lanes:ty $(, $feature:literal)?) => {
+        /// A panel of packed rows times some tokens; see [`crate::packed::tiles::multiply`].
+        ///
+        /// # Safety
+        /// The tiles' instructions are present.
+        $(#[target_feature(enable = $feature)])?
+        pub(crate) unsafe fn multiply_tiles<
+            K: $crate::packed::tiles::SuperBlocks,
+            M: $crate::packed::tiles::Tiles,
+        >(
+            panel: &[$crate::memory::Line],
+            x: &[$crate::activations::SuperBlock],
+            n_tokens: usize,
+            tokens: std::ops::Range<usize>,
+            digits: &mut [$crate::memory::Line],
+            out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
+        ) {
+            // SAFETY: this function has the features that its lanes need, the caller the tiles.
+            unsafe {
+                $crate::packed::tiles::multiply::<$lanes, K, M>(
+                    panel, x, n_tokens, tokens, digits, out,
+                );
+            }
+        }
+    };
+}
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use tile_shell;

@@ -112,6 +112,13 @@ impl IntLanes for Dwords {
         let (dwords, _) = line.0.as_chunks();
         Self(std::array::from_fn(|i| u32::from_le_bytes(dwords[i])))
     }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn store(self, line: &mut Line) {
+        for (bytes, dword) in line.0.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *bytes = dword.to_le_bytes();
+        }
+    }
     #[inline(always)]
     unsafe fn splat(x: i32) -> Self {
         Self([x as u32; LANES])
@@ -215,3 +222,5 @@ impl IntLanes for Dwords {
 }
 
 super::int_shells!(Dwords);
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+super::tile_shell!(Dwords);

@@ -184,6 +184,16 @@ macro_rules! two_ymm_ints {
                 // bytes.
                 unsafe { Self(_mm256_load_si256(line), _mm256_load_si256(line.add(1))) }
             }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn store(self, line: &mut $crate::memory::Line) {
+                let line = line.0.as_mut_ptr().cast::<__m256i>();
+                // SAFETY: see `load`.
+                unsafe {
+                    _mm256_store_si256(line, self.0);
+                    _mm256_store_si256(line.add(1), self.1);
+                }
+            }
             #[inline(always)]
             unsafe fn splat(x: i32) -> Self {
                 // SAFETY: see `load`.
@@ -321,6 +331,12 @@ macro_rules! zmm_ints {
             unsafe fn load(line: &$crate::memory::Line) -> Self {
                 // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned bytes.
                 unsafe { Self(_mm512_load_si512(line.0.as_ptr().cast())) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn store(self, line: &mut $crate::memory::Line) {
+                // SAFETY: see `load`.
+                unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), self.0) }
             }
             #[inline(always)]
             unsafe fn splat(x: i32) -> Self {
@@ -591,6 +607,8 @@ pub(crate) mod avx2 {
     }
 
     crate::arch::int_shells!(TwoYmmInts, "avx2,fma,f16c");
+    #[cfg(all(test, target_os = "linux"))]
+    crate::arch::tile_shell!(TwoYmmInts, "avx2,fma,f16c");
 }
 
 /// AVX2 with the 256-bit VNNI instructions.
@@ -800,6 +818,11 @@ pub(crate) mod avx512vnni {
     }
 
     crate::arch::int_shells!(
+        ZmmInts,
+        "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+    );
+    #[cfg(target_os = "linux")]
+    crate::arch::tile_shell!(
         ZmmInts,
         "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
     );

@@ -76,6 +76,9 @@ impl<Q: Quants> Kernel for Affine<Q> {
     const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILES: Option<super::MultiplyTiles<SuperBlock>> =
+        Some(crate::arch::x86_64::avx512vnni::multiply_tiles::<Self, crate::arch::amx::Amx>);
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = Q::HIGH_LINES + 32;
@@ -188,5 +191,51 @@ impl<Q: Quants> Kernel for Affine<Q> {
             }
         }
         out
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl<Q: Quants> super::tiles::SuperBlocks for Affine<Q> {
+    const OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
+        let g = i / 8;
+        let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let nibble = L::splat(0x0f0f_0f0f);
+            let mut quants = L::load(&low[8 * (g / 2) + i % 8]).shr(4 * (g % 2) as u32).and(nibble);
+            if Q::HIGH_LINES > 0 {
+                let fifth = L::load(&high[i % 8]).shr(g as u32).shl(4);
+                quants = quants.or(fifth.and(L::splat(0x1010_1010)));
+            }
+            let upper =
+                L::load(&block[3]).shr(4 * (g / 4) as u32).shl(4).and(L::splat(0x3030_3030));
+            let scales = L::load(&block[1 + g / 4]).and(nibble).or(upper);
+            (quants, super::tiles::signed_byte(scales, g % 4))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let (nibble, upper) = (L::splat(0x0f0f_0f0f), L::splat(0x3030_3030));
+            let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
+            let h = L::load(&block[3]);
+            let minima = [
+                l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
+                l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
+            ];
+            let (low, high) = (x.sums_low, x.sums_high);
+            let digit = L::dot(L::dot(L::no_sums(), minima[0], high[0]), minima[1], high[1]);
+            let rest = L::dot(L::dot(L::no_sums(), minima[0], low[0]), minima[1], low[1]);
+            let offset = L::splat(0).add_sums(digit).shl(7).add_sums(rest);
+            let d = L::Floats::load_f16(halves(&block[0], 0));
+            let minus_dmin = L::Floats::load_f16(halves(&block[0], 1));
+            let value = d.mul(products.to_floats()).add(minus_dmin.mul(offset.to_floats()));
+            L::Floats::splat(x.d).mul(value)
+        }
     }
 }

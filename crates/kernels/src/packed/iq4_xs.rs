@@ -22,6 +22,9 @@ impl Kernel for Iq4Xs {
     const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILES: Option<super::MultiplyTiles<SuperBlock>> =
+        Some(crate::arch::x86_64::avx512vnni::multiply_tiles::<Self, crate::arch::amx::Amx>);
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = LINES;
@@ -88,5 +91,31 @@ impl Kernel for Iq4Xs {
             }
         }
         out
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl super::tiles::SuperBlocks for Iq4Xs {
+    /// That of the table.
+    const OFFSET: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
+        let g = i / 8;
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let indices = L::load(&block[HEADER + 4 * g + i % 4]).shr(4 * (i % 8 / 4) as u32);
+            let quants = indices.and(L::splat(0x0f0f_0f0f)).lookup(&Iq4Levels::TABLE);
+            (quants, super::tiles::signed_byte(L::load(&block[1 + g / 4]), g % 4))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let d = L::Floats::load(bytemuck::cast_slice(&block[0].0));
+            L::Floats::splat(x.d).mul(d).mul(products.to_floats())
+        }
     }
 }

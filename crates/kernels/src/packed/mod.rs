@@ -23,13 +23,15 @@ mod blocks;
 mod floats;
 mod iq4_xs;
 mod sixteens;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod tiles;
 
-use crate::Exec;
 use crate::activations::{Form, QuantizedActivations};
 use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
+use crate::{Exec, Worker};
 use hurtle_quant::{Array, WeightType};
 use std::ops::Range;
 
@@ -53,6 +55,8 @@ pub(crate) trait Kernel {
     const LINES: usize;
     /// Registers that hold a token's sums, compared with the integer kernels.
     const SUMS: usize = 1;
+    /// The products by tiles (AMX), for types that have them.
+    const TILES: Option<MultiplyTiles<Self::Activations>> = None;
 
     /// The activations in this form, `[n_blocks, n_tokens]`.
     fn activations(x: &QuantizedActivations) -> &[Self::Activations];
@@ -69,6 +73,29 @@ pub(crate) trait Kernel {
         x: Tile<'_, Self::Activations, T>,
     ) -> [[f32; LANES]; T];
 }
+
+/// As [`multiply`], with a buffer for the panel's weights in the form of tiles,
+/// [`TILE_LINES`] for each block. Only for processors that have tiles.
+type MultiplyTiles<A> = unsafe fn(
+    &[Line],
+    &[A],
+    usize,
+    Range<usize>,
+    &mut [Line],
+    &mut dyn FnMut(usize, &[f32; LANES]),
+);
+
+/// Lines of a block's weights for tiles: two bytes for each of 256 weights.
+const TILE_LINES: usize = 128;
+
+/// Tokens from which unpacking for tiles is won back. From counts of instructions: unpacking takes
+/// some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors take some 90 a
+/// token.
+const TILES_FROM: usize = 12;
+
+/// Bytes of activations that stay in an L2 cache of 2 MiB, beside a panel for tiles, while panel
+/// after panel meets them.
+const TILES_IN_CACHE: usize = 1 << 20;
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
 /// reach them.
@@ -340,9 +367,11 @@ impl PackedMatrix {
         with_kernel!(self.ty, K => K::FORM).expect("packed matrices have a kernel")
     }
 
-    /// Which kernels `isa` stands for: the name of the lanes that [`matmul_packed`] runs on.
+    /// Which kernels `isa` stands for: the name of the lanes that [`matmul_packed`] runs on, or
+    /// `amx`, where tiles serve the k-quants and IQ4_XS for many tokens, and lanes of `avx512vnni`
+    /// the rest.
     pub fn kernel_name(isa: crate::Isa) -> &'static str {
-        dispatch_int!(isa, lanes_name())
+        if isa.has_tiles() { isa.name() } else { dispatch_int!(isa, lanes_name()) }
     }
 
     /// The lines of panel `panel` of matrix `part`.
@@ -422,7 +451,7 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
         assert!(product.tokens.end <= x.n_tokens(), "tokens");
         n_panels += product.n_panels();
     }
-    exec.pool.for_shrinking_chunks(exec.n_threads, n_panels, |taken, _| {
+    exec.pool.for_shrinking_chunks(exec.n_threads, n_panels, |taken, worker| {
         // Panels of all products in a row.
         let mut first = 0;
         for product in products {
@@ -430,7 +459,14 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
             let (start, end) = (taken.start.max(first), taken.end.min(last));
             if start < end {
                 let (ty, panels) = (product.weights.ty, start - first..end - first);
-                let done = with_kernel!(ty, K => panels_as::<K>(exec, product, panels, x));
+                let done = with_kernel!(ty, K => {
+                    let many = exec.isa.has_tiles() && product.tokens.len() >= TILES_FROM;
+                    // SAFETY: `Isa::has_tiles` proves that the processor has them.
+                    unsafe {
+                        let tiles = K::TILES.filter(|_| many);
+                        panels_as::<K>(exec, product, panels, x, tiles, worker);
+                    }
+                });
                 done.expect("packed matrices have a kernel");
             }
             first = last;
@@ -438,12 +474,17 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
     });
 }
 
-/// Some panels of a product.
-fn panels_as<K: Kernel>(
+/// Some panels of a product, by tiles if there are any.
+///
+/// # Safety
+/// The instructions of `tiles` are present.
+unsafe fn panels_as<K: Kernel>(
     exec: Exec<'_>,
     product: &Product<'_>,
     panels: Range<usize>,
     x: &QuantizedActivations,
+    tiles: Option<MultiplyTiles<K::Activations>>,
+    worker: &mut Worker,
 ) {
     let Product { weights, part, ref tokens, bias, ref out } = *product;
     let n_rows = weights.n_rows;
@@ -453,8 +494,18 @@ fn panels_as<K: Kernel>(
     // A prompt has too many activations to read them all for every panel, so some panels and some
     // tokens meet in L2. A whole number of tiles each time.
     let token_bytes = n_blocks * size_of::<K::Activations>();
-    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
-    let few_panels = (IN_CACHE / (weights.panel_lines * size_of::<Line>()).max(1)).max(1);
+    let (group, few_panels) = if tiles.is_some() {
+        // Unpacked again for each group, so these are large, and nothing else is kept.
+        ((TILES_IN_CACHE / token_bytes).next_multiple_of(32), panels.len())
+    } else {
+        let panel_bytes = weights.panel_lines * size_of::<Line>();
+        let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
+        (group, (IN_CACHE / panel_bytes.max(1)).max(1))
+    };
+    let n_lines = if tiles.is_some() { n_blocks * TILE_LINES } else { 0 };
+    // One more than there have to be, for those that are aligned.
+    let scratch = worker.scratch((n_lines + 1) * LANES);
+    let (_, tile_lines, _) = bytemuck::pod_align_to_mut::<f32, Line>(scratch);
     let groups = panels.clone().step_by(few_panels).flat_map(|panel| {
         let few = panel..panels.end.min(panel + few_panels);
         tokens.clone().step_by(group).map(move |token| (few.clone(), token))
@@ -475,7 +526,18 @@ fn panels_as<K: Kernel>(
             };
             let (lines, n_tokens, group) =
                 (weights.panel(part, panel), x.n_tokens(), group.clone());
-            dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut write));
+            match tiles {
+                // SAFETY: the caller has the instructions.
+                Some(multiply) => unsafe {
+                    multiply(lines, blocks, n_tokens, group, tile_lines, &mut write);
+                },
+                None => {
+                    dispatch_int!(
+                        exec.isa,
+                        multiply[K](lines, blocks, n_tokens, group, &mut write)
+                    );
+                }
+            }
         }
     }
 }

@@ -203,6 +203,9 @@ impl<W: Type> Kernel for Sixteens<W> {
     const LEN: usize = 256;
     type Activations = SuperBlock;
     const FORM: Form = Form::SuperBlocks;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILES: Option<super::MultiplyTiles<SuperBlock>> =
+        Some(crate::arch::x86_64::avx512vnni::multiply_tiles::<Self, crate::arch::amx::Amx>);
     const SHARE: usize = 1;
     const HEADER: usize = W::HEADER;
     const LINES: usize = W::LINES;
@@ -283,5 +286,44 @@ impl<W: Type> Kernel for Sixteens<W> {
             }
         }
         out
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl<W: Type> super::tiles::SuperBlocks for Sixteens<W> {
+    const OFFSET: i32 = W::OFFSET;
+
+    #[inline(always)]
+    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
+        let g = i / 4;
+        let (header, lines) = block.split_at(W::HEADER);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let quants = W::quants::<L>(lines, g / 8, g % 8, i % 4);
+            (quants, super::tiles::signed_byte(W::scales::<L>(header, g / 4), g % 4))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
+        let header = &block[..W::HEADER];
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let xd = L::Floats::splat(x.d);
+            if !W::MINIMA {
+                let d = L::Floats::load(bytemuck::cast_slice(&header[0].0));
+                return xd.mul(d).mul(products.to_floats());
+            }
+            let mut offsets = L::splat(0);
+            for q in 0..4 {
+                let factors = W::factors::<L>(header, q).halves();
+                offsets = offsets.dot_halves(factors[0], x.sums[2 * q]);
+                offsets = offsets.dot_halves(factors[1], x.sums[2 * q + 1]);
+            }
+            let d = L::Floats::load_f16(halves(&header[0], 0));
+            let dmin = L::Floats::load_f16(halves(&header[0], 1));
+            let offset = dmin.mul(offsets.mul(L::splat(-1)).to_floats());
+            xd.mul(d.mul(products.to_floats()).add(offset))
+        }
     }
 }
