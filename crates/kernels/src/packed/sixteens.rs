@@ -241,7 +241,7 @@ impl<W: Type> Kernel for Sixteens<W> {
                         let part = W::LINES * (8 * h + G) / 16..W::LINES * (8 * h + G + 1) / 16;
                         prefetch::<L>(&lines[part]);
                         let q = 2 * h + G / 4;
-                        if G % 4 == 0 {
+                        if G.is_multiple_of(4) {
                             let factors = W::factors::<L>(header, q).halves();
                             for t in 0..T {
                                 let sums = &x[t].sums[2 * q..2 * q + 2];
