@@ -20,10 +20,11 @@ mod routes;
 mod worker;
 
 use axum::Router;
-use hurtle_engine::Engine;
 use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::{Engine, Service, ServiceOptions, ShutdownReport};
 use hurtle_text::ChatTemplate;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -34,8 +35,8 @@ pub struct ServerOptions {
     pub api_keys: Vec<String>,
     /// Most bytes of a body.
     pub max_body: usize,
-    /// Most requests that wait.
-    pub queue: usize,
+    /// How many answers are written at the same time, how many requests wait, and the memory they have.
+    pub service: ServiceOptions,
     /// Sampling, where a request leaves it open.
     pub sampler: SamplerParams,
 }
@@ -48,16 +49,16 @@ impl Server {
     /// Starts the thread that answers.
     ///
     /// # Errors
-    /// If there is no thread to be had.
+    /// If there is no thread to be had, or no memory for keys and values.
     pub fn start(
         engine: Engine,
         template: ChatTemplate,
         options: ServerOptions,
     ) -> std::io::Result<Self> {
-        let worker = worker::Worker::start(engine, options.queue)?;
+        let service = Service::start(engine, options.service.clone())?;
         let started = routes::now();
         let n_requests = Default::default();
-        Ok(Self(Arc::new(routes::Shared { worker, template, options, started, n_requests })))
+        Ok(Self(Arc::new(routes::Shared { service, template, options, started, n_requests })))
     }
 
     /// The routes.
@@ -65,8 +66,8 @@ impl Server {
         routes::router(Arc::clone(&self.0))
     }
 
-    /// Refuses new requests and breaks off those that are there.
-    pub fn shut_down(&self) {
-        self.0.worker.shut_down();
+    /// Refuses new requests, waits for those that are there, and breaks off what is not done after `grace`.
+    pub fn shut_down(&self, grace: Duration) -> ShutdownReport {
+        self.0.service.shutdown(grace)
     }
 }

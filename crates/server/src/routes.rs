@@ -5,7 +5,7 @@ use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
 use crate::request::{Format, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
 use crate::wire::{SSE_DONE, llama_cpp, openai};
-use crate::worker::{Event, Job, Worker};
+use crate::worker::{self, Answers, Event};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -13,22 +13,20 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hurtle_engine::{Generation, StopReason};
+use hurtle_engine::{Finished, Service, StopReason};
 use hurtle_text::{ChatTemplate, Encode, RenderInput};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// What the routes share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) worker: Worker,
+    pub(crate) service: Service,
     pub(crate) template: ChatTemplate,
     pub(crate) options: ServerOptions,
     /// Seconds since 1970 when the server started.
@@ -47,6 +45,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/chat/completions", post(chat))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/metrics", get(metrics))
+        .route("/slots", get(slots))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
@@ -111,22 +111,62 @@ async fn health() -> Response {
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let hparams = shared.worker.engine().model().hparams();
+    let hparams = shared.service.engine().model().hparams();
     let model = json!({
         "id": shared.options.model,
         "object": "model",
         "created": shared.started,
         "owned_by": "hurtle",
         "meta": {"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_ctx": shared.worker.engine().ctx_size()},
+            "n_ctx": shared.service.engine().ctx_size()},
     });
     with_json(&json!({"object": "list", "data": [model]}))
+}
+
+/// What the engine does, in Prometheus' text format, under llama.cpp's names where it has them.
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let stats = shared.service.stats();
+    let counter = |name, help, value: u64| (name, "counter", help, value as f64);
+    let gauge = |name, help, value: f64| (name, "gauge", help, value);
+    let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
+    let metrics = [
+        counter("prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens),
+        counter(
+            "prompt_tokens_cached_total",
+            "Prompt tokens found in the cache.",
+            stats.cached_tokens,
+        ),
+        counter("tokens_predicted_total", "Tokens generated.", stats.generated_tokens),
+        counter("n_decode_total", "Forward passes.", stats.batches),
+        counter("batch_tokens_total", "Tokens in all forward passes.", stats.batch_tokens),
+        counter("prefix_lookups_total", "Prompts looked up in the cache.", stats.prefix_lookups),
+        counter("prefix_hits_total", "Prompts of which the cache held a part.", stats.prefix_hits),
+        counter("preemptions_total", "Sequences that gave up their memory.", stats.preemptions),
+        gauge("requests_processing", "Answers being written.", stats.slots.len() as f64),
+        gauge("requests_deferred", "Requests that wait.", stats.waiting as f64),
+        gauge("kv_cache_usage_ratio", "Part of the memory for keys and values in use.", used),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, value) in metrics {
+        text += &format!("# HELP llamacpp:{name} {help}\n# TYPE llamacpp:{name} {kind}\n");
+        text += &format!("llamacpp:{name} {value}\n");
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+/// The answers being written.
+async fn slots(State(shared): State<Arc<Shared>>) -> Response {
+    let slot = |slot: hurtle_engine::SlotInfo| {
+        json!({"id": slot.id, "n_prompt_tokens": slot.n_prompt, "n_past": slot.n_done,
+            "n_decoded": slot.n_generated, "is_processing": true})
+    };
+    with_json(&shared.service.stats().slots.into_iter().map(slot).collect())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = llama_cpp::parse_tokenize(&body)?;
     shared.check_model(request.model.as_deref())?;
-    let tok = shared.worker.engine().tokenizer();
+    let tok = shared.service.engine().tokenizer();
     let how = Encode { add_special: request.add_special, parse_special: request.parse_special };
     let ids = tok.encode(&request.content, how);
     let tokens: Value = match request.with_pieces {
@@ -139,7 +179,7 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let (ids, model) = llama_cpp::parse_detokenize(&body)?;
     shared.check_model(model.as_deref())?;
-    let tok = shared.worker.engine().tokenizer();
+    let tok = shared.service.engine().tokenizer();
     shared.check_ids("tokens", &ids)?;
     let mut decoder = hurtle_text::StreamDecoder::new(tok, true);
     let mut text = String::new();
@@ -156,7 +196,7 @@ async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<R
             return Err(ApiError::invalid(param, format!("{param} is not supported")));
         }
     }
-    let tok = shared.worker.engine().tokenizer();
+    let tok = shared.service.engine().tokenizer();
     let mut prompts = Vec::new();
     for prompt in request.prompts {
         prompts.push(match prompt {
@@ -188,7 +228,7 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response
     };
     let render = {
         let shared = Arc::clone(&shared);
-        move || shared.template.prompt(shared.worker.engine().tokenizer(), &input, false)
+        move || shared.template.prompt(shared.service.engine().tokenizer(), &input, false)
     };
     // Templates may take a while.
     let prompt = tokio::task::spawn_blocking(render)
@@ -210,7 +250,7 @@ impl Shared {
     }
 
     fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
-        let n_tokens = self.worker.engine().tokenizer().n_tokens();
+        let n_tokens = self.service.engine().tokenizer().n_tokens();
         match ids.iter().find(|&&id| id as usize >= n_tokens) {
             None => Ok(()),
             Some(id) => Err(ApiError::invalid(
@@ -221,12 +261,8 @@ impl Shared {
     }
 
     /// Queues `n` answers to each prompt, with seeds one after another.
-    fn submit(
-        &self,
-        prompts: Vec<Vec<u32>>,
-        generate: Generate,
-    ) -> Result<UnboundedReceiver<(usize, Event)>, ApiError> {
-        let engine = self.worker.engine();
+    fn submit(&self, prompts: Vec<Vec<u32>>, generate: Generate) -> Result<Answers, ApiError> {
+        let engine = self.service.engine();
         if generate.format != Format::Text {
             let message =
                 "output of a given form (response_format, json_schema, grammar) is not supported";
@@ -256,21 +292,18 @@ impl Shared {
                 return Err(ApiError::prompt_too_long(prompt.len(), engine.ctx_size()));
             }
         }
-        let (events, receiver) = mpsc::unbounded_channel();
-        for (i, prompt) in prompts.iter().enumerate() {
-            for k in 0..generate.n {
+        let requests = prompts.iter().flat_map(|prompt| {
+            (0..generate.n).map(|k| {
                 let mut params = params.clone();
                 params.sampler.seed = params.sampler.seed.map(|seed| seed.wrapping_add(k as u64));
-                self.worker.submit(Job {
-                    prompt: prompt.clone(),
-                    params,
+                hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
-                    index: i * generate.n + k,
-                    events: events.clone(),
-                })?;
-            }
-        }
-        Ok(receiver)
+                    client: generate.client.clone(),
+                    ..hurtle_engine::Request::new(prompt.clone(), params)
+                }
+            })
+        });
+        worker::submit(&self.service, requests)
     }
 
     fn head(&self, prefix: &str) -> Head {
@@ -296,20 +329,28 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn outcome(generation: &Generation) -> Outcome {
-    let timings = generation.timings;
-    let reason = match generation.stop_reason {
+fn outcome(finished: Finished) -> Outcome {
+    let Finished { stop_string, timings, .. } = finished;
+    let reason = match finished.stop_reason {
         StopReason::Length | StopReason::Context | StopReason::Deadline => FinishReason::Length,
         StopReason::EndOfText | StopReason::StopString | StopReason::Cancelled => {
             FinishReason::Stop
         }
     };
     let usage = Usage {
-        prompt: timings.prompt_n + timings.cache_n,
-        cached: timings.cache_n,
-        generated: timings.predicted_n,
+        prompt: finished.n_prompt,
+        cached: finished.n_cached,
+        generated: finished.n_generated,
     };
-    Outcome { reason, stop_string: None, usage, timings }
+    Outcome { reason, stop_string, usage, timings }
+}
+
+/// The error of an answer that the server itself has cancelled.
+fn broken_off(finished: &Finished) -> Option<ApiError> {
+    (finished.stop_reason == StopReason::Cancelled).then(|| {
+        let message = "the answer was broken off: the server is shutting down";
+        ApiError::new(ErrorKind::Unavailable, message)
+    })
 }
 
 /// Tokens of all: each prompt counts once, however many answers it has.
@@ -320,7 +361,7 @@ fn total(n_prompt: &[usize], outcomes: impl Iterator<Item = Usage>) -> Usage {
 
 async fn reply(
     shared: &Shared,
-    mut events: UnboundedReceiver<(usize, Event)>,
+    mut events: Answers,
     n_prompt: Vec<usize>,
     how: Reply,
     shape: Shape,
@@ -329,28 +370,37 @@ async fn reply(
     if how.stream {
         return Ok(stream(head, events, n_prompt, how, shape));
     }
+    let mut texts: Vec<String> = Vec::new();
     let mut answers = Vec::new();
-    while let Some((index, event)) = events.recv().await {
+    while let Some((index, event)) = events.next().await {
         match event {
-            Event::Text(_) => {}
-            Event::Finished(generation) => answers.push((index, generation)),
+            Event::Text(text) => {
+                texts.resize(texts.len().max(index + 1), String::new());
+                texts[index] += &text;
+            }
+            Event::Finished(finished) => {
+                if let Some(error) = broken_off(&finished) {
+                    return Err(error);
+                }
+                answers.push((index, outcome(finished)));
+            }
             Event::Failed(error) => return Err(error),
         }
     }
     answers.sort_by_key(|answer| answer.0);
-    let sum = total(&n_prompt, answers.iter().map(|answer| outcome(&answer.1).usage));
+    let sum = total(&n_prompt, answers.iter().map(|answer| answer.1.usage));
+    let answers = answers.into_iter().map(|(index, outcome)| {
+        (texts.get_mut(index).map(std::mem::take).unwrap_or_default(), outcome)
+    });
     let value = match shape {
         Shape::Completion => {
-            let texts: Vec<_> =
-                answers.into_iter().map(|(_, g)| (g.text.clone(), outcome(&g), None)).collect();
+            let texts: Vec<_> = answers.map(|(text, outcome)| (text, outcome, None)).collect();
             head.completion(&texts, sum)
         }
         Shape::Chat => {
             let message = |text| Message { content: text, ..Message::default() };
-            let messages: Vec<_> = answers
-                .into_iter()
-                .map(|(_, g)| (message(g.text.clone()), outcome(&g), None))
-                .collect();
+            let messages: Vec<_> =
+                answers.map(|(text, outcome)| (message(text), outcome, None)).collect();
             head.chat(&messages)
         }
     };
@@ -358,13 +408,7 @@ async fn reply(
 }
 
 /// Server-sent events, encoded as the pieces come.
-fn stream(
-    head: Head,
-    events: UnboundedReceiver<(usize, Event)>,
-    n_prompt: Vec<usize>,
-    how: Reply,
-    shape: Shape,
-) -> Response {
+fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply, shape: Shape) -> Response {
     let mut opened = Vec::new();
     let mut sum = Usage::default();
     let encode = move |(index, event): (usize, Event)| {
@@ -379,23 +423,26 @@ fn stream(
                 out.extend(chunk.map(|chunk| chunk.encode()));
             }
             Event::Text(text) => out += &head.completion_chunk(index, &text, None, None).encode(),
-            Event::Finished(generation) => {
-                let outcome = outcome(&generation);
-                sum = sum.and(outcome.usage);
-                out += &match shape {
-                    Shape::Chat => head.chat_end(index, &outcome),
-                    Shape::Completion => {
-                        head.completion_chunk(index, "", None, Some(outcome.reason))
+            Event::Finished(finished) => match broken_off(&finished) {
+                Some(error) => out += &format!("data: {}\n\n", error.openai()),
+                None => {
+                    let outcome = outcome(finished);
+                    sum = sum.and(outcome.usage);
+                    out += &match shape {
+                        Shape::Chat => head.chat_end(index, &outcome),
+                        Shape::Completion => {
+                            head.completion_chunk(index, "", None, Some(outcome.reason))
+                        }
                     }
+                    .encode();
                 }
-                .encode();
-            }
+            },
             Event::Failed(error) => out += &format!("data: {}\n\n", error.openai()),
         }
         (out, sum, head.clone())
     };
     let mut tail = (Usage::default(), None);
-    let pieces = UnboundedReceiverStream::new(events).map(encode).map(Some);
+    let pieces = events.map(encode).map(Some);
     let closed = pieces.chain(tokio_stream::once(None)).map(move |piece| {
         let text = match piece {
             Some((text, sum, head)) => {

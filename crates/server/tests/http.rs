@@ -2,11 +2,13 @@
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use hurtle_engine::sampler::SamplerParams;
-use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType};
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::Duration;
+use tokio_stream::StreamExt as _;
 use tower::ServiceExt as _;
 
 fn golden(name: &str) -> PathBuf {
@@ -28,7 +30,7 @@ fn server(api_keys: &[&str]) -> Server {
         model: "tiny".into(),
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_body: 1 << 20,
-        queue: 16,
+        service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
         sampler: SamplerParams::default(),
     };
     Server::start(engine, template, options).expect("started")
@@ -177,7 +179,27 @@ async fn a_key_is_asked_for() {
 #[tokio::test]
 async fn after_a_shutdown_requests_are_refused() {
     let server = server(&[]);
-    server.shut_down();
+    server.shut_down(Duration::ZERO);
     let (status, text) = post(&server, "/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_place() {
+    let server = server(&[]);
+    let endless = json!({"prompt": "a", "stream": true, "ignore_eos": true}).to_string();
+    let request = Request::post("/v1/completions").body(Body::from(endless)).expect("a request");
+    let reply = server.router().oneshot(request).await.expect("a reply");
+    let mut body = reply.into_body().into_data_stream();
+    body.next().await.expect("a piece").expect("bytes");
+    drop(body);
+    let idle = "llamacpp:requests_processing 0\n";
+    for _ in 0..600 {
+        let request = Request::get("/metrics").body(Body::empty()).expect("a request");
+        if send(&server, request).await.1.contains(idle) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the answer goes on");
 }

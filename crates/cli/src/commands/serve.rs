@@ -3,19 +3,21 @@ use crate::args::{
     EngineArgs, GlobalArgs, ModelArgs, SamplingArgs, TemplateArgs, Types, read_text,
 };
 use crate::error::usage;
+use crate::machine::Machine;
 use crate::models;
 use crate::prompt::Template;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use clap::Args;
+use hurtle_engine::{ServiceOptions, ShutdownReport};
 use hurtle_server::{Server, ServerOptions};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Serves a model over HTTP, as OpenAI's clients expect it.
 ///
-/// Requests wait for each other. Sampling flags hold where a request leaves a parameter open.
+/// Answers to several requests are written at the same time. Sampling flags hold where a request leaves a parameter open.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -42,6 +44,10 @@ pub(crate) struct ServeArgs {
     /// File with keys, one a line
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     api_key_file: Option<PathBuf>,
+    /// Answers that are written at the same time
+    #[arg(long, value_name = "N", default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
+    parallel: u32,
     /// Most requests that wait; further ones are told to come back
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Server")]
     queue: usize,
@@ -83,23 +89,37 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         model: args.model.model.clone(),
         api_keys,
         max_body: args.max_body,
-        queue: args.queue,
+        service: ServiceOptions {
+            max_sequences: args.parallel as usize,
+            queue: args.queue,
+            kv_bytes: Machine::read(Path::new("/")).usable_memory().map(|bytes| bytes / 2),
+            ..ServiceOptions::default()
+        },
         sampler,
     };
     let server =
         Server::start(engine, template.template, options).context("cannot start a thread")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    let finished = runtime.block_on(listen(args, &server, ctx_size))?;
-    if finished {
-        say("stopped: every answer was finished");
-    } else {
-        say("stopped: answers in progress were broken off");
+    let report = runtime.block_on(listen(args, &server, ctx_size));
+    // What a second signal ends is not waited for.
+    runtime.shutdown_background();
+    let report = report?;
+    match report {
+        Some(ShutdownReport { cancelled: 0, .. }) => say("stopped: every answer was finished"),
+        Some(ShutdownReport { finished, cancelled }) => {
+            say(&format!("stopped: {finished} answers were finished, {cancelled} broken off"));
+        }
+        None => say("stopped: answers in progress were broken off"),
     }
     Ok(())
 }
 
-/// Serves until a signal comes; tells whether all answers were finished by then.
-async fn listen(args: &ServeArgs, server: &Server, ctx_size: usize) -> Result<bool> {
+/// Serves until a signal comes; tells what became of the answers, unless a second signal ends it.
+async fn listen(
+    args: &ServeArgs,
+    server: &Server,
+    ctx_size: usize,
+) -> Result<Option<ShutdownReport>> {
     let address = std::net::SocketAddr::new(args.host, args.port);
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}\nhint: --port N chooses another port")
@@ -122,13 +142,17 @@ async fn listen(args: &ServeArgs, server: &Server, ctx_size: usize) -> Result<bo
     }
     say(&format!("stopping: answers in progress have {} s", args.shutdown_timeout));
     let _ = stop.send(true); // nobody listens if serving has ended by itself
-    let finished = tokio::select! {
-        ended = &mut serving => { ended??; true }
-        () = tokio::time::sleep(Duration::from_secs(args.shutdown_timeout)) => false,
-        signal = signalled() => { signal?; false }
+    let (server, grace) = (server.clone(), Duration::from_secs(args.shutdown_timeout));
+    let closing = async {
+        let report = tokio::task::spawn_blocking(move || server.shut_down(grace)).await?;
+        // Connections have heard the ends of their answers; what they do not read is lost.
+        let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+        anyhow::Ok(report)
     };
-    server.shut_down();
-    Ok(finished)
+    tokio::select! {
+        report = closing => Ok(Some(report?)),
+        signal = signalled() => signal.map(|()| None),
+    }
 }
 
 /// Ctrl-C or SIGTERM.
