@@ -1,7 +1,7 @@
 //! The HTTP APIs that clients of language models speak, over one engine.
 //!
 //! ```text
-//! body ─► wire::fields ─► wire::{openai, responses, anthropic, ollama, llama_cpp} ─► request::{Chat, Completion}
+//! body ─► wire::fields ─► wire::{openai, anthropic, ollama, llama_cpp} ─► request::{Chat, Completion}
 //!                                                                                        │ engine
 //! reply, stream ◄─ wire::{…} (one encoder each) ◄─ output::{Delta, Outcome} ◄────────────┘
 //! ```

@@ -1,8 +1,11 @@
 //! The routes, and what holds for all of them.
+mod anthropic;
+mod ollama;
+
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
-use crate::request::{Format, Generate, Prompt, Reply};
+use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
 use crate::wire::{SSE_DONE, llama_cpp, openai};
 use crate::worker::{self, Answers, Event};
@@ -47,6 +50,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/detokenize", post(detokenize))
         .route("/metrics", get(metrics))
         .route("/slots", get(slots))
+        .merge(ollama::routes())
+        .merge(anthropic::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
@@ -190,61 +195,81 @@ async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Re
 
 async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_completion(&body, &shared.options.sampler)?;
-    shared.check_model(request.model.as_deref())?;
-    for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
-        if given {
-            return Err(ApiError::invalid(param, format!("{param} is not supported")));
-        }
-    }
-    let tok = shared.service.engine().tokenizer();
-    let mut prompts = Vec::new();
-    for prompt in request.prompts {
-        prompts.push(match prompt {
-            Prompt::Text(text) => {
-                tok.encode(&text, Encode { add_special: true, parse_special: true })
-            }
-            Prompt::Ids(ids) => {
-                shared.check_ids("prompt", &ids)?;
-                ids
-            }
-        });
-    }
-    let n_prompt = prompts.iter().map(Vec::len).collect();
-    let events = shared.submit(prompts, request.generation)?;
-    reply(&shared, events, n_prompt, request.reply, Shape::Completion).await
+    let how = request.reply;
+    let (events, n_prompt) = shared.complete(request)?;
+    reply(&shared, events, n_prompt, how, Shape::Completion).await
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_chat(&body, &shared.options.sampler)?;
-    shared.check_model(request.model.as_deref())?;
-    if !request.tools.is_empty() {
-        return Err(ApiError::invalid("tools", "tools are not supported"));
-    }
-    let input = RenderInput {
-        messages: request.messages,
-        add_generation_prompt: true,
-        extra: request.template,
-        ..RenderInput::default()
-    };
-    let render = {
-        let shared = Arc::clone(&shared);
-        move || shared.template.prompt(shared.service.engine().tokenizer(), &input, false)
-    };
-    // Templates may take a while.
-    let prompt = tokio::task::spawn_blocking(render)
-        .await
-        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
-        .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-    let n_prompt = vec![prompt.ids.len()];
-    let events = shared.submit(vec![prompt.ids], request.generation)?;
-    reply(&shared, events, n_prompt, request.reply, Shape::Chat).await
+    let how = request.reply;
+    let (events, n_prompt) = shared.converse(request).await?;
+    reply(&shared, events, vec![n_prompt], how, Shape::Chat).await
 }
 
 impl Shared {
+    /// Begins to continue texts; also tells the tokens of each.
+    fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
+        self.check_model(request.model.as_deref())?;
+        for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
+            if given {
+                return Err(ApiError::invalid(param, format!("{param} is not supported")));
+            }
+        }
+        let tok = self.service.engine().tokenizer();
+        let mut prompts = Vec::new();
+        for prompt in request.prompts {
+            prompts.push(match prompt {
+                Prompt::Text(text) => {
+                    tok.encode(&text, Encode { add_special: true, parse_special: true })
+                }
+                Prompt::Ids(ids) => {
+                    self.check_ids("prompt", &ids)?;
+                    ids
+                }
+            });
+        }
+        let n_prompt = prompts.iter().map(Vec::len).collect();
+        Ok((self.submit(prompts, request.generation)?, n_prompt))
+    }
+
+    /// Begins to answer a conversation; also tells the tokens of its prompt.
+    async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Answers, usize), ApiError> {
+        let (ids, generation) = self.render(request).await?;
+        let n_prompt = ids.len();
+        Ok((self.submit(vec![ids], generation)?, n_prompt))
+    }
+
+    /// The prompt of a conversation, and how it is to be answered.
+    async fn render(self: &Arc<Self>, request: Chat) -> Result<(Vec<u32>, Generate), ApiError> {
+        self.check_model(request.model.as_deref())?;
+        if !request.tools.is_empty() {
+            return Err(ApiError::invalid("tools", "tools are not supported"));
+        }
+        let input = RenderInput {
+            messages: request.messages,
+            add_generation_prompt: true,
+            extra: request.template,
+            ..RenderInput::default()
+        };
+        let render = {
+            let shared = Arc::clone(self);
+            move || shared.template.prompt(shared.service.engine().tokenizer(), &input, false)
+        };
+        // Templates may take a while.
+        let prompt = tokio::task::spawn_blocking(render)
+            .await
+            .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
+            .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        Ok((prompt.ids, request.generation))
+    }
+
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
             None | Some("default") => Ok(()),
             Some(name) if name == self.options.model => Ok(()),
+            // Ollama's clients name a tag.
+            Some(name) if name.strip_suffix(":latest") == Some(&self.options.model) => Ok(()),
             Some(name) => Err(ApiError::no_model(name)),
         }
     }
@@ -271,6 +296,7 @@ impl Shared {
         if generate.logprobs.is_some() {
             return Err(ApiError::invalid("logprobs", "logprobs is not supported"));
         }
+        let n_ctx = generate.n_ctx.map_or(engine.ctx_size(), |n| n.min(engine.ctx_size()));
         let mut params = generate.params;
         for (text, bias) in generate.text_bias {
             let how = Encode { add_special: false, parse_special: false };
@@ -288,13 +314,17 @@ impl Shared {
                     "the prompt is empty: the model needs at least one token to start from";
                 return Err(ApiError::invalid("prompt", message));
             }
-            if prompt.len() >= engine.ctx_size() {
-                return Err(ApiError::prompt_too_long(prompt.len(), engine.ctx_size()));
+            if prompt.len() >= n_ctx {
+                return Err(ApiError::prompt_too_long(prompt.len(), n_ctx));
             }
         }
         let requests = prompts.iter().flat_map(|prompt| {
             (0..generate.n).map(|k| {
                 let mut params = params.clone();
+                if generate.n_ctx.is_some() {
+                    let room = n_ctx - prompt.len();
+                    params.n_predict = Some(params.n_predict.map_or(room, |n| n.min(room)));
+                }
                 params.sampler.seed = params.sampler.seed.map(|seed| seed.wrapping_add(k as u64));
                 hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
@@ -329,7 +359,7 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn outcome(finished: Finished) -> Outcome {
+pub(crate) fn outcome(finished: Finished) -> Outcome {
     let Finished { stop_string, timings, .. } = finished;
     let reason = match finished.stop_reason {
         StopReason::Length | StopReason::Context | StopReason::Deadline => FinishReason::Length,
@@ -346,7 +376,7 @@ fn outcome(finished: Finished) -> Outcome {
 }
 
 /// The error of an answer that the server itself has cancelled.
-fn broken_off(finished: &Finished) -> Option<ApiError> {
+pub(crate) fn broken_off(finished: &Finished) -> Option<ApiError> {
     (finished.stop_reason == StopReason::Cancelled).then(|| {
         let message = "the answer was broken off: the server is shutting down";
         ApiError::new(ErrorKind::Unavailable, message)

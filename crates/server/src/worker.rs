@@ -7,6 +7,8 @@
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
 use crate::error::{ApiError, ErrorKind};
+use crate::output::Outcome;
+use crate::routes::{broken_off, outcome};
 use hurtle_engine::{Event as EngineEvent, Finished, Request, Service, SubmitError, Ticket};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -30,6 +32,24 @@ pub(crate) struct Answers {
     events: UnboundedReceiver<(usize, Event)>,
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
+}
+
+impl Answers {
+    /// The text and the end of an answer that is the only one.
+    pub(crate) async fn one(&mut self) -> Result<(String, Outcome), ApiError> {
+        let mut text = String::new();
+        while let Some((_, event)) = self.events.recv().await {
+            match event {
+                Event::Text(piece) => text += &piece,
+                Event::Finished(finished) => match broken_off(&finished) {
+                    Some(error) => return Err(error),
+                    None => return Ok((text, outcome(finished))),
+                },
+                Event::Failed(error) => return Err(error),
+            }
+        }
+        Err(ApiError::new(ErrorKind::Internal, "the engine ended without an answer"))
+    }
 }
 
 impl Stream for Answers {

@@ -203,3 +203,56 @@ async fn a_client_that_goes_away_frees_its_place() {
     }
     panic!("the answer goes on");
 }
+
+#[tokio::test]
+async fn every_api_gives_the_same_answer() {
+    let server = server(&[]);
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let openai = json!({"messages": messages, "temperature": 0, "max_tokens": 8});
+    let openai = ask(&server, "/v1/chat/completions", openai).await;
+    let expected = openai["choices"][0]["message"]["content"].as_str().expect("a text");
+
+    let options = json!({"temperature": 0, "num_predict": 8});
+    let mut body =
+        json!({"model": "tiny", "messages": messages, "options": options, "stream": false});
+    let whole = ask(&server, "/api/chat", body.clone()).await;
+    assert_eq!(whole["message"]["content"], expected);
+    assert_eq!(whole["done"], true);
+    assert_eq!(whole["eval_count"], openai["usage"]["completion_tokens"]);
+    body["stream"] = true.into();
+    let (_, lines) = post(&server, "/api/chat", body).await;
+    let lines: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    let text = |line: &Value| line["message"]["content"].as_str().expect("a text").to_owned();
+    assert_eq!(lines.iter().map(text).collect::<String>(), expected);
+    assert_eq!(lines[lines.len() - 1]["done"], true);
+    let body = json!({"model": "tiny", "prompt": "hi", "options": options, "stream": false});
+    assert_eq!(ask(&server, "/api/generate", body).await["response"], expected);
+
+    let mut body =
+        json!({"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 8});
+    let whole = ask(&server, "/v1/messages", body.clone()).await;
+    assert_eq!(whole["content"][0]["text"], expected);
+    let counted = ask(&server, "/v1/messages/count_tokens", body.clone()).await;
+    assert_eq!(counted["input_tokens"], openai["usage"]["prompt_tokens"]);
+    body["stream"] = true.into();
+    let (_, stream) = post(&server, "/v1/messages", body).await;
+    let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = data.map(|d| serde_json::from_str(d).expect("JSON")).collect();
+    let text = |event: &Value| event["delta"]["text"].as_str().map(str::to_owned);
+    assert_eq!(events.iter().filter_map(text).collect::<String>(), expected);
+    assert_eq!(events[events.len() - 1]["type"], "message_stop");
+}
+
+#[tokio::test]
+async fn a_context_that_a_client_sets_is_kept_to() {
+    let server = server(&[]);
+    let body = |n_ctx: usize| {
+        json!({"model": "tiny:latest", "prompt": "abc", "raw": true, "stream": false,
+            "options": {"num_ctx": n_ctx, "temperature": 0}})
+    };
+    let (status, text) = post(&server, "/api/generate", body(2)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+    let whole = ask(&server, "/api/generate", body(12)).await;
+    let used = whole["prompt_eval_count"].as_u64().zip(whole["eval_count"].as_u64());
+    assert!(used.is_some_and(|(prompt, answer)| prompt + answer <= 12), "{whole}");
+}

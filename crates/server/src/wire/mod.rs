@@ -5,7 +5,6 @@ pub mod llama_cpp;
 pub mod ollama;
 pub mod openai;
 mod options;
-pub mod responses;
 
 use crate::error::ApiError;
 use serde_json::Value;
@@ -24,7 +23,7 @@ impl SseEvent {
         Self { event: None, data }
     }
 
-    /// An event whose name is repeated in its data as `type`, as Anthropic and the Responses API have it.
+    /// An event whose name is repeated in its data as `type`, as Anthropic has it.
     fn typed(event: &'static str, mut data: Value) -> Self {
         data["type"] = event.into();
         Self { event: Some(event), data }
