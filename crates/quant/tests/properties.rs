@@ -75,7 +75,9 @@ proptest! {
             // Bytes that happen to be NaN, infinite or huge have no sum to compare with.
             if norms < 1e30 {
                 let expected = dot_f64(&weights, x);
-                prop_assert!((found - expected).abs() <= 1e-6 * norms, "{ty}: {expected} {found}");
+                // Products near the smallest f32 are rounded to multiples of it.
+                let allowed = 1e-6 * norms + x.len() as f64 * f64::from(f32::from_bits(1));
+                prop_assert!((found - expected).abs() <= allowed, "{ty}: {expected} {found}");
             }
         }
     }
