@@ -67,15 +67,19 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = with_json(&self.openai());
-        *response.status_mut() = status;
-        if matches!(self.kind, ErrorKind::QueueFull | ErrorKind::Unavailable) {
-            response.headers_mut().insert(header::RETRY_AFTER, 1.into());
-        }
-        response
+        refusal(&self, &self.openai())
     }
+}
+
+/// The response of an error, with the body that an API gives it.
+fn refusal(error: &ApiError, body: &Value) -> Response {
+    let mut response = with_json(body);
+    *response.status_mut() =
+        StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if matches!(error.kind, ErrorKind::QueueFull | ErrorKind::Unavailable) {
+        response.headers_mut().insert(header::RETRY_AFTER, 1.into());
+    }
+    response
 }
 
 fn with_json(value: &Value) -> Response {

@@ -180,8 +180,17 @@ async fn a_key_is_asked_for() {
 async fn after_a_shutdown_requests_are_refused() {
     let server = server(&[]);
     server.shut_down(Duration::ZERO);
-    let (status, text) = post(&server, "/v1/completions", json!({"prompt": "a"})).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let body = json!({"model": "tiny", "messages": messages, "max_tokens": 1}).to_string();
+    let ollama = json!({"model": "tiny", "messages": messages}).to_string();
+    for (path, body) in
+        [("/v1/chat/completions", &body), ("/v1/messages", &body), ("/api/chat", &ollama)]
+    {
+        let request = Request::post(path).body(Body::from(body.clone())).expect("a request");
+        let reply = server.router().oneshot(request).await.expect("a reply");
+        assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(reply.headers()["retry-after"], "1", "{path}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! Anthropic's routes.
-use super::{Shared, broken_off, outcome, with_json};
+use super::{Shared, broken_off, outcome, refusal, with_json};
 use crate::error::ApiError;
 use crate::output::{Delta, Message, Usage};
 use crate::wire::SseEvent;
@@ -8,7 +8,7 @@ use crate::worker::Event;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use std::sync::Arc;
@@ -22,12 +22,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 
 /// An error in the shape that Anthropic's clients read.
 fn in_shape(reply: Result<Response, ApiError>) -> Response {
-    reply.unwrap_or_else(|error| {
-        let mut response = with_json(&error.anthropic());
-        *response.status_mut() =
-            StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        response
-    })
+    reply.unwrap_or_else(|error| refusal(&error, &error.anthropic()))
 }
 
 async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {

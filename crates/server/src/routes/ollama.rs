@@ -1,6 +1,6 @@
 //! Ollama's routes, for tools that know only its API. The model that is served is the only one, and stays
 //! loaded as long as the server runs.
-use super::{Shared, broken_off, outcome, with_json};
+use super::{Shared, broken_off, outcome, refusal, with_json};
 use crate::error::{ApiError, ErrorKind};
 use crate::output::Message;
 use crate::request::{Chat, Reply};
@@ -9,7 +9,7 @@ use crate::worker::{Answers, Event};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -29,12 +29,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 
 /// An error in the shape that Ollama's clients read.
 fn in_shape(reply: Result<Response, ApiError>) -> Response {
-    reply.unwrap_or_else(|error| {
-        let mut response = with_json(&error.ollama());
-        *response.status_mut() =
-            StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        response
-    })
+    reply.unwrap_or_else(|error| refusal(&error, &error.ollama()))
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
