@@ -1,4 +1,10 @@
 //! What may come next, where an answer has to follow a grammar.
+mod gbnf;
+mod grammar;
+mod json;
+
+pub(crate) use grammar::Grammars;
+pub use grammar::{Grammar, GrammarConstraint};
 
 /// A set of tokens: one bit for each token of the vocabulary, 32 to a word, lowest bit first.
 #[derive(Debug, Clone, PartialEq, Eq)]
