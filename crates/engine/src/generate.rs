@@ -254,7 +254,7 @@ impl Engine {
     /// If the grammar is wrong, larger than the limits allow, or asks for what is not supported.
     pub fn constraint(&self, grammar: &Grammar) -> Result<GrammarConstraint, ConstraintError> {
         let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer));
-        grammars.as_ref().map_err(Clone::clone)?.compile(grammar)
+        grammars.as_ref().map_err(Clone::clone)?.compile(grammar, &self.tokenizer)
     }
 
     /// Calls `f(position, logits)` for every position of `ids` from `from` on.

@@ -44,7 +44,7 @@ impl Grammar {
         }
     }
 
-    fn compile(&self) -> Result<TopLevelGrammar, ConstraintError> {
+    fn compile(&self, tok: &Tokenizer) -> Result<TopLevelGrammar, ConstraintError> {
         let size = match self {
             Self::JsonObject => 0,
             Self::JsonSchema(schema) => schema.to_string().len(),
@@ -60,7 +60,9 @@ impl Grammar {
             Self::JsonSchema(schema) => json::grammar(schema.clone())?,
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
-            Self::Gbnf(gbnf) => TopLevelGrammar::from_lark(gbnf::to_lark(gbnf)?),
+            Self::Gbnf(gbnf) => {
+                TopLevelGrammar::from_lark(gbnf::to_lark(gbnf, &|text| tok.token_id(text))?)
+            }
         })
     }
 }
@@ -123,9 +125,13 @@ impl Grammars {
     }
 
     /// Compiles a grammar.
-    pub(crate) fn compile(&self, grammar: &Grammar) -> Result<GrammarConstraint, ConstraintError> {
+    pub(crate) fn compile(
+        &self,
+        grammar: &Grammar,
+        tok: &Tokenizer,
+    ) -> Result<GrammarConstraint, ConstraintError> {
         let compile = || {
-            let parser = self.factory.create_parser(grammar.compile()?).map_err(|e| told(&e))?;
+            let parser = self.factory.create_parser(grammar.compile(tok)?).map_err(|e| told(&e))?;
             let mut matcher = Matcher::new(Ok(parser));
             // What cannot even begin is refused now.
             matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
