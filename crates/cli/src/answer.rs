@@ -3,7 +3,7 @@ use crate::interrupt::Interrupt;
 use crate::markdown::MarkdownStream;
 use crate::terminal::{StatusLine, Terminal, harmless};
 use anyhow::Result;
-use hurtle_engine::{Generation, GenerationParams, Progress, Session};
+use hurtle_engine::{Extras, Generation, GenerationParams, Progress, Session};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
@@ -18,6 +18,7 @@ pub(crate) fn generate<W: Write>(
     session: &mut Session<'_>,
     ids: &[u32],
     params: &GenerationParams,
+    extras: Extras,
     interrupt: &Interrupt,
     mut printer: Option<AnswerPrinter<W>>,
 ) -> Result<Generation> {
@@ -27,7 +28,7 @@ pub(crate) fn generate<W: Write>(
     }
     let mut written = Ok(());
     let held = interrupt.hold();
-    let generated = session.generate(ids, params, &mut |progress| {
+    let generated = session.generate_with(ids, params, extras, &mut |progress| {
         match progress {
             Progress::Prompt { done, total } if done < total => {
                 status.set(&format!("processing prompt {done}/{total}"));

@@ -3,8 +3,9 @@ use crate::backend::Backend;
 use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
+use hurtle_engine::constraint::{Grammar, GrammarConstraint};
 use hurtle_engine::sampler::{SamplerKind, SamplerParams};
-use hurtle_engine::{Arithmetic, EngineOptions, GenerationParams, Isa, KvType};
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, GenerationParams, Isa, KvType};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -314,7 +315,54 @@ pub(crate) struct GenerationArgs {
     #[arg(short, long)]
     pub(crate) escape: bool,
     #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Form of the answer")]
+#[group(id = "form", multiple = false)]
+pub(crate) struct GrammarArgs {
+    /// JSON schema of the answer; {}: any JSON
+    #[arg(short, long, value_name = "SCHEMA")]
+    json_schema: Option<String>,
+    /// File with the JSON schema (also -jf)
+    #[arg(long, value_name = "FILE")]
+    json_schema_file: Option<PathBuf>,
+    /// Grammar of the answer in GBNF, or in Lark if it begins with %llguidance
+    #[arg(long, value_name = "GRAMMAR")]
+    grammar: Option<String>,
+    /// File with the grammar
+    #[arg(long, value_name = "FILE")]
+    grammar_file: Option<PathBuf>,
+}
+
+impl GrammarArgs {
+    /// The grammar that the flags give, ready for the model.
+    pub(crate) fn constraint(&self, engine: &Engine) -> Result<Option<GrammarConstraint>> {
+        let schema = |text: &str| serde_json::from_str(text).map(Grammar::JsonSchema);
+        let (flag, grammar) = if let Some(text) = &self.json_schema {
+            ("--json-schema", schema(text))
+        } else if let Some(path) = &self.json_schema_file {
+            ("--json-schema-file", schema(&read_text(path)?))
+        } else if let Some(text) = &self.grammar {
+            ("--grammar", Ok(Grammar::from_text(text)))
+        } else if let Some(path) = &self.grammar_file {
+            ("--grammar-file", Ok(Grammar::from_text(read_text(path)?)))
+        } else {
+            return Ok(None);
+        };
+        let grammar = match grammar {
+            Ok(grammar) => grammar,
+            Err(error) => usage!("{flag}: expected JSON: {error}"),
+        };
+        match engine.constraint(&grammar) {
+            Ok(constraint) => Ok(Some(constraint)),
+            Err(error) => usage!("{flag}: {error}"),
+        }
+    }
 }
 
 impl GenerationArgs {
