@@ -153,10 +153,13 @@ fn told(error: &anyhow::Error) -> ConstraintError {
     let message = error.to_string();
     let end = ["\n<non-verbose/>", "\n<backtrace>", "\n<state>"];
     let end = end.iter().filter_map(|mark| message.find(mark)).min().unwrap_or(message.len());
-    match message[..end].trim() {
-        "" => ConstraintError("no token of the vocabulary can continue this answer".into()),
-        message => ConstraintError(message.to_owned()),
-    }
+    ConstraintError(match message[..end].trim() {
+        "" | "NoExtensionBias" => "no token of the vocabulary can continue this answer".into(),
+        message => match message.strip_prefix("panic: ") {
+            Some(panic) => format!("the grammar library failed on this grammar: {panic}"),
+            None => message.to_owned(),
+        },
+    })
 }
 
 /// Where an answer stands in its grammar. A clone is independent and goes on from the same place.
@@ -194,5 +197,103 @@ impl Constraint for GrammarConstraint {
 
     fn is_finished(&self) -> bool {
         self.matcher.is_stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hurtle_gguf::Gguf;
+    use hurtle_text::StreamDecoder;
+    use std::io::Read as _;
+    use std::path::Path;
+
+    /// A vocabulary of the golden data.
+    fn tokenizer(name: &str) -> Tokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tokenizers");
+        let packed =
+            std::fs::read(folder.join(format!("{name}.gguf.gz"))).expect("the golden file");
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(&*packed).read_to_end(&mut bytes).expect("a packed file");
+        let gguf = Gguf::from_bytes(name, bytes).expect("a vocabulary");
+        Tokenizer::from_metadata(gguf.metadata()).expect("a tokenizer")
+    }
+
+    /// All answers that the grammar of this test allows.
+    const ANSWERS: [&str; 6] = ["hello", "help me", "123.5", "é世界", " hello\n\tx", "<s></s>"];
+
+    /// At every step of many answers the mask is exactly the set of tokens that lead to one of `ANSWERS`.
+    fn check(name: &str) {
+        let tok = tokenizer(name);
+        let grammars = Grammars::new(&tok).expect("grammars");
+        let regex = ANSWERS.map(|answer| answer.replace('.', "\\.")).join("|");
+        let grammar = grammars.compile(&Grammar::Regex(regex), &tok).expect("compiled");
+        let n_tokens = tok.n_tokens() as u32;
+        // Models may have more tokens than their vocabulary names.
+        let mut mask = TokenMask::new(tok.n_tokens() + 77);
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut found = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            let (mut grammar, mut bytes) = (grammar.clone(), Vec::new());
+            let (mut decoder, mut text) = (StreamDecoder::new(&tok, false), String::new());
+            loop {
+                mask.words_mut().fill(u32::MAX);
+                grammar.allowed(&mut mask).expect("a mask");
+                let leads = |id: u32| {
+                    if tok.is_end_of_generation(id) {
+                        return ANSWERS.iter().any(|answer| answer.as_bytes() == bytes);
+                    }
+                    let token = tok.token_bytes(id, false);
+                    let longer = [&*bytes, &*token].concat();
+                    !token.is_empty() && ANSWERS.iter().any(|a| a.as_bytes().starts_with(&longer))
+                };
+                let expected: Vec<u32> = (0..n_tokens).filter(|&id| leads(id)).collect();
+                let allowed: Vec<u32> =
+                    (0..mask.n_tokens() as u32).filter(|&id| mask.contains(id)).collect();
+                assert_eq!(allowed, expected, "{name} after {:?}", String::from_utf8_lossy(&bytes));
+                let id = expected[rng.usize(..expected.len())];
+                if tok.is_end_of_generation(id) {
+                    break;
+                }
+                grammar.accept(id).expect("accepted");
+                bytes.extend(tok.token_bytes(id, false));
+                decoder.push(id, &mut text);
+                if grammar.is_finished() {
+                    break;
+                }
+            }
+            text += &decoder.finish();
+            assert!(ANSWERS.contains(&&*text), "{name}: {text:?}");
+            found.insert(text);
+        }
+        assert!(found.len() >= 3, "{name}: {found:?}");
+    }
+
+    #[test]
+    fn masks_hold_what_leads_to_an_answer_in_every_kind_of_vocabulary() {
+        for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3", "falcon"] {
+            check(name);
+        }
+    }
+
+    #[test]
+    fn words_of_a_word_piece_vocabulary_have_their_blanks() {
+        // Such a vocabulary has no token for a line break, or for words without a blank in front.
+        let tok = tokenizer("bert-bge");
+        let grammars = Grammars::new(&tok).expect("grammars");
+        let grammar = Grammar::Regex("( hello| world){2}".into());
+        let mut grammar = grammars.compile(&grammar, &tok).expect("compiled");
+        let mut mask = TokenMask::new(tok.n_tokens());
+        for word in [" world", " hello"] {
+            grammar.allowed(&mut mask).expect("a mask");
+            let ids = (0..tok.n_tokens() as u32)
+                .filter(|&id| tok.token_bytes(id, false) == word.as_bytes());
+            let id = ids.into_iter().next().expect("a word");
+            assert!(mask.contains(id), "{word}");
+            grammar.accept(id).expect("accepted");
+        }
+        assert!(grammar.is_finished());
+        let error = grammars.compile(&Grammar::Regex("\n".into()), &tok).expect_err("refused");
+        assert!(error.to_string().contains("no token of the vocabulary"), "{error}");
     }
 }

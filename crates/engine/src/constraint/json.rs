@@ -41,7 +41,13 @@ pub(super) fn grammar(mut schema: Value) -> Result<TopLevelGrammar, ConstraintEr
     // llama.cpp: a model that may invent properties does not end. Where schemas are intersected, the
     // properties of one are additional ones of the other.
     let close = !any(&schema, &intersects);
+    let mut n_multiples = 0;
+    let mut too_fine = None;
     each(&mut schema, &mut |node| {
+        if let Some(step) = node.get("multipleOf").and_then(Value::as_f64) {
+            n_multiples += 1;
+            too_fine = too_fine.or((!is_plain(step)).then_some(step));
+        }
         if node.get("format").and_then(Value::as_str).is_some_and(|name| !FORMATS.contains(&name)) {
             node.shift_remove("format");
         }
@@ -53,6 +59,15 @@ pub(super) fn grammar(mut schema: Value) -> Result<TopLevelGrammar, ConstraintEr
             node.insert("additionalProperties".into(), false.into());
         }
     });
+    if let Some(step) = too_fine {
+        return Err(ConstraintError(format!(
+            "multipleOf: expected a number above 0 of at most {MAX_DIGITS} digits, found {step}"
+        )));
+    }
+    if n_multiples > 1 && !close {
+        let what = "multipleOf: expected at most one where schemas hold together, found several";
+        return Err(ConstraintError(what.into()));
+    }
     if let Value::Object(root) = &mut schema {
         let options = root.entry("x-guidance").or_insert_with(|| json!({}));
         let Value::Object(options) = options else {
@@ -63,6 +78,20 @@ pub(super) fn grammar(mut schema: Value) -> Result<TopLevelGrammar, ConstraintEr
         options.entry("whitespace_pattern").or_insert_with(|| WHITE_SPACE.into());
     }
     Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+/// Digits of the longest `multipleOf`: llguidance counts in 32 bits.
+const MAX_DIGITS: u32 = 6;
+
+fn is_plain(step: f64) -> bool {
+    let mut step = step;
+    for _ in 0..MAX_DIGITS {
+        if step.fract() == 0.0 {
+            break;
+        }
+        step *= 10.0;
+    }
+    step > 0.0 && step.fract() == 0.0 && step < 10_f64.powi(MAX_DIGITS as i32)
 }
 
 /// Whether this schema holds together with another one for the same value.

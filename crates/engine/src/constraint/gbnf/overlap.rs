@@ -15,7 +15,7 @@ pub(super) struct Budget(usize);
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self(20_000_000)
+        Self(5_000_000)
     }
 
     fn spend(&mut self, n: usize) -> Result<(), ConstraintError> {
