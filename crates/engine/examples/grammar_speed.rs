@@ -4,8 +4,8 @@
 //! cargo run --release -p hurtle-engine --example grammar_speed MODEL.gguf [THREADS]
 //! ```
 //!
-//! The text is the same both times: once the model writes it held by the grammar, once it is
-//! given, token by token. So the forward passes are equal, and what differs is the grammar.
+//! The runs take turns, and the best of each kind counts. `cost` is the time of the masks as a share of the
+//! time of a token; what the sampler makes of a mask is in the rates only.
 
 use hurtle_engine::constraint::{Constraint, ConstraintError, Grammar, TokenMask};
 use hurtle_engine::sampler::SamplerParams;
