@@ -339,28 +339,43 @@ pub(crate) struct GrammarArgs {
     grammar_file: Option<PathBuf>,
 }
 
+/// A grammar and the flag that gave it.
+#[derive(Debug)]
+pub(crate) struct Form {
+    flag: &'static str,
+    grammar: Grammar,
+}
+
 impl GrammarArgs {
-    /// The grammar that the flags give, ready for the model.
-    pub(crate) fn constraint(&self, engine: &Engine) -> Result<Option<GrammarConstraint>> {
-        let schema = |text: &str| serde_json::from_str(text).map(Grammar::JsonSchema);
-        let (flag, grammar) = if let Some(text) = &self.json_schema {
-            ("--json-schema", schema(text))
+    /// The form that the flags ask for, if they do.
+    pub(crate) fn form(&self) -> Result<Option<Form>> {
+        let schema = |flag, text: &str| -> Result<Form> {
+            match serde_json::from_str(text) {
+                Ok(schema) => Ok(Form { flag, grammar: Grammar::JsonSchema(schema) }),
+                Err(error) => usage!("{flag}: expected JSON: {error}"),
+            }
+        };
+        let grammar = |flag, text: &str| Form { flag, grammar: Grammar::from_text(text) };
+        Ok(Some(if let Some(text) = &self.json_schema {
+            schema("--json-schema", text)?
         } else if let Some(path) = &self.json_schema_file {
-            ("--json-schema-file", schema(&read_text(path)?))
+            schema("--json-schema-file", &read_text(path)?)?
         } else if let Some(text) = &self.grammar {
-            ("--grammar", Ok(Grammar::from_text(text)))
+            grammar("--grammar", text)
         } else if let Some(path) = &self.grammar_file {
-            ("--grammar-file", Ok(Grammar::from_text(read_text(path)?)))
+            grammar("--grammar-file", &read_text(path)?)
         } else {
             return Ok(None);
-        };
-        let grammar = match grammar {
-            Ok(grammar) => grammar,
-            Err(error) => usage!("{flag}: expected JSON: {error}"),
-        };
-        match engine.constraint(&grammar) {
-            Ok(constraint) => Ok(Some(constraint)),
-            Err(error) => usage!("{flag}: {error}"),
+        }))
+    }
+}
+
+impl Form {
+    /// Ready for the model.
+    pub(crate) fn constraint(&self, engine: &Engine) -> Result<GrammarConstraint> {
+        match engine.constraint(&self.grammar) {
+            Ok(constraint) => Ok(constraint),
+            Err(error) => usage!("{}: {error}", self.flag),
         }
     }
 }

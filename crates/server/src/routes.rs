@@ -268,7 +268,7 @@ impl Shared {
             .await
             .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-        Ok((prompt.ids, request.generation))
+        Ok((prompt.ids, Generate { thinking: prompt.thinking, ..request.generation }))
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
@@ -324,6 +324,10 @@ impl Shared {
         let constraint = match generate.format {
             Some(grammar) => Some(constraint(&self.service, grammar, generate.format_param).await?),
             None => None,
+        };
+        let constraint = match generate.thinking {
+            true => constraint.map(|constraint| constraint.after("</think>")),
+            false => constraint,
         };
         let requests = prompts.iter().flat_map(|prompt| {
             (0..generate.n).map(|k| {

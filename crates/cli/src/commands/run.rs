@@ -12,7 +12,7 @@ use crate::{models, timings};
 use anyhow::Result;
 use clap::Args;
 use hurtle_engine::sampler::{Sampled, TokenLogprob};
-use hurtle_engine::{Engine, Extras, StopReason, Timings};
+use hurtle_engine::{Engine, StopReason, Timings};
 use hurtle_text::{ChatPrompt, Encode, RenderInput, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
@@ -114,13 +114,13 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let options = args.engine.options(Types::FAST)?;
     let system = args.system.text()?;
     let text = prompt_text(args)?;
+    let form = args.generation.grammar.form()?;
 
     let interrupt = Interrupt::install(true)?;
     let engine = models::load_writer(&args.model.model, &options, globals)?;
-    let constraint = args.generation.grammar.constraint(&engine)?;
-    let constraint = constraint.map(|constraint| Box::new(constraint) as _);
-    let extras = Extras { constraint, logprobs: args.logprobs };
+    let constraint = form.map(|form| form.constraint(&engine)).transpose()?;
     let prompt = prompt(args, globals, &engine, system, text)?;
+    let extras = answer::extras(constraint.as_ref(), prompt.thinking, args.logprobs);
 
     let printer = (!args.json)
         .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, prompt.thinking));

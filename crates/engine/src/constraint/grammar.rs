@@ -135,7 +135,7 @@ impl Grammars {
             let mut matcher = Matcher::new(Ok(parser));
             // What cannot even begin is refused now.
             matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
-            Ok(GrammarConstraint { matcher })
+            Ok(GrammarConstraint { matcher, opening: None })
         };
         std::thread::scope(|scope| {
             let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
@@ -165,12 +165,55 @@ fn told(error: &anyhow::Error) -> ConstraintError {
 /// Where an answer stands in its grammar. A clone is independent and goes on from the same place.
 pub struct GrammarConstraint {
     matcher: Matcher,
+    /// What comes before.
+    opening: Option<Opening>,
+}
+
+/// A free text before the one that follows a grammar.
+#[derive(Clone)]
+struct Opening {
+    /// How it ends.
+    end: Vec<u8>,
+    /// The last bytes of it, as many as can be a part of `end`.
+    tail: Vec<u8>,
+    /// Tokens that may end it and go on with what the grammar would have to see.
+    beyond: Vec<u32>,
+}
+
+impl Opening {
+    /// Where the text ends in `tail` and the bytes of a token; what is behind.
+    fn rest<'t>(&self, text: &'t [u8]) -> Option<&'t [u8]> {
+        let at = text.windows(self.end.len()).position(|part| part == self.end)?;
+        Some(&text[at + self.end.len()..])
+    }
+}
+
+impl GrammarConstraint {
+    /// The same behind a free text that ends with `end`, such as the reasoning that a prompt has opened. A token
+    /// that ends it may bring white space along.
+    pub fn after(mut self, end: &str) -> Self {
+        let env = self.matcher.tok_env().ok().filter(|_| !end.is_empty());
+        let Some(env) = env else { return self };
+        let trie = env.tok_trie();
+        let (end, tail) = (end.as_bytes().to_vec(), Vec::new());
+        let mut opening = Opening { end, tail, beyond: Vec::new() };
+        let beyond = |id: &u32| {
+            let token = trie.token(*id);
+            (0..opening.end.len()).any(|n| {
+                let text = [&opening.end[..n], token].concat();
+                opening.rest(&text).is_some_and(|rest| !rest.trim_ascii().is_empty())
+            })
+        };
+        opening.beyond = (0..trie.vocab_size() as u32).filter(beyond).collect();
+        self.opening = Some(opening);
+        self
+    }
 }
 
 impl Clone for GrammarConstraint {
     fn clone(&self) -> Self {
         // A shallow clone would share the automaton, whose size is limited, with other answers.
-        Self { matcher: self.matcher.deep_clone() }
+        Self { matcher: self.matcher.deep_clone(), opening: self.opening.clone() }
     }
 }
 
@@ -182,6 +225,20 @@ impl fmt::Debug for GrammarConstraint {
 
 impl Constraint for GrammarConstraint {
     fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError> {
+        if let Some(opening) = &self.opening {
+            let env = self.matcher.tok_env().map_err(|e| told(&e))?;
+            let trie = env.tok_trie();
+            mask.words_mut().fill(u32::MAX);
+            // It must not be all.
+            trie.eos_tokens().iter().for_each(|&id| mask.forbid(id));
+            for &id in &opening.beyond {
+                let text = [&*opening.tail, trie.token(id)].concat();
+                if opening.rest(&text).is_some_and(|rest| !rest.trim_ascii().is_empty()) {
+                    mask.forbid(id);
+                }
+            }
+            return Ok(());
+        }
         let set = self.matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
         let (set, words) = (set.as_slice(), mask.words_mut());
         // The model may have more tokens than the tokenizer, and the other way round.
@@ -192,11 +249,22 @@ impl Constraint for GrammarConstraint {
     }
 
     fn accept(&mut self, id: u32) -> Result<(), ConstraintError> {
+        if let Some(opening) = &mut self.opening {
+            let env = self.matcher.tok_env().map_err(|e| told(&e))?;
+            opening.tail.extend_from_slice(env.tok_trie().token(id));
+            if opening.rest(&opening.tail).is_some() {
+                self.opening = None;
+            } else {
+                let n = opening.tail.len().saturating_sub(opening.end.len() - 1);
+                opening.tail.drain(..n);
+            }
+            return Ok(());
+        }
         self.matcher.consume_token(id).map_err(|e| told(&e))
     }
 
     fn is_finished(&self) -> bool {
-        self.matcher.is_stopped()
+        self.opening.is_none() && self.matcher.is_stopped()
     }
 }
 
@@ -273,6 +341,30 @@ mod tests {
     fn masks_hold_what_leads_to_an_answer_in_every_kind_of_vocabulary() {
         for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3", "falcon"] {
             check(name);
+        }
+    }
+
+    #[test]
+    fn a_free_text_may_come_first() {
+        let tok = tokenizer("qwen2");
+        let grammars = Grammars::new(&tok).expect("grammars");
+        let digits = grammars.compile(&Grammar::Regex("[0-9]+".into()), &tok).expect("compiled");
+        let check = |text: &str, valid: bool| {
+            let mut grammar = digits.clone().after("</think>");
+            let mut mask = TokenMask::new(tok.n_tokens());
+            let ids = tok.encode(text, hurtle_text::Encode::default());
+            let found = ids.into_iter().all(|id| {
+                grammar.allowed(&mut mask).expect("a mask");
+                let ends = tok.end_of_generation();
+                assert!(grammar.opening.is_none() || !ends.iter().any(|&id| mask.contains(id)));
+                mask.contains(id) && grammar.accept(id).is_ok()
+            });
+            assert_eq!(found, valid, "{text}");
+        };
+        for thoughts in ["", "hm, 1 < 2 </thin </", "</ </think"] {
+            check(&format!("{thoughts}</think>12"), true);
+            check(&format!("{thoughts}</think>\n\n12"), true);
+            check(&format!("{thoughts}</think>a"), false);
         }
     }
 

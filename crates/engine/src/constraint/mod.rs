@@ -36,6 +36,13 @@ impl TokenMask {
         }
     }
 
+    /// Takes a token out.
+    pub fn forbid(&mut self, id: u32) {
+        if let Some(word) = self.words.get_mut(id as usize / 32) {
+            *word &= !(1 << (id % 32));
+        }
+    }
+
     /// Whether a token is in the set.
     pub fn contains(&self, id: u32) -> bool {
         self.words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)

@@ -14,7 +14,8 @@ mod slash;
 use super::show::Info;
 use crate::answer::{self, AnswerPrinter};
 use crate::args::{
-    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_text,
+    EngineArgs, Form, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types,
+    read_text,
 };
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
@@ -25,7 +26,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use conversation::{Conversation, Role};
 use hurtle_engine::constraint::GrammarConstraint;
-use hurtle_engine::{Engine, Extras, Generation, GenerationParams, Session, StopReason, Timings};
+use hurtle_engine::{Engine, Generation, GenerationParams, Session, StopReason, Timings};
 use hurtle_text::{ChatPrompt, RenderInput};
 use input::{Input, Reader};
 use slash::{Slash, Topic};
@@ -64,6 +65,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
         interrupt: Interrupt::install(false)?,
         conversation: Conversation::new(args.system.text()?),
         params: args.generation.params()?,
+        form: args.generation.grammar.form()?,
         verbose: globals.verbose,
         think: None,
         files: Vec::new(),
@@ -115,6 +117,7 @@ struct Chat<'a> {
     interrupt: Interrupt,
     conversation: Conversation,
     params: GenerationParams,
+    form: Option<Form>,
     verbose: bool,
     /// The template's `enable_thinking`, if the user set it.
     think: Option<bool>,
@@ -144,7 +147,7 @@ impl Chat<'_> {
         if self.verbose {
             say(&format!("chat template: {}", template.origin));
         }
-        let constraint = self.args.generation.grammar.constraint(engine)?;
+        let constraint = self.form.as_ref().map(|form| form.constraint(engine)).transpose()?;
         let mut session = engine.session();
         loop {
             let text = match reader.read()? {
@@ -285,8 +288,7 @@ impl Chat<'_> {
         constraint: Option<&GrammarConstraint>,
         session: &mut Session<'_>,
     ) -> Result<Generation> {
-        let constraint = constraint.cloned().map(|constraint| Box::new(constraint) as _);
-        let extras = Extras { constraint, logprobs: None };
+        let extras = answer::extras(constraint, prompt.thinking, None);
         #[cfg(unix)]
         let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();
