@@ -8,8 +8,6 @@ use serde_json::{Map, Value, json};
 pub struct ForcedAnswer<'a> {
     /// The tools that may be called, in OpenAI's shape.
     pub tools: &'a [Value],
-    /// The prompt has opened a section of reasoning.
-    pub thinking: bool,
     /// No more than one call.
     pub single_call: bool,
     /// JSON of this schema is an answer as well.
@@ -17,7 +15,8 @@ pub struct ForcedAnswer<'a> {
 }
 
 impl AnswerFormat {
-    /// Lark, as llguidance reads it, of an answer that calls tools.
+    /// Lark, as llguidance reads it, of an answer that calls tools. What the model thinks before, if the prompt has
+    /// opened a section of reasoning, is no part of it.
     pub fn grammar(&self, tok: &Tokenizer, answer: ForcedAnswer<'_>) -> String {
         let token = |text: &str| tok.token_id(text).filter(|&id| tok.is_control(id));
         self.lark(&token, answer)
@@ -94,21 +93,13 @@ impl AnswerFormat {
         let single = answer.single_call || self.row.calls == Calls::Harmony;
         let more =
             if single { String::new() } else { format!("({} call)*", lark.text(&[between])) };
-        let thought = answer.thinking && self.row.calls != Calls::Harmony;
-        if thought {
-            lark.until("reasoning", self.reasoning.1);
-        }
-        let begin = if thought { "reasoning SPACE " } else { "" };
         let or = if answer.or_schema.is_some() { "(calls | answer)" } else { "calls" };
-        let mut out = format!("start: {begin}{or}\n");
+        let mut out = format!("start: {or}\n");
         let call: Vec<String> = (0..n).map(|i| format!("call{i}")).collect();
         out += &format!("calls: {before} call {more} {after}\n");
         out += &format!("call: {}\n", call.join(" | "));
         if let Some(schema) = answer.or_schema {
             out += &format!("answer: %json {schema}\n");
-        }
-        if thought {
-            out += "SPACE: /\\s*/\n";
         }
         out + &lark.rules
     }
@@ -257,20 +248,17 @@ mod tests {
     fn a_grammar_of_calls() {
         let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
         let tools = [tool, json!({"type": "function", "function": {"name": "g"}})];
-        let answer =
-            ForcedAnswer { tools: &tools, thinking: true, single_call: false, or_schema: None };
+        let answer = ForcedAnswer { tools: &tools, single_call: false, or_schema: None };
         let token = |text: &str| (text == "</tool_call>").then_some(7);
         assert_eq!(
             by_name("hermes").lark(&token, answer),
-            r#"start: reasoning SPACE calls
+            r#"start: calls
 calls:  call ("\n" call)* 
 call: call0 | call1
-SPACE: /\s*/
 call0: "<tool_call>\n{\"name\": \"f\", \"arguments\": " arguments0 "}\n" <[7]>
 arguments0: %json {"type":"object"}
 call1: "<tool_call>\n{\"name\": \"g\", \"arguments\": " arguments1 "}\n" <[7]>
 arguments1: %json {"type":"object"}
-reasoning[lazy]: /(?s:.*)<\/think>/
 "#
         );
     }
