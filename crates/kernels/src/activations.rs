@@ -12,19 +12,17 @@ use crate::share::Shared;
 use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of_32};
 use std::ops::Range;
 
-/// 256 activations, `d * qs[i]` each.
+/// 256 activations, `d * qs[i]` each. Aligned, so that 64 quants are a cache line.
 #[derive(Debug, Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct SuperBlock {
     /// Quants, 4 in a dword, the first in the lowest byte.
     pub(crate) qs: [u32; 64],
     /// The sum of each 16 quants, two in a dword: those of groups 4q and 4q + 2, then those of
     /// groups 4q + 1 and 4q + 3, as scales lie after [`halves`](crate::arch::IntLanes::halves).
     pub(crate) sums: [u32; 8],
-    /// The sum of each 32 quants is `128 * high + low` with `0 <= low < 128`: two digits that the
-    /// byte products can multiply with the minima of 4 groups at once. A digit a byte.
-    pub(crate) sums_low: [u32; 2],
-    pub(crate) sums_high: [u32; 2],
+    /// The sum of each 32 quants, in the same order: groups 4q and 4q + 2, 4q + 1 and 4q + 3.
+    pub(crate) sums_32: [u32; 4],
     pub(crate) d: f32,
 }
 
@@ -54,26 +52,19 @@ fn dwords<const N: usize>(bytes: &[i8]) -> [u32; N] {
 impl From<&Q8KSuperBlock> for SuperBlock {
     #[inline(always)]
     fn from(block: &Q8KSuperBlock) -> Self {
-        let (mut low, mut high) = ([0; 8], [0; 8]);
-        for g in 0..8 {
-            let sum = block.sums[2 * g] + block.sums[2 * g + 1];
-            // From -32 * 127 to 32 * 127, so `high` is from -32 to 31.
-            low[g] = (sum & 127) as i8;
-            high[g] = (sum >> 7) as i8;
-        }
         let half = |g: usize| u32::from(block.sums[g] as u16);
-        let mut sums = [0; 8];
+        // At most 32 * 127.
+        let half_32 = |g: usize| u32::from((block.sums[2 * g] + block.sums[2 * g + 1]) as u16);
+        let (mut sums, mut sums_32) = ([0; 8], [0; 4]);
         for (i, sums) in sums.iter_mut().enumerate() {
             let g = 4 * (i / 2) + i % 2;
             *sums = half(g) | half(g + 2) << 16;
         }
-        Self {
-            qs: dwords(&block.qs),
-            sums,
-            sums_low: dwords(&low),
-            sums_high: dwords(&high),
-            d: block.d,
+        for (i, sums) in sums_32.iter_mut().enumerate() {
+            let g = 4 * (i / 2) + i % 2;
+            *sums = half_32(g) | half_32(g + 2) << 16;
         }
+        Self { qs: dwords(&block.qs), sums, sums_32, d: block.d }
     }
 }
 
@@ -81,9 +72,8 @@ impl SuperBlock {
     /// The sum of quants `32 g` to `32 g + 31`.
     #[inline(always)]
     pub(crate) fn sum_of_32(&self, g: usize) -> i32 {
-        let [a, b] = [self.sums[2 * (g / 2)], self.sums[2 * (g / 2) + 1]];
-        let half = |pair: u32| i32::from((pair >> (16 * (g % 2))) as i16);
-        half(a) + half(b)
+        let pair = self.sums_32[2 * (g / 4) + g % 2];
+        i32::from((pair >> (16 * (g / 2 % 2))) as i16)
     }
 }
 
