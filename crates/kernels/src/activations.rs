@@ -90,13 +90,13 @@ impl From<&Q8_1Block> for Block {
 }
 
 #[inline(always)]
-pub(crate) fn quantize_super_block(x: &[f32; 256]) -> SuperBlock {
-    SuperBlock::from(&Q8KSuperBlock::quantize(x))
+pub(crate) fn quantize_super_block(x: &[f32; 256], out: &mut SuperBlock) {
+    *out = SuperBlock::from(&Q8KSuperBlock::quantize(x));
 }
 
 #[inline(always)]
-pub(crate) fn quantize_block(x: &[f32; 32]) -> Block {
-    Block::from(&Q8_1Block::quantize(x))
+pub(crate) fn quantize_block(x: &[f32; 32], out: &mut Block) {
+    *out = Block::from(&Q8_1Block::quantize(x));
 }
 
 /// The forms that activations are quantized to.
@@ -120,11 +120,13 @@ pub(crate) const FLOATS: usize = 16;
 pub struct QuantizedActivations {
     n_tokens: usize,
     n_cols: usize,
-    /// `[n_cols / 256, n_tokens]`, or empty.
+    /// Which forms are there. What is not is left from before.
+    forms: [bool; 3],
+    /// `[n_cols / 256, n_tokens]`
     super_blocks: Vec<SuperBlock>,
-    /// `[n_cols / 32, n_tokens]`, or empty.
+    /// `[n_cols / 32, n_tokens]`
     blocks: Vec<Block>,
-    /// `[n_cols / 16, n_tokens]`, or empty.
+    /// `[n_cols / 16, n_tokens]`
     floats: Vec<[f32; FLOATS]>,
 }
 
@@ -179,9 +181,7 @@ impl QuantizedActivations {
     }
 
     fn clear(&mut self) {
-        self.super_blocks.clear();
-        self.blocks.clear();
-        self.floats.clear();
+        self.forms = [false; 3];
         (self.n_tokens, self.n_cols) = (0, 0);
     }
 
@@ -193,23 +193,25 @@ impl QuantizedActivations {
     /// Makes a form, unless it is there.
     fn fill(&mut self, exec: Exec<'_>, form: Form, source: &Source<'_>) {
         let n_tokens = self.n_tokens;
+        if std::mem::replace(&mut self.forms[form as usize], true) {
+            return;
+        }
         match form {
-            Form::SuperBlocks if self.super_blocks.is_empty() => {
+            Form::SuperBlocks => {
                 let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
-                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x| {
-                    dispatch!(exec.isa, quantize_super_block(x))
+                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x, out| {
+                    dispatch!(exec.isa, quantize_super_block(x, out))
                 });
             }
-            Form::Blocks if self.blocks.is_empty() => {
+            Form::Blocks => {
                 let zero = Block::from(&Q8_1Block::ZERO);
-                fill(exec, source, n_tokens, &mut self.blocks, zero, |x| {
-                    dispatch!(exec.isa, quantize_block(x))
+                fill(exec, source, n_tokens, &mut self.blocks, zero, |x, out| {
+                    dispatch!(exec.isa, quantize_block(x, out))
                 });
             }
-            Form::Floats if self.floats.is_empty() => {
-                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x| *x);
+            Form::Floats => {
+                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x, out| *out = *x);
             }
-            _ => {}
         }
     }
 
@@ -223,19 +225,23 @@ impl QuantizedActivations {
         self.n_cols
     }
 
+    fn made<'a, B>(&self, form: Form, blocks: &'a [B]) -> &'a [B] {
+        if self.forms[form as usize] { blocks } else { &[] }
+    }
+
     /// `[n_cols / 256, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn super_blocks(&self) -> &[SuperBlock] {
-        &self.super_blocks
+        self.made(Form::SuperBlocks, &self.super_blocks)
     }
 
     /// `[n_cols / 32, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn blocks(&self) -> &[Block] {
-        &self.blocks
+        self.made(Form::Blocks, &self.blocks)
     }
 
     /// `[n_cols / 16, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn floats(&self) -> &[[f32; FLOATS]] {
-        &self.floats
+        self.made(Form::Floats, &self.floats)
     }
 }
 
@@ -279,8 +285,10 @@ fn fill<const LEN: usize, B: Copy + Send>(
     n_tokens: usize,
     out: &mut Vec<B>,
     zero: B,
-    quantize: impl Fn(&[f32; LEN]) -> B + Sync,
+    quantize: impl Fn(&[f32; LEN], &mut B) + Sync,
 ) {
+    /// Values that are computed and quantized before the next ones.
+    const NEAR: usize = 512;
     let n = source.len() / LEN;
     out.resize(n, zero);
     if n == 0 {
@@ -290,13 +298,16 @@ fn fill<const LEN: usize, B: Copy + Send>(
     let n_threads = if source.len() < PARALLEL { 1 } else { exec.n_threads.max(1) };
     let out = Shared::new(out);
     Exec { n_threads, ..exec }.for_chunks(n, n.div_ceil(2 * n_threads), |items, _| {
-        // SAFETY: chunks do not overlap.
-        let x = unsafe { source.range(exec, items.start * LEN..items.end * LEN) };
-        for (i, x) in items.zip(x.as_chunks::<LEN>().0) {
-            let (token, block) = (i / n_blocks, i % n_blocks);
-            // SAFETY: each item has its own place.
-            let out = unsafe { out.range(block * n_tokens + token, 1) };
-            out[0] = quantize(x);
+        for first in items.clone().step_by(NEAR / LEN) {
+            let near = first..items.end.min(first + NEAR / LEN);
+            // SAFETY: chunks do not overlap.
+            let x = unsafe { source.range(exec, near.start * LEN..near.end * LEN) };
+            for (i, x) in near.zip(x.as_chunks::<LEN>().0) {
+                let (token, block) = (i / n_blocks, i % n_blocks);
+                // SAFETY: each item has its own place.
+                let out = unsafe { out.range(block * n_tokens + token, 1) };
+                quantize(x, &mut out[0]);
+            }
         }
     });
 }

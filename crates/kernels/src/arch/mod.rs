@@ -204,11 +204,11 @@ macro_rules! shells {
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_super_block(x: &[f32; 256]) -> $crate::activations::SuperBlock
-            = $crate::activations::quantize_super_block(x));
+            quantize_super_block(x: &[f32; 256], out: &mut $crate::activations::SuperBlock)
+            = $crate::activations::quantize_super_block(x, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_block(x: &[f32; 32]) -> $crate::activations::Block
-            = $crate::activations::quantize_block(x));
+            quantize_block(x: &[f32; 32], out: &mut $crate::activations::Block)
+            = $crate::activations::quantize_block(x, out));
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             weigh[K: Elem](task: &Task<'_>, scores: &mut [f32], totals: &mut [f32])

@@ -295,9 +295,7 @@ macro_rules! two_ymm_ints {
             #[inline(always)]
             unsafe fn add_bytes(self, other: Self) -> Self {
                 // SAFETY: see `load`.
-                unsafe {
-                    Self(_mm256_add_epi8(self.0, other.0), _mm256_add_epi8(self.1, other.1))
-                }
+                unsafe { Self(_mm256_add_epi8(self.0, other.0), _mm256_add_epi8(self.1, other.1)) }
             }
             #[cfg(target_os = "linux")]
             #[inline(always)]

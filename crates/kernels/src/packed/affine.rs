@@ -11,9 +11,9 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::tiles::Factors;
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;

@@ -7,9 +7,9 @@
 //! ```
 
 use super::blocks::{Iq4Levels, Levels};
-use super::{Kernel, Tile, prefetch, set_dword, set_dwords, unroll8};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::tiles::Factors;
+use super::{Kernel, Tile, prefetch, set_dword, set_dwords, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;

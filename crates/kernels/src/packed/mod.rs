@@ -451,11 +451,11 @@ impl<'a> Product<'a> {
         let first = panel * PANEL_ROWS;
         let rows = PANEL_ROWS.min(n_rows - first);
         // SAFETY: a panel's rows have outputs of their own in each token.
-        let out =
-            unsafe { self.out.range((token - self.tokens.start) * n_rows + first, rows) };
-        match self.bias {
-            None => out.copy_from_slice(&dots[..rows]),
-            Some(bias) => {
+        let out = unsafe { self.out.range((token - self.tokens.start) * n_rows + first, rows) };
+        match (self.bias, out.first_chunk_mut::<PANEL_ROWS>()) {
+            (None, Some(out)) => *out = *dots,
+            (None, None) => out.copy_from_slice(&dots[..rows]),
+            (Some(bias), _) => {
                 for ((out, dot), bias) in out.iter_mut().zip(dots).zip(&bias[first..]) {
                     *out = dot + bias;
                 }
@@ -570,9 +570,17 @@ unsafe fn panels_by_tiles<K: Kernel>(
             let lines = weights.panels(part, first, n_panels);
             // SAFETY: the caller has the instructions, and each panel is visited by one thread.
             unsafe {
-                multiply(lines, n_panels, blocks, x.n_tokens(), group, buffer, &mut |p, token, dots| {
-                    product.write(first + p, token, dots);
-                });
+                multiply(
+                    lines,
+                    n_panels,
+                    blocks,
+                    x.n_tokens(),
+                    group,
+                    buffer,
+                    &mut |p, token, dots| {
+                        product.write(first + p, token, dots);
+                    },
+                );
             }
         }
     }

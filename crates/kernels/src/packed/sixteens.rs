@@ -18,9 +18,9 @@
 //! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
 //! and 32 higher than they are; what that makes too much is taken off at the end.
 
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::tiles::Factors;
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;

@@ -220,7 +220,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: SuperBlocks, M: Tiles>(
             }
             let x = &x[b * n_tokens + tokens.start..][..n];
             let near = (0..whole).step_by(NEAR).map(|t| t..whole.min(t + NEAR));
-            for near in near.chain([whole..n]).filter(|near| !near.is_empty()) {
+            for near in near.chain(std::iter::once(whole..n)).filter(|near| !near.is_empty()) {
                 let at_once = if near.start == whole { rest } else { AT_ONCE };
                 if configured != at_once {
                     M::configure(at_once);
@@ -235,7 +235,11 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: SuperBlocks, M: Tiles>(
                         for k in 0..4 {
                             M::add_quarter(x, &(*unpacked).digits, k);
                             if let Some(pending) = &pending {
-                                add_results::<L, K>(pending, &sums, AT_ONCE / 4 * k..AT_ONCE / 4 * (k + 1));
+                                add_results::<L, K>(
+                                    pending,
+                                    &sums,
+                                    AT_ONCE / 4 * k..AT_ONCE / 4 * (k + 1),
+                                );
                             }
                         }
                         M::finish(at_once, &mut sums[which]);
