@@ -26,7 +26,8 @@ export class Markdown {
 
   /** Appends to the text. */
   push(text) {
-    this.tail = (this.tail + text).replace(/\r\n?/g, "\n");
+    // A carriage return at the end may be half of a line break.
+    this.tail = (this.tail + text).replace(/\r\n|\r(?=[^\n])/g, "\n");
     let tokens;
     try {
       const lexer = new Lexer();
