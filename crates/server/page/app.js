@@ -11,7 +11,7 @@ const ui = Object.fromEntries(
   [
     "sidebar", "backdrop", "menu", "new", "conversations", "export", "import", "import-file", "theme", "model",
     "settings-open", "banner", "log", "messages", "empty", "to-end", "composer", "question", "send", "stop",
-    "settings", "settings-reset", "settings-cancel", "key", "rename", "rename-name", "delete", "delete-name",
+    "title", "settings", "settings-reset", "settings-cancel", "key", "rename", "rename-name", "delete", "delete-name",
   ].map((id) => [id, $(id)]),
 );
 
@@ -82,6 +82,7 @@ async function answer(conversation, parent) {
   conversation.updated = Date.now();
   keep(conversation);
   changed(conversation, message);
+  view(message)?.update();
   controls();
   if (conversation !== current) announce(`The answer in ${conversation.title} is complete`);
   else announce(message.error?.title ?? (view(message)?.text.textContent || "The answer is empty"));
@@ -136,6 +137,8 @@ function changed(conversation, message) {
 }
 
 function keep(conversation) {
+  // It may have been deleted while its answer was being written.
+  if (all.get(conversation.id) !== conversation) return;
   saved = Date.now();
   store.save(conversation).catch((error) => banner(`Conversations cannot be saved in this browser: ${error.message}`));
 }
@@ -191,6 +194,7 @@ function render() {
     ui.messages.append(made.element);
   }
   ui.empty.hidden = shown.length > 0;
+  ui.title.textContent = current.title || "New conversation";
   document.title = current.title ? `${current.title} – hurtle` : "hurtle";
   controls();
 }
