@@ -306,11 +306,14 @@ async function loadModels() {
   showModel();
 }
 
+/** The name of a file without its folder. */
+const short = (name) => (/\.gguf$/i.test(name) ? name.split(/[/\\]/).at(-1).slice(0, -5) : name);
+
 function showModel() {
   if (!current.model) current.model = store.preference("model") ?? "";
   if (models.length && !models.includes(current.model)) current.model = models[0];
   const names = models.length ? models : [current.model || "no model"];
-  ui.model.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+  ui.model.replaceChildren(...names.map((name) => h("option", { value: name, title: name }, short(name))));
   ui.model.value = current.model || names[0];
   ui.model.disabled = !models.length;
 }
