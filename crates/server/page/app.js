@@ -60,6 +60,8 @@ async function answer(conversation, parent) {
   const body = conversations.request(conversation, parent.id);
   const message = conversations.add(conversation, parent.id, "assistant");
   message.model = conversation.model;
+  // Until it is complete, in case the page is closed before.
+  message.ending = "open";
   const live = new Writing(message);
   writing.set(conversation.id, live);
   if (conversation === current) {
@@ -73,7 +75,9 @@ async function answer(conversation, parent) {
       take(chunk, live);
       changed(conversation, message);
     }
+    if (message.ending === "open") delete message.ending;
   } catch (error) {
+    delete message.ending;
     if (error.name === "AbortError") message.ending = "stopped";
     else message.error = failure(error);
   }

@@ -153,6 +153,7 @@ export class Answer extends View {
     let note = "";
     if (ending === "length") note = "The answer ends here because it reached the most tokens that it may have.";
     else if (ending === "stopped") note = "Stopped.";
+    else if (ending === "open" && !live) note = "This answer is not complete.";
     else if (!live && !content && !calls?.length && !error) note = "The model answered with nothing.";
     this.note.textContent = note;
     this.note.hidden = !note;

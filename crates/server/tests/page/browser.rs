@@ -135,7 +135,7 @@ impl Browser {
     /// Waits until an expression is true.
     pub(crate) fn until(&mut self, expression: &str) {
         let start = Instant::now();
-        while self.eval(&format!("Boolean({expression})")) != true {
+        while self.eval(&format!("Promise.resolve({expression}).then(Boolean)")) != true {
             if start.elapsed() > PATIENCE {
                 let page = self.text("body");
                 panic!("{expression} never came true; the page says: {page}");

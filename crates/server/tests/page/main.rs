@@ -267,6 +267,30 @@ fn an_answer_streams_and_is_rendered() {
     assert!(stats.contains(" tokens/s · first after "), "{stats}");
     assert!(browser.text("#status").starts_with("Two ways to sort in Python:"));
 
+    // What buttons copy.
+    let clipboard = json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]});
+    browser.call("Browser.grantPermissions", clipboard);
+    browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
+    for (button, expected) in [
+        ("Copy answer", SORTING),
+        (
+            "Copy code",
+            SORTING
+                .split("```")
+                .nth(1)
+                .expect("code")
+                .split_once('\n')
+                .expect("lines")
+                .1
+                .trim_end(),
+        ),
+    ] {
+        browser.click(&format!(".answer [aria-label='{button}']"));
+        browser.until("document.querySelector('#status').textContent === 'Copied'");
+        assert_eq!(browser.eval("navigator.clipboard.readText()"), expected);
+        browser.eval("document.querySelector('#status').textContent = ''");
+    }
+
     browser.screenshot("desktop-light");
     browser.prefer("dark");
     browser.screenshot("desktop-dark");
@@ -527,6 +551,48 @@ fn conversations_and_settings_stay() {
     }
     stage.browser.reload();
     assert_eq!(stage.browser.count("#conversations li, article"), 0);
+    stage.browser.assert_no_problems();
+}
+
+#[test]
+fn answers_go_on_behind_other_conversations() {
+    let Some(mut stage) = Stage::scripted() else { return };
+    let gone = |stage: &Stage, n| {
+        let gone = || (stage.script.gone.load(Ordering::Relaxed) == n).then_some(());
+        wait("the server to notice", gone);
+    };
+    stage.script.will(Reply::Endless);
+    stage.send("first");
+    stage.browser.until("document.querySelector('.answer .text').textContent.length > 50");
+    stage.browser.click("#new");
+    assert_eq!(stage.browser.eval("document.querySelector('#stop').hidden"), true);
+    stage.ask("second", text("Done."));
+    stage.browser.click("#conversations li:nth-child(2) .title");
+    let before = stage.browser.text(".answer .text").len();
+    stage
+        .browser
+        .until(&format!("document.querySelector('.answer .text').textContent.length > {before}"));
+
+    // Closed in the middle of an answer, the page keeps what there was.
+    stage.browser.until(
+        "import('./page/store.js').then((store) => store.loadAll())
+            .then((all) => all.some((one) => one.messages.some((message) => message.content.length > 200)))",
+    );
+    stage.browser.reload();
+    gone(&stage, 1);
+    assert!(stage.browser.text(".answer .text").starts_with("word word"));
+    assert_eq!(stage.browser.text(".answer .note"), "This answer is not complete.");
+
+    // What is deleted stays so, whatever was being written.
+    stage.script.will(Reply::Endless);
+    stage.browser.click("[aria-label='Answer again']");
+    stage.browser.until("!document.querySelector('#stop').hidden");
+    stage.browser.click("#conversations li.here [aria-label^=Delete]");
+    stage.browser.click("#delete .danger");
+    gone(&stage, 2);
+    stage.browser.until("document.querySelectorAll('#conversations li').length === 1");
+    stage.browser.reload();
+    assert_eq!(stage.browser.text("#conversations"), "second");
     stage.browser.assert_no_problems();
 }
 
