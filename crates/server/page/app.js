@@ -165,7 +165,7 @@ const actions = {
     const parent = message.parent;
     const edited = conversations.add(current, parent, "user", text);
     answer(current, edited);
-    ui.question.focus();
+    focusComposer();
   },
   again(message) {
     if (writing.has(current.id)) return;
@@ -173,7 +173,7 @@ const actions = {
     if (!message.content && !current.messages.some((other) => other.parent === message.id))
       conversations.discard(current, message);
     answer(current, question);
-    ui.question.focus();
+    focusComposer();
   },
   enterKey: () => openSettings(ui.key),
 };
@@ -483,7 +483,7 @@ ui["to-end"].addEventListener("click", () => {
 });
 ui.stop.addEventListener("click", () => {
   stop();
-  ui.question.focus();
+  focusComposer();
 });
 ui.composer.addEventListener("submit", (event) => {
   event.preventDefault();
