@@ -599,6 +599,10 @@ fn answers_go_on_behind_other_conversations() {
 #[test]
 fn failures_are_told_and_can_be_tried_again() {
     let Some(mut stage) = Stage::scripted() else { return };
+    // The clock stands still until the countdown was read.
+    stage.browser.eval(
+        "(() => { const now = Date.now(); window.clock = Date.now; Date.now = () => now; })()",
+    );
     let busy = json!({"message": "16 requests are waiting, which is the limit"});
     let wait_a_second = vec![("retry-after", "1")];
     stage.ask("a", Reply::Refusal(StatusCode::TOO_MANY_REQUESTS, wait_a_second, busy));
@@ -606,6 +610,7 @@ fn failures_are_told_and_can_be_tried_again() {
     assert!(error.starts_with("The server is busy.16 requests are waiting"), "{error}");
     assert_eq!(stage.browser.text(".error button"), "Try again in 1 s");
     stage.browser.screenshot("busy");
+    stage.browser.eval("(() => { Date.now = window.clock; })()");
     stage.browser.until("document.querySelector('.error button').disabled === false");
     stage.script.will(text("Now."));
     stage.browser.click(".error button");
