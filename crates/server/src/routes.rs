@@ -2,6 +2,7 @@
 mod anthropic;
 mod chat;
 mod ollama;
+mod page;
 mod responses;
 
 use crate::ServerOptions;
@@ -66,6 +67,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/v1/health", get(health))
+        .merge(page::routes())
         .merge(keyed)
         .fallback(nothing_here)
         .layer(limit)
