@@ -1,5 +1,6 @@
 //! Development tasks. `cargo xtask test` fetches what the tests need and runs all of them.
 
+mod browser;
 mod emulated;
 mod ggml;
 
@@ -14,7 +15,8 @@ Usage: cargo xtask <TASK>
 
 Tasks:
   test [ARGS]...   fetch the models that the tests need, then run every test of the workspace;
-                   ARGS go to `cargo test` (for example `-p hurtle-text`, or `-- --nocapture`)
+                   ARGS go to `cargo test` (for example `-p hurtle-text`, or `-- --nocapture`).
+                   Without ARGS, as root, it also installs Chromium where apt-get has it
   test --target aarch64 [ARGS]...
                    build the kernel and golden tests for aarch64, run them under emulation, and compare
                    the bits of logits with those of this machine
@@ -95,7 +97,13 @@ fn test(args: &[OsString]) -> Result<()> {
         return emulated::test(args);
     }
     let models = models()?;
-    run(cargo()
+    let mut command = cargo();
+    if args.is_empty()
+        && let Some(browser) = browser::find_or_install()?
+    {
+        command.env("HURTLE_TEST_BROWSER", browser);
+    }
+    run(command
         .args(["test", "--workspace", "--profile", PROFILE])
         .args(args)
         .env("HURTLE_TEST_MODELS", models)

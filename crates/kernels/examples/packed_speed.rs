@@ -1,6 +1,6 @@
 //! How fast packed weights are read by their kernels, next to the bandwidth of plain reads.
 //!
-//! `cargo run --release -p hurtle-kernels --example packed_speed [ISA [TYPE [ROWS COLS]]]`
+//! `cargo run --release -p hurtle-kernels --example packed_speed [ISA [TYPE [ROWS COLS [TOKENS]]]]`
 //!
 //! Prints GB/s of weight bytes for products of a matrix (8960 x 1536), with enough copies that no
 //! cache holds them; the best of several rounds.
@@ -46,6 +46,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let size = |i: usize, default| args.get(i).map_or(Ok(default), |arg| arg.parse::<usize>());
     let (rows, cols) = (size(2, 8960)?, size(3, 1536)?);
+    let token_counts = match args.get(4) {
+        Some(n) => vec![n.parse()?],
+        None => vec![1, 2, 4, 8, 16, 512],
+    };
     let pool = Pool::new(2)?;
     let exec = |n_threads| Exec { isa, pool: &pool, n_threads };
     println!("{isa}: GB/s of weights");
@@ -69,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut activations = QuantizedActivations::new();
         let seconds = best(100, |_| activations.quantize(exec(1), &x, &copies[..1]));
         println!("  activations    1 thread {:5.1} values/ns", x.len() as f64 / seconds / 1e9);
-        for n_tokens in [1, 2, 4, 8, 16, 512] {
+        for &n_tokens in &token_counts {
             let x: Vec<f32> = (0..n_tokens * cols).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
             let mut activations = QuantizedActivations::new();
             let mut out = vec![0.0; n_tokens * rows];

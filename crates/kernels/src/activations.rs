@@ -12,19 +12,17 @@ use crate::share::Shared;
 use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of_32};
 use std::ops::Range;
 
-/// 256 activations, `d * qs[i]` each.
+/// 256 activations, `d * qs[i]` each. Aligned, so that 64 quants are a cache line.
 #[derive(Debug, Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct SuperBlock {
     /// Quants, 4 in a dword, the first in the lowest byte.
     pub(crate) qs: [u32; 64],
     /// The sum of each 16 quants, two in a dword: those of groups 4q and 4q + 2, then those of
     /// groups 4q + 1 and 4q + 3, as scales lie after [`halves`](crate::arch::IntLanes::halves).
     pub(crate) sums: [u32; 8],
-    /// The sum of each 32 quants is `128 * high + low` with `0 <= low < 128`: two digits that the
-    /// byte products can multiply with the minima of 4 groups at once. A digit a byte.
-    pub(crate) sums_low: [u32; 2],
-    pub(crate) sums_high: [u32; 2],
+    /// The sum of each 32 quants, in the same order: groups 4q and 4q + 2, 4q + 1 and 4q + 3.
+    pub(crate) sums_32: [u32; 4],
     pub(crate) d: f32,
 }
 
@@ -54,26 +52,19 @@ fn dwords<const N: usize>(bytes: &[i8]) -> [u32; N] {
 impl From<&Q8KSuperBlock> for SuperBlock {
     #[inline(always)]
     fn from(block: &Q8KSuperBlock) -> Self {
-        let (mut low, mut high) = ([0; 8], [0; 8]);
-        for g in 0..8 {
-            let sum = block.sums[2 * g] + block.sums[2 * g + 1];
-            // From -32 * 127 to 32 * 127, so `high` is from -32 to 31.
-            low[g] = (sum & 127) as i8;
-            high[g] = (sum >> 7) as i8;
-        }
         let half = |g: usize| u32::from(block.sums[g] as u16);
-        let mut sums = [0; 8];
+        // At most 32 * 127.
+        let half_32 = |g: usize| u32::from((block.sums[2 * g] + block.sums[2 * g + 1]) as u16);
+        let (mut sums, mut sums_32) = ([0; 8], [0; 4]);
         for (i, sums) in sums.iter_mut().enumerate() {
             let g = 4 * (i / 2) + i % 2;
             *sums = half(g) | half(g + 2) << 16;
         }
-        Self {
-            qs: dwords(&block.qs),
-            sums,
-            sums_low: dwords(&low),
-            sums_high: dwords(&high),
-            d: block.d,
+        for (i, sums) in sums_32.iter_mut().enumerate() {
+            let g = 4 * (i / 2) + i % 2;
+            *sums = half_32(g) | half_32(g + 2) << 16;
         }
+        Self { qs: dwords(&block.qs), sums, sums_32, d: block.d }
     }
 }
 
@@ -81,9 +72,8 @@ impl SuperBlock {
     /// The sum of quants `32 g` to `32 g + 31`.
     #[inline(always)]
     pub(crate) fn sum_of_32(&self, g: usize) -> i32 {
-        let [a, b] = [self.sums[2 * (g / 2)], self.sums[2 * (g / 2) + 1]];
-        let half = |pair: u32| i32::from((pair >> (16 * (g % 2))) as i16);
-        half(a) + half(b)
+        let pair = self.sums_32[2 * (g / 4) + g % 2];
+        i32::from((pair >> (16 * (g / 2 % 2))) as i16)
     }
 }
 
@@ -100,13 +90,13 @@ impl From<&Q8_1Block> for Block {
 }
 
 #[inline(always)]
-pub(crate) fn quantize_super_block(x: &[f32; 256]) -> SuperBlock {
-    SuperBlock::from(&Q8KSuperBlock::quantize(x))
+pub(crate) fn quantize_super_block(x: &[f32; 256], out: &mut SuperBlock) {
+    *out = SuperBlock::from(&Q8KSuperBlock::quantize(x));
 }
 
 #[inline(always)]
-pub(crate) fn quantize_block(x: &[f32; 32]) -> Block {
-    Block::from(&Q8_1Block::quantize(x))
+pub(crate) fn quantize_block(x: &[f32; 32], out: &mut Block) {
+    *out = Block::from(&Q8_1Block::quantize(x));
 }
 
 /// The forms that activations are quantized to.
@@ -130,11 +120,13 @@ pub(crate) const FLOATS: usize = 16;
 pub struct QuantizedActivations {
     n_tokens: usize,
     n_cols: usize,
-    /// `[n_cols / 256, n_tokens]`, or empty.
+    /// Which forms are there. What is not is left from before.
+    forms: [bool; 3],
+    /// `[n_cols / 256, n_tokens]`
     super_blocks: Vec<SuperBlock>,
-    /// `[n_cols / 32, n_tokens]`, or empty.
+    /// `[n_cols / 32, n_tokens]`
     blocks: Vec<Block>,
-    /// `[n_cols / 16, n_tokens]`, or empty.
+    /// `[n_cols / 16, n_tokens]`
     floats: Vec<[f32; FLOATS]>,
 }
 
@@ -189,9 +181,7 @@ impl QuantizedActivations {
     }
 
     fn clear(&mut self) {
-        self.super_blocks.clear();
-        self.blocks.clear();
-        self.floats.clear();
+        self.forms = [false; 3];
         (self.n_tokens, self.n_cols) = (0, 0);
     }
 
@@ -203,23 +193,25 @@ impl QuantizedActivations {
     /// Makes a form, unless it is there.
     fn fill(&mut self, exec: Exec<'_>, form: Form, source: &Source<'_>) {
         let n_tokens = self.n_tokens;
+        if std::mem::replace(&mut self.forms[form as usize], true) {
+            return;
+        }
         match form {
-            Form::SuperBlocks if self.super_blocks.is_empty() => {
+            Form::SuperBlocks => {
                 let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
-                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x| {
-                    dispatch!(exec.isa, quantize_super_block(x))
+                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x, out| {
+                    dispatch!(exec.isa, quantize_super_block(x, out))
                 });
             }
-            Form::Blocks if self.blocks.is_empty() => {
+            Form::Blocks => {
                 let zero = Block::from(&Q8_1Block::ZERO);
-                fill(exec, source, n_tokens, &mut self.blocks, zero, |x| {
-                    dispatch!(exec.isa, quantize_block(x))
+                fill(exec, source, n_tokens, &mut self.blocks, zero, |x, out| {
+                    dispatch!(exec.isa, quantize_block(x, out))
                 });
             }
-            Form::Floats if self.floats.is_empty() => {
-                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x| *x);
+            Form::Floats => {
+                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x, out| *out = *x);
             }
-            _ => {}
         }
     }
 
@@ -233,19 +225,23 @@ impl QuantizedActivations {
         self.n_cols
     }
 
+    fn made<'a, B>(&self, form: Form, blocks: &'a [B]) -> &'a [B] {
+        if self.forms[form as usize] { blocks } else { &[] }
+    }
+
     /// `[n_cols / 256, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn super_blocks(&self) -> &[SuperBlock] {
-        &self.super_blocks
+        self.made(Form::SuperBlocks, &self.super_blocks)
     }
 
     /// `[n_cols / 32, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn blocks(&self) -> &[Block] {
-        &self.blocks
+        self.made(Form::Blocks, &self.blocks)
     }
 
     /// `[n_cols / 16, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn floats(&self) -> &[[f32; FLOATS]] {
-        &self.floats
+        self.made(Form::Floats, &self.floats)
     }
 }
 
@@ -289,8 +285,10 @@ fn fill<const LEN: usize, B: Copy + Send>(
     n_tokens: usize,
     out: &mut Vec<B>,
     zero: B,
-    quantize: impl Fn(&[f32; LEN]) -> B + Sync,
+    quantize: impl Fn(&[f32; LEN], &mut B) + Sync,
 ) {
+    /// Values that are computed and quantized before the next ones.
+    const NEAR: usize = 512;
     let n = source.len() / LEN;
     out.resize(n, zero);
     if n == 0 {
@@ -300,13 +298,16 @@ fn fill<const LEN: usize, B: Copy + Send>(
     let n_threads = if source.len() < PARALLEL { 1 } else { exec.n_threads.max(1) };
     let out = Shared::new(out);
     Exec { n_threads, ..exec }.for_chunks(n, n.div_ceil(2 * n_threads), |items, _| {
-        // SAFETY: chunks do not overlap.
-        let x = unsafe { source.range(exec, items.start * LEN..items.end * LEN) };
-        for (i, x) in items.zip(x.as_chunks::<LEN>().0) {
-            let (token, block) = (i / n_blocks, i % n_blocks);
-            // SAFETY: each item has its own place.
-            let out = unsafe { out.range(block * n_tokens + token, 1) };
-            out[0] = quantize(x);
+        for first in items.clone().step_by(NEAR / LEN) {
+            let near = first..items.end.min(first + NEAR / LEN);
+            // SAFETY: chunks do not overlap.
+            let x = unsafe { source.range(exec, near.start * LEN..near.end * LEN) };
+            for (i, x) in near.zip(x.as_chunks::<LEN>().0) {
+                let (token, block) = (i / n_blocks, i % n_blocks);
+                // SAFETY: each item has its own place.
+                let out = unsafe { out.range(block * n_tokens + token, 1) };
+                quantize(x, &mut out[0]);
+            }
         }
     });
 }

@@ -10,6 +10,21 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl Line {
+    /// The bits as f32.
+    #[inline(always)]
+    pub(crate) fn floats(&self) -> &[f32; 16] {
+        bytemuck::cast_ref(self)
+    }
+
+    /// The bits as f32.
+    #[inline(always)]
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32; 16] {
+        bytemuck::cast_mut(self)
+    }
+}
+
 #[cfg(target_os = "linux")]
 pub(crate) use linux::Lines;
 #[cfg(not(target_os = "linux"))]

@@ -1,6 +1,7 @@
 //! The routes, and what holds for all of them.
 mod anthropic;
 mod ollama;
+mod page;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
@@ -59,6 +60,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/v1/health", get(health))
+        .merge(page::routes())
         .merge(keyed)
         .fallback(nothing_here)
         .layer(limit)

@@ -289,6 +289,12 @@ const FORMS: [(&str, &str, &str); 3] = [
     ),
 ];
 
+const ANTHROPIC: (&str, &str, &str) = (
+    "/v1/messages",
+    r#"{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 900}"#,
+    "/content/0/text",
+);
+
 #[tokio::test]
 async fn answers_have_the_form_that_is_asked_for() {
     let server = server(&[]);
@@ -313,6 +319,8 @@ async fn answers_have_the_form_that_is_asked_for() {
     check(answer(chat, json!({"json_schema": schema})).await);
     check(answer(completion, json!({"grammar": {"type": "json_schema", "value": schema}})).await);
     check(answer(ollama, json!({"format": schema})).await);
+    let format = json!({"format": {"type": "json_schema", "schema": schema}});
+    check(answer(ANTHROPIC, json!({"output_config": format})).await);
 
     for form in [
         json!({"grammar": "root ::= \"yes\" | \"no\""}),

@@ -1,8 +1,8 @@
 //! Matrix tiles of 8-bit integers: Intel AMX.
 //!
-//! The intrinsics are not stable, so these are instructions. The compiler promises nothing about
-//! tile registers between two `asm!`, so one block loads, multiplies and stores. It never touches
-//! the configuration, which stays until it is released.
+//! The intrinsics are not stable, so these are instructions. Sums stay in tile registers from one `asm!` to
+//! the next: nothing else names a tile, since no function is compiled with AMX among its features, and the
+//! system keeps them for each thread.
 
 use crate::activations::SuperBlock;
 use crate::packed::tiles::{Digits, Sums, TILE_TOKENS, Tiles};
@@ -56,62 +56,86 @@ impl Tiles for Amx {
     }
 
     #[inline(always)]
-    unsafe fn multiply(tokens: &[SuperBlock], digits: &Digits, sums: &mut Sums) {
-        /// Loads what 64 values need, and multiplies it.
-        macro_rules! step {
-            (one $k:literal) => {
-                concat!(
-                    "tileloadd tmm4, [{first} + {token}*1 + 64*", $k, "]\n",
-                    "tileloadd tmm6, [{digits} + {line}*1 + 1024*", $k, "]\n",
-                    "tileloadd tmm7, [{digits} + {line}*1 + 4096 + 1024*", $k, "]\n",
-                    "tdpbssd tmm0, tmm4, tmm6\n",
-                    "tdpbssd tmm1, tmm4, tmm7\n",
-                )
-            };
-            (two $k:literal) => {
-                concat!(
-                    step!(one $k),
-                    "tileloadd tmm5, [{second} + {token}*1 + 64*", $k, "]\n",
-                    "tdpbssd tmm2, tmm5, tmm6\n",
-                    "tdpbssd tmm3, tmm5, tmm7\n",
-                )
-            };
+    unsafe fn start(n_tokens: usize) {
+        // SAFETY: the caller has AMX, configured for as many tokens.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1",
+                out("tmm0") _, out("tmm1") _,
+                options(nostack, nomem, preserves_flags),
+            );
+            if n_tokens > TILE_TOKENS {
+                asm!(
+                    "tilezero tmm2", "tilezero tmm3",
+                    out("tmm2") _, out("tmm3") _,
+                    options(nostack, nomem, preserves_flags),
+                );
+            }
         }
-        let first = tokens.as_ptr();
+    }
+
+    #[inline(always)]
+    unsafe fn add_quarter(tokens: &[SuperBlock], digits: &Digits, k: usize) {
+        let first = tokens.as_ptr().cast::<u8>().wrapping_add(LINE * k);
+        let digits = digits.as_ptr().wrapping_add(TILE_TOKENS * k);
         // SAFETY: the caller has AMX, configured for as many tokens as there are: a row is 64 of
-        // the quants at the start of a token, or a line of the digits or of the sums.
+        // the quants at the start of a token, or a line of the digits.
         unsafe {
             if tokens.len() <= TILE_TOKENS {
                 asm!(
-                    "tilezero tmm0", "tilezero tmm1",
-                    step!(one 0), step!(one 1), step!(one 2), step!(one 3),
-                    "tilestored [{sums} + {line}*1], tmm0",
-                    "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                    "tileloadd tmm4, [{first} + {token}*1]",
+                    "tileloadd tmm6, [{digits} + {line}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{digits} + {line}*1 + 4096]",
+                    "tdpbssd tmm1, tmm4, tmm7",
                     first = in(reg) first,
                     token = in(reg) size_of::<SuperBlock>(),
-                    digits = in(reg) digits.as_ptr(),
+                    digits = in(reg) digits,
                     line = in(reg) LINE,
-                    sums = in(reg) &raw mut *sums,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
+                    options(nostack, readonly, preserves_flags),
                 );
             } else {
                 asm!(
-                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                    step!(two 0), step!(two 1), step!(two 2), step!(two 3),
-                    "tilestored [{sums} + {line}*1], tmm0",
-                    "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                    "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                    "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                    "tileloadd tmm4, [{first} + {token}*1]",
+                    "tileloadd tmm6, [{digits} + {line}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{digits} + {line}*1 + 4096]",
+                    "tdpbssd tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{second} + {token}*1]",
+                    "tdpbssd tmm2, tmm5, tmm6",
+                    "tdpbssd tmm3, tmm5, tmm7",
                     first = in(reg) first,
-                    second = in(reg) first.add(TILE_TOKENS),
+                    second = in(reg) first.wrapping_add(TILE_TOKENS * size_of::<SuperBlock>()),
                     token = in(reg) size_of::<SuperBlock>(),
-                    digits = in(reg) digits.as_ptr(),
+                    digits = in(reg) digits,
                     line = in(reg) LINE,
-                    sums = in(reg) &raw mut *sums,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(n_tokens: usize, sums: &mut Sums) {
+        // SAFETY: the caller has AMX, configured for as many tokens; there are 64 rows.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {line}*1], tmm0",
+                "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                sums = in(reg) &raw mut *sums,
+                line = in(reg) LINE,
+                options(nostack, preserves_flags),
+            );
+            if n_tokens > TILE_TOKENS {
+                asm!(
+                    "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                    "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                    sums = in(reg) &raw mut *sums,
+                    line = in(reg) LINE,
+                    options(nostack, preserves_flags),
                 );
             }
         }

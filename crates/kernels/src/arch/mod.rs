@@ -80,6 +80,24 @@ pub(crate) trait IntLanes: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// The lower 32 bits of the products.
     unsafe fn mul(self, other: Self) -> Self;
+    /// Adds each 16 bits; what does not fit is lost, here and below.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn add_halves(self, other: Self) -> Self;
+    /// Multiplies each 16 bits.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn mul_halves(self, other: Self) -> Self;
+    /// Shifts each 16 bits to the left by `n < 16`.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn shl_halves(self, n: u32) -> Self;
+    /// Shifts zeros into each 16 bits from above.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn shr_halves(self, n: u32) -> Self;
+    /// Adds each byte.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn add_bytes(self, other: Self) -> Self;
+    /// Byte `i < 4` of each lane, with its sign, as both of the lane's 16 bits.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn scale_halves(self, i: usize) -> Self;
     /// Adds the dot product of each lane's 4 bytes, from 0 to 127, with the 4 signed bytes of `x`,
     /// from -127 to 127 each. The largest bytes of all the products of `sums` may add up to
     /// [`LIMIT`](Self::LIMIT).
@@ -186,11 +204,11 @@ macro_rules! shells {
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_super_block(x: &[f32; 256]) -> $crate::activations::SuperBlock
-            = $crate::activations::quantize_super_block(x));
+            quantize_super_block(x: &[f32; 256], out: &mut $crate::activations::SuperBlock)
+            = $crate::activations::quantize_super_block(x, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            quantize_block(x: &[f32; 32]) -> $crate::activations::Block
-            = $crate::activations::quantize_block(x));
+            quantize_block(x: &[f32; 32], out: &mut $crate::activations::Block)
+            = $crate::activations::quantize_block(x, out));
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             weigh[K: Elem](task: &Task<'_>, scores: &mut [f32], totals: &mut [f32])
@@ -257,7 +275,7 @@ pub(crate) use int_shells;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 macro_rules! tile_shell {
     ($lanes:ty $(, $feature:literal)?) => {
-        /// A panel of packed rows times some tokens; see [`crate::packed::tiles::multiply`].
+        /// Panels of packed rows times some tokens; see [`crate::packed::tiles::multiply`].
         ///
         /// # Safety
         /// The tiles' instructions are present.
@@ -266,17 +284,18 @@ macro_rules! tile_shell {
             K: $crate::packed::tiles::SuperBlocks,
             M: $crate::packed::tiles::Tiles,
         >(
-            panel: &[$crate::memory::Line],
+            panels: &[$crate::memory::Line],
+            n_panels: usize,
             x: &[$crate::activations::SuperBlock],
             n_tokens: usize,
             tokens: std::ops::Range<usize>,
-            digits: &mut [$crate::memory::Line],
-            out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
+            buffer: &mut [$crate::memory::Line],
+            out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]),
         ) {
             // SAFETY: this function has the features that its lanes need, the caller the tiles.
             unsafe {
                 $crate::packed::tiles::multiply::<$lanes, K, M>(
-                    panel, x, n_tokens, tokens, digits, out,
+                    panels, n_panels, x, n_tokens, tokens, buffer, out,
                 );
             }
         }

@@ -100,6 +100,14 @@ fn dot_bytes(unsigned: u32, signed: u32) -> u32 {
     sum as u32
 }
 
+/// Applies `f` to each 16 bits.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[inline(always)]
+fn by_halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
+    let half = |shift: u32| u32::from(f((a >> shift) as u16, (b >> shift) as u16)) << shift;
+    half(0) | half(16)
+}
+
 impl IntLanes for Dwords {
     type Floats = Portable;
     const NAME: &'static str = "scalar";
@@ -154,6 +162,42 @@ impl IntLanes for Dwords {
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         self.zip(other, u32::wrapping_mul)
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn add_halves(self, other: Self) -> Self {
+        self.zip(other, |a, b| by_halves(a, b, u16::wrapping_add))
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn mul_halves(self, other: Self) -> Self {
+        self.zip(other, |a, b| by_halves(a, b, u16::wrapping_mul))
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn shl_halves(self, n: u32) -> Self {
+        self.map(|a| by_halves(a, 0, |a, _| a << n))
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn shr_halves(self, n: u32) -> Self {
+        self.map(|a| by_halves(a, 0, |a, _| a >> n))
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn add_bytes(self, other: Self) -> Self {
+        self.zip(other, |a, b| {
+            let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+            u32::from_le_bytes(std::array::from_fn(|i| a[i].wrapping_add(b[i])))
+        })
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    unsafe fn scale_halves(self, i: usize) -> Self {
+        self.map(|bytes| {
+            let scale = u32::from(i16::from(bytes.to_le_bytes()[i] as i8) as u16);
+            scale | scale << 16
+        })
     }
     #[inline(always)]
     unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {

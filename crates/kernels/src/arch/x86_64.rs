@@ -1,7 +1,7 @@
 //! The shells for x86-64.
 
 use std::arch::asm;
-use std::arch::x86_64::{__m256i, __m512i};
+use std::arch::x86_64::{__m128i, __m256i, __m512i, _mm_add_epi8, _mm_set1_epi8, _mm_setr_epi8};
 
 /// See [`pin`](crate::arch::IntLanes::pin).
 #[inline]
@@ -24,6 +24,15 @@ fn pin_ymm(low: &mut __m256i, high: &mut __m256i) {
 fn pin_zmm(x: &mut __m512i) {
     // SAFETY: as above.
     unsafe { asm!("/* {} */", inout(zmm_reg) * x, options(nomem, nostack, preserves_flags)) }
+}
+
+/// The shuffle that takes byte `i` of each dword to the upper byte of both of its halves.
+#[inline]
+#[target_feature(enable = "sse2")]
+fn scale_bytes(i: usize) -> __m128i {
+    let bytes =
+        _mm_setr_epi8(-128, 0, -128, 0, -128, 4, -128, 4, -128, 8, -128, 8, -128, 12, -128, 12);
+    _mm_add_epi8(bytes, _mm_set1_epi8(i as i8))
 }
 
 /// Sums of products of bytes in 32 bits, added up by `dot_lanes`.
@@ -96,12 +105,7 @@ macro_rules! ymm_pair_sums {
         unsafe fn scale(self, i: usize) -> Self {
             // SAFETY: see `load`.
             unsafe {
-                // Byte `i` of a dword to the upper byte of both of its halves.
-                let bytes = _mm_setr_epi8(
-                    -128, 0, -128, 0, -128, 4, -128, 4, -128, 8, -128, 8, -128, 12, -128, 12,
-                );
-                let bytes =
-                    _mm256_broadcastsi128_si256(_mm_add_epi8(bytes, _mm_set1_epi8(i as i8)));
+                let bytes = _mm256_broadcastsi128_si256($crate::arch::x86_64::scale_bytes(i));
                 let (low, high) =
                     (_mm256_shuffle_epi8(self.0, bytes), _mm256_shuffle_epi8(self.1, bytes));
                 Self(_mm256_srai_epi16::<8>(low), _mm256_srai_epi16::<8>(high))
@@ -150,10 +154,7 @@ macro_rules! zmm_pair_sums {
         unsafe fn scale(self, i: usize) -> Self {
             // SAFETY: see `load`.
             unsafe {
-                let bytes = _mm_setr_epi8(
-                    -128, 0, -128, 0, -128, 4, -128, 4, -128, 8, -128, 8, -128, 12, -128, 12,
-                );
-                let bytes = _mm512_broadcast_i32x4(_mm_add_epi8(bytes, _mm_set1_epi8(i as i8)));
+                let bytes = _mm512_broadcast_i32x4($crate::arch::x86_64::scale_bytes(i));
                 Self(_mm512_srai_epi16::<8>(_mm512_shuffle_epi8(self.0, bytes)))
             }
         }
@@ -254,6 +255,57 @@ macro_rules! two_ymm_ints {
                 // SAFETY: see `load`.
                 unsafe {
                     Self(_mm256_mullo_epi32(self.0, other.0), _mm256_mullo_epi32(self.1, other.1))
+                }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn add_halves(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_add_epi16(self.0, other.0), _mm256_add_epi16(self.1, other.1))
+                }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn mul_halves(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(_mm256_mullo_epi16(self.0, other.0), _mm256_mullo_epi16(self.1, other.1))
+                }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn shl_halves(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm256_sll_epi16(self.0, n), _mm256_sll_epi16(self.1, n))
+                }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn shr_halves(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let n = _mm_cvtsi32_si128(n as i32);
+                    Self(_mm256_srl_epi16(self.0, n), _mm256_srl_epi16(self.1, n))
+                }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn add_bytes(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm256_add_epi8(self.0, other.0), _mm256_add_epi8(self.1, other.1)) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn scale_halves(self, i: usize) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let bytes = _mm256_broadcastsi128_si256($crate::arch::x86_64::scale_bytes(i));
+                    let (low, high) =
+                        (_mm256_shuffle_epi8(self.0, bytes), _mm256_shuffle_epi8(self.1, bytes));
+                    Self(_mm256_srai_epi16::<8>(low), _mm256_srai_epi16::<8>(high))
                 }
             }
             #[inline(always)]
@@ -391,6 +443,45 @@ macro_rules! zmm_ints {
             unsafe fn mul(self, other: Self) -> Self {
                 // SAFETY: see `load`.
                 unsafe { Self(_mm512_mullo_epi32(self.0, other.0)) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn add_halves(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_add_epi16(self.0, other.0)) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn mul_halves(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_mullo_epi16(self.0, other.0)) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn shl_halves(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_sll_epi16(self.0, _mm_cvtsi32_si128(n as i32))) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn shr_halves(self, n: u32) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_srl_epi16(self.0, _mm_cvtsi32_si128(n as i32))) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn add_bytes(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                unsafe { Self(_mm512_add_epi8(self.0, other.0)) }
+            }
+            #[cfg(target_os = "linux")]
+            #[inline(always)]
+            unsafe fn scale_halves(self, i: usize) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let bytes = _mm512_broadcast_i32x4($crate::arch::x86_64::scale_bytes(i));
+                    Self(_mm512_srai_epi16::<8>(_mm512_shuffle_epi8(self.0, bytes)))
+                }
             }
             #[inline(always)]
             unsafe fn no_sums() -> Self {

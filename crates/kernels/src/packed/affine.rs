@@ -11,6 +11,8 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::tiles::Factors;
 use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -169,13 +171,12 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     });
                 }
 
+                let minima = [minima[0].halves(), minima[1].halves()];
                 let mut offsets = [zero; T];
                 for t in 0..T {
-                    let (low, high) = (x[t].sums_low, x[t].sums_high);
-                    let digit =
-                        L::dot(L::dot(L::no_sums(), minima[0], high[0]), minima[1], high[1]);
-                    let rest = L::dot(L::dot(L::no_sums(), minima[0], low[0]), minima[1], low[1]);
-                    offsets[t] = zero.add_sums(digit).shl(7).add_sums(rest);
+                    for (i, sums) in x[t].sums_32.into_iter().enumerate() {
+                        offsets[t] = offsets[t].dot_halves(minima[i / 2][i % 2], sums);
+                    }
                 }
 
                 let d = L::Floats::load_f16(halves(&block[0], 0));
@@ -197,9 +198,10 @@ impl<Q: Quants> Kernel for Affine<Q> {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl<Q: Quants> super::tiles::SuperBlocks for Affine<Q> {
     const OFFSET: i32 = 0;
+    const GROUP_LINES: usize = 8;
 
     #[inline(always)]
-    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
+    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L {
         let g = i / 8;
         let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
         // SAFETY: the caller has the lanes' instruction set.
@@ -210,30 +212,61 @@ impl<Q: Quants> super::tiles::SuperBlocks for Affine<Q> {
                 let fifth = L::load(&high[i % 8]).shr(g as u32).shl(4);
                 quants = quants.or(fifth.and(L::splat(0x1010_1010)));
             }
-            let upper =
-                L::load(&block[3]).shr(4 * (g / 4) as u32).shl(4).and(L::splat(0x3030_3030));
-            let scales = L::load(&block[1 + g / 4]).and(nibble).or(upper);
-            (quants, super::tiles::signed_byte(scales, g % 4))
+            quants
         }
     }
 
     #[inline(always)]
-    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
+    unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let (nibble, upper) = (L::splat(0x0f0f_0f0f), L::splat(0x3030_3030));
-            let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
-            let h = L::load(&block[3]);
-            let minima = [
-                l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
-                l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
-            ];
-            let (low, high) = (x.sums_low, x.sums_high);
-            let digit = L::dot(L::dot(L::no_sums(), minima[0], high[0]), minima[1], high[1]);
-            let rest = L::dot(L::dot(L::no_sums(), minima[0], low[0]), minima[1], low[1]);
-            let offset = L::splat(0).add_sums(digit).shl(7).add_sums(rest);
-            let d = L::Floats::load_f16(halves(&block[0], 0));
-            let minus_dmin = L::Floats::load_f16(halves(&block[0], 1));
+            let upper = L::load(&block[3]).shr(4 * q as u32).shl(4).and(L::splat(0x3030_3030));
+            L::load(&block[1 + q]).and(L::splat(0x0f0f_0f0f)).or(upper)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn factors<L: IntLanes>(block: &[Line], factors: &mut Factors) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            L::Floats::load_f16(halves(&block[0], 0)).store(factors[0].floats_mut());
+            L::Floats::load_f16(halves(&block[0], 1)).store(factors[1].floats_mut());
+            for q in 0..2 {
+                let upper = L::load(&block[3]).shr(2 + 4 * q as u32).shl(4);
+                let lower = L::load(&block[1 + q]).shr(4).and(L::splat(0x0f0f_0f0f));
+                let minima = lower.or(upper.and(L::splat(0x3030_3030))).halves();
+                minima[0].store(&mut factors[2 + 2 * q]);
+                minima[1].store(&mut factors[3 + 2 * q]);
+            }
+        }
+    }
+
+    type Held<L: IntLanes> = ([L::Floats; 2], [L; 4]);
+
+    #[inline(always)]
+    unsafe fn hold<L: IntLanes>(factors: &Factors) -> Self::Held<L> {
+        let [d, minus_dmin, m0, m1, m2, m3, ..] = factors;
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            (
+                [L::Floats::load(d.floats()), L::Floats::load(minus_dmin.floats())],
+                [L::load(m0), L::load(m1), L::load(m2), L::load(m3)],
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<L: IntLanes>(
+        ([d, minus_dmin], minima): &Self::Held<L>,
+        x: &SuperBlock,
+        products: L,
+    ) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let mut offset = L::splat(0);
+            for (minima, sums) in minima.iter().zip(x.sums_32) {
+                offset = offset.dot_halves(*minima, sums);
+            }
             let value = d.mul(products.to_floats()).add(minus_dmin.mul(offset.to_floats()));
             L::Floats::splat(x.d).mul(value)
         }

@@ -7,6 +7,8 @@
 //! ```
 
 use super::blocks::{Iq4Levels, Levels};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::tiles::Factors;
 use super::{Kernel, Tile, prefetch, set_dword, set_dwords, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -98,24 +100,39 @@ impl Kernel for Iq4Xs {
 impl super::tiles::SuperBlocks for Iq4Xs {
     /// That of the table.
     const OFFSET: i32 = 128;
+    const GROUP_LINES: usize = 8;
 
     #[inline(always)]
-    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
-        let g = i / 8;
+    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let indices = L::load(&block[HEADER + 4 * g + i % 4]).shr(4 * (i % 8 / 4) as u32);
-            let quants = indices.and(L::splat(0x0f0f_0f0f)).lookup(&Iq4Levels::TABLE);
-            (quants, super::tiles::signed_byte(L::load(&block[1 + g / 4]), g % 4))
+            let indices = L::load(&block[HEADER + 4 * (i / 8) + i % 4]).shr(4 * (i % 8 / 4) as u32);
+            indices.and(L::splat(0x0f0f_0f0f)).lookup(&Iq4Levels::TABLE)
         }
     }
 
     #[inline(always)]
-    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
+    unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            let d = L::Floats::load(bytemuck::cast_slice(&block[0].0));
-            L::Floats::splat(x.d).mul(d).mul(products.to_floats())
-        }
+        unsafe { L::load(&block[1 + q]) }
+    }
+
+    #[inline(always)]
+    unsafe fn factors<L: IntLanes>(block: &[Line], factors: &mut Factors) {
+        factors[0] = block[0];
+    }
+
+    type Held<L: IntLanes> = L::Floats;
+
+    #[inline(always)]
+    unsafe fn hold<L: IntLanes>(factors: &Factors) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::Floats::load(factors[0].floats()) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<L: IntLanes>(d: &L::Floats, x: &SuperBlock, products: L) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::Floats::splat(x.d).mul(*d).mul(products.to_floats()) }
     }
 }

@@ -74,28 +74,28 @@ pub(crate) trait Kernel {
     ) -> [[f32; LANES]; T];
 }
 
-/// As [`multiply`], with a buffer for the panel's weights in the form of tiles,
-/// [`TILE_LINES`] for each block. Only for processors that have tiles.
+/// See `tiles::multiply`. Only for processors that have tiles.
 type MultiplyTiles<A> = unsafe fn(
     &[Line],
+    usize,
     &[A],
     usize,
     Range<usize>,
     &mut [Line],
-    &mut dyn FnMut(usize, &[f32; LANES]),
+    &mut dyn FnMut(usize, usize, &[f32; LANES]),
 );
-
-/// Lines of a block's weights for tiles: two bytes for each of 256 weights.
-const TILE_LINES: usize = 128;
 
 /// Tokens from which unpacking for tiles is won back. From counts of instructions: unpacking takes
 /// some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors take some 90 a
 /// token.
 const TILES_FROM: usize = 12;
 
-/// Bytes of activations that stay in an L2 cache of 2 MiB, beside a panel for tiles, while panel
-/// after panel meets them.
-const TILES_IN_CACHE: usize = 1 << 20;
+/// Tokens and panels that meet by tiles at a time. With 512 tokens, 160 KiB of a super-block's activations,
+/// 70 KiB of weights and 256 KiB of results stay in an L2 cache of 2 MiB. Few tokens meet one panel after
+/// the other, as it comes from memory.
+const TILES_TOKENS: usize = 512;
+const TILES_PANELS: usize = 8;
+const TILES_FEW: usize = 64;
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
 /// reach them.
@@ -376,8 +376,13 @@ impl PackedMatrix {
 
     /// The lines of panel `panel` of matrix `part`.
     fn panel(&self, part: usize, panel: usize) -> &[Line] {
-        let panel = part * self.n_rows.div_ceil(PANEL_ROWS) + panel;
-        &self.lines[panel * self.panel_lines..][..self.panel_lines]
+        self.panels(part, panel, 1)
+    }
+
+    /// The lines of `n` panels of matrix `part`, from panel `first` on.
+    fn panels(&self, part: usize, first: usize, n: usize) -> &[Line] {
+        let first = part * self.n_rows.div_ceil(PANEL_ROWS) + first;
+        &self.lines[first * self.panel_lines..][..n * self.panel_lines]
     }
 }
 
@@ -428,6 +433,36 @@ impl<'a> Product<'a> {
         Self { weights, part, tokens, bias, out: Shared::new(out) }
     }
 
+    /// The activations, in the form that the weights meet.
+    fn activations<'x, K: Kernel>(&self, x: &'x QuantizedActivations) -> &'x [K::Activations] {
+        let blocks = K::activations(x);
+        let n_blocks = self.weights.n_cols / K::LEN;
+        assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {}", self.weights.ty);
+        blocks
+    }
+
+    /// Writes the results of a panel for a token, with the bias.
+    ///
+    /// # Safety
+    /// No other thread writes those of this panel.
+    #[inline(always)]
+    unsafe fn write(&self, panel: usize, token: usize, dots: &[f32; LANES]) {
+        let n_rows = self.weights.n_rows;
+        let first = panel * PANEL_ROWS;
+        let rows = PANEL_ROWS.min(n_rows - first);
+        // SAFETY: a panel's rows have outputs of their own in each token.
+        let out = unsafe { self.out.range((token - self.tokens.start) * n_rows + first, rows) };
+        match (self.bias, out.first_chunk_mut::<PANEL_ROWS>()) {
+            (None, Some(out)) => *out = *dots,
+            (None, None) => out.copy_from_slice(&dots[..rows]),
+            (Some(bias), _) => {
+                for ((out, dot), bias) in out.iter_mut().zip(dots).zip(&bias[first..]) {
+                    *out = dot + bias;
+                }
+            }
+        }
+    }
+
     fn n_panels(&self) -> usize {
         if self.tokens.is_empty() { 0 } else { self.weights.n_rows.div_ceil(PANEL_ROWS) }
     }
@@ -461,10 +496,13 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
                 let (ty, panels) = (product.weights.ty, start - first..end - first);
                 let done = with_kernel!(ty, K => {
                     let many = exec.isa.has_tiles() && product.tokens.len() >= TILES_FROM;
-                    // SAFETY: `Isa::has_tiles` proves that the processor has them.
-                    unsafe {
-                        let tiles = K::TILES.filter(|_| many);
-                        panels_as::<K>(exec, product, panels, x, tiles, worker);
+                    match K::TILES.filter(|_| many) {
+                        // SAFETY: `Isa::has_tiles` proves that the processor has them.
+                        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                        Some(multiply) => unsafe {
+                            panels_by_tiles::<K>(product, panels, x, multiply, worker);
+                        },
+                        _ => panels_as::<K>(exec, product, panels, x),
                     }
                 });
                 done.expect("packed matrices have a kernel");
@@ -474,69 +512,75 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
     });
 }
 
-/// Some panels of a product, by tiles if there are any.
-///
-/// # Safety
-/// The instructions of `tiles` are present.
-unsafe fn panels_as<K: Kernel>(
+/// Some panels of a product.
+fn panels_as<K: Kernel>(
     exec: Exec<'_>,
     product: &Product<'_>,
     panels: Range<usize>,
     x: &QuantizedActivations,
-    tiles: Option<MultiplyTiles<K::Activations>>,
-    worker: &mut Worker,
 ) {
-    let Product { weights, part, ref tokens, bias, ref out } = *product;
-    let n_rows = weights.n_rows;
-    let blocks = K::activations(x);
-    let n_blocks = weights.n_cols / K::LEN;
-    assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {} weights", weights.ty);
+    let Product { weights, part, ref tokens, .. } = *product;
+    let blocks = product.activations::<K>(x);
     // A prompt has too many activations to read them all for every panel, so some panels and some
     // tokens meet in L2. A whole number of tiles each time.
-    let token_bytes = n_blocks * size_of::<K::Activations>();
-    let (group, few_panels) = if tiles.is_some() {
-        // Unpacked again for each group, so these are large, and nothing else is kept.
-        ((TILES_IN_CACHE / token_bytes).next_multiple_of(32), panels.len())
-    } else {
-        let panel_bytes = weights.panel_lines * size_of::<Line>();
-        let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
-        (group, (IN_CACHE / panel_bytes.max(1)).max(1))
-    };
-    let n_lines = if tiles.is_some() { n_blocks * TILE_LINES } else { 0 };
-    // One more than there have to be, for those that are aligned.
-    let scratch = worker.scratch((n_lines + 1) * LANES);
-    let (_, tile_lines, _) = bytemuck::pod_align_to_mut::<f32, Line>(scratch);
-    let groups = panels.clone().step_by(few_panels).flat_map(|panel| {
-        let few = panel..panels.end.min(panel + few_panels);
-        tokens.clone().step_by(group).map(move |token| (few.clone(), token))
-    });
-    for (panels, first_token) in groups {
-        let group = first_token..tokens.end.min(first_token + group);
-        for panel in panels {
-            let first = panel * PANEL_ROWS;
-            let rows = PANEL_ROWS.min(n_rows - first);
-            let bias = bias.map(|bias| &bias[first..first + rows]);
-            let mut write = |token: usize, dots: &[f32; LANES]| {
-                // SAFETY: each panel writes its own rows' outputs of its own product.
-                let out = unsafe { out.range((token - tokens.start) * n_rows + first, rows) };
-                out.copy_from_slice(&dots[..rows]);
-                if let Some(bias) = bias {
-                    out.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                }
-            };
-            let (lines, n_tokens, group) =
-                (weights.panel(part, panel), x.n_tokens(), group.clone());
-            match tiles {
-                // SAFETY: the caller has the instructions.
-                Some(multiply) => unsafe {
-                    multiply(lines, blocks, n_tokens, group, tile_lines, &mut write);
-                },
-                None => {
-                    dispatch_int!(
-                        exec.isa,
-                        multiply[K](lines, blocks, n_tokens, group, &mut write)
-                    );
-                }
+    let token_bytes = weights.n_cols / K::LEN * size_of::<K::Activations>();
+    let panel_bytes = weights.panel_lines * size_of::<Line>();
+    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
+    let few_panels = (IN_CACHE / panel_bytes.max(1)).max(1);
+    for first in panels.clone().step_by(few_panels) {
+        for token in tokens.clone().step_by(group) {
+            for panel in first..panels.end.min(first + few_panels) {
+                let group = token..tokens.end.min(token + group);
+                let mut write = |token: usize, dots: &[f32; LANES]| {
+                    // SAFETY: each panel is visited by one thread.
+                    unsafe { product.write(panel, token, dots) }
+                };
+                let (lines, n_tokens) = (weights.panel(part, panel), x.n_tokens());
+                dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut write));
+            }
+        }
+    }
+}
+
+/// Some panels of a product, by tiles.
+///
+/// # Safety
+/// The instructions of `multiply` are present.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+unsafe fn panels_by_tiles<K: Kernel>(
+    product: &Product<'_>,
+    panels: Range<usize>,
+    x: &QuantizedActivations,
+    multiply: MultiplyTiles<K::Activations>,
+    worker: &mut Worker,
+) {
+    let Product { weights, part, ref tokens, .. } = *product;
+    let blocks = product.activations::<K>(x);
+    let at_once = if tokens.len() <= TILES_FEW { 1 } else { TILES_PANELS };
+    let steps = panels.len().div_ceil(at_once).max(1);
+    let n_panels = panels.len().div_ceil(steps);
+    for first in panels.clone().step_by(n_panels.max(1)) {
+        let n_panels = n_panels.min(panels.end - first);
+        for token in tokens.clone().step_by(TILES_TOKENS) {
+            let group = token..tokens.end.min(token + TILES_TOKENS);
+            // One line more than there have to be, for those that are aligned.
+            let n_lines = tiles::buffer_lines(n_panels, group.len()) + 1;
+            let scratch = worker.scratch(n_lines * LANES);
+            let (_, buffer, _) = bytemuck::pod_align_to_mut::<f32, Line>(scratch);
+            let lines = weights.panels(part, first, n_panels);
+            // SAFETY: the caller has the instructions, and each panel is visited by one thread.
+            unsafe {
+                multiply(
+                    lines,
+                    n_panels,
+                    blocks,
+                    x.n_tokens(),
+                    group,
+                    buffer,
+                    &mut |p, token, dots| {
+                        product.write(first + p, token, dots);
+                    },
+                );
             }
         }
     }

@@ -18,6 +18,8 @@
 //! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
 //! and 32 higher than they are; what that makes too much is taken off at the end.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::tiles::Factors;
 use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -292,36 +294,73 @@ impl<W: Type> Kernel for Sixteens<W> {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl<W: Type> super::tiles::SuperBlocks for Sixteens<W> {
     const OFFSET: i32 = W::OFFSET;
+    const GROUP_LINES: usize = 4;
 
     #[inline(always)]
-    unsafe fn line<L: IntLanes>(block: &[Line], i: usize) -> (L, L) {
+    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L {
         let g = i / 4;
-        let (header, lines) = block.split_at(W::HEADER);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { W::quants::<L>(&block[W::HEADER..], g / 8, g % 8, i % 4) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { W::scales::<L>(&block[..W::HEADER], q) }
+    }
+
+    #[inline(always)]
+    unsafe fn factors<L: IntLanes>(block: &[Line], factors: &mut Factors) {
+        let header = &block[..W::HEADER];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let quants = W::quants::<L>(lines, g / 8, g % 8, i % 4);
-            (quants, super::tiles::signed_byte(W::scales::<L>(header, g / 4), g % 4))
+            if !W::MINIMA {
+                factors[0] = header[0];
+                return;
+            }
+            L::Floats::load_f16(halves(&header[0], 0)).store(factors[0].floats_mut());
+            L::Floats::load_f16(halves(&header[0], 1)).store(factors[1].floats_mut());
+            for q in 0..4 {
+                let minima = W::factors::<L>(header, q).halves();
+                minima[0].store(&mut factors[2 + 2 * q]);
+                minima[1].store(&mut factors[3 + 2 * q]);
+            }
+        }
+    }
+
+    type Held<L: IntLanes> = ([L::Floats; 2], [L; 8]);
+
+    #[inline(always)]
+    unsafe fn hold<L: IntLanes>(factors: &Factors) -> Self::Held<L> {
+        let [d, dmin, minima @ ..] = factors;
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let mut held = [L::splat(0); 8];
+            if W::MINIMA {
+                for (held, minima) in held.iter_mut().zip(minima) {
+                    *held = L::load(minima);
+                }
+            }
+            ([L::Floats::load(d.floats()), L::Floats::load(dmin.floats())], held)
         }
     }
 
     #[inline(always)]
-    unsafe fn finish<L: IntLanes>(block: &[Line], x: &SuperBlock, products: L) -> L::Floats {
-        let header = &block[..W::HEADER];
+    unsafe fn finish<L: IntLanes>(
+        ([d, dmin], minima): &Self::Held<L>,
+        x: &SuperBlock,
+        products: L,
+    ) -> L::Floats {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let xd = L::Floats::splat(x.d);
             if !W::MINIMA {
-                let d = L::Floats::load(bytemuck::cast_slice(&header[0].0));
-                return xd.mul(d).mul(products.to_floats());
+                return xd.mul(*d).mul(products.to_floats());
             }
             let mut offsets = L::splat(0);
-            for q in 0..4 {
-                let factors = W::factors::<L>(header, q).halves();
-                offsets = offsets.dot_halves(factors[0], x.sums[2 * q]);
-                offsets = offsets.dot_halves(factors[1], x.sums[2 * q + 1]);
+            for (minima, sums) in minima.iter().zip(x.sums) {
+                offsets = offsets.dot_halves(*minima, sums);
             }
-            let d = L::Floats::load_f16(halves(&header[0], 0));
-            let dmin = L::Floats::load_f16(halves(&header[0], 1));
             let offset = dmin.mul(offsets.mul(L::splat(-1)).to_floats());
             xd.mul(d.mul(products.to_floats()).add(offset))
         }

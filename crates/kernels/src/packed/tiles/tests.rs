@@ -6,34 +6,65 @@ use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{MultiplyTiles, PackedMatrix, Product, TILES_IN_CACHE};
-use crate::packed::{affine, iq4_xs, matmul_packed, panels_as, sixteens};
+use crate::packed::{MultiplyTiles, PackedMatrix, Product, TILES_TOKENS};
+use crate::packed::{affine, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
 /// Tiles in plain loops.
 struct Loops;
 
+type LoopSums = [[[i32; LANES]; TILE_TOKENS]; 4];
+
+thread_local! {
+    /// The tokens that are configured, and the sums.
+    static LOOPS: std::cell::RefCell<(usize, LoopSums)> =
+        const { std::cell::RefCell::new((0, [[[0; LANES]; TILE_TOKENS]; 4])) };
+}
+
 impl Tiles for Loops {
     unsafe fn configure(n_tokens: usize) {
-        assert!((1..=2 * TILE_TOKENS).contains(&n_tokens));
+        assert!((1..=AT_ONCE).contains(&n_tokens));
+        // What the instruction leaves is zeros; nothing may rely on it.
+        LOOPS.set((n_tokens, [[[7; LANES]; TILE_TOKENS]; 4]));
     }
-    unsafe fn release() {}
-    unsafe fn multiply(tokens: &[SuperBlock], digits: &Digits, sums: &mut Sums) {
-        for (t, token) in tokens.iter().enumerate() {
-            for (d, digits) in digits.chunks(DIGIT_LINES).enumerate() {
-                for row in 0..LANES {
-                    let mut sum = 0;
-                    for (line, x) in digits.iter().zip(token.qs) {
-                        for (w, x) in line.0[4 * row..4 * row + 4].iter().zip(x.to_le_bytes()) {
-                            sum += i32::from(*w as i8) * i32::from(x as i8);
+    unsafe fn release() {
+        LOOPS.set((0, [[[7; LANES]; TILE_TOKENS]; 4]));
+    }
+    unsafe fn start(n_tokens: usize) {
+        LOOPS.with_borrow_mut(|(configured, sums)| {
+            assert_eq!(*configured, n_tokens);
+            *sums = [[[0; LANES]; TILE_TOKENS]; 4];
+        });
+    }
+    unsafe fn add_quarter(tokens: &[SuperBlock], digits: &Digits, k: usize) {
+        LOOPS.with_borrow_mut(|(configured, sums)| {
+            assert_eq!(*configured, tokens.len());
+            for (t, token) in tokens.iter().enumerate() {
+                for (d, digits) in digits.chunks(DIGIT_LINES).enumerate() {
+                    let sums = &mut sums[2 * (t / TILE_TOKENS) + d][t % TILE_TOKENS];
+                    for (i, x) in token.qs.iter().enumerate().skip(16 * k).take(16) {
+                        for (row, sum) in sums.iter_mut().enumerate() {
+                            let weights = &digits[i].0[4 * row..4 * row + 4];
+                            for (w, x) in weights.iter().zip(x.to_le_bytes()) {
+                                *sum += i32::from(*w as i8) * i32::from(x as i8);
+                            }
                         }
                     }
-                    let to = &mut sums.0[t / TILE_TOKENS][d][t % TILE_TOKENS].0;
-                    to[4 * row..4 * row + 4].copy_from_slice(&sum.to_le_bytes());
                 }
             }
-        }
+        });
+    }
+    unsafe fn finish(n_tokens: usize, to: &mut Sums) {
+        LOOPS.with_borrow(|(configured, sums)| {
+            assert_eq!(*configured, n_tokens);
+            for t in 0..n_tokens {
+                for d in 0..2 {
+                    let sums = sums[2 * (t / TILE_TOKENS) + d][t % TILE_TOKENS];
+                    to.0[t / TILE_TOKENS][d][t % TILE_TOKENS] = bytemuck::cast(sums);
+                }
+            }
+        });
     }
 }
 
@@ -82,11 +113,11 @@ impl Case {
             };
             let mut found = vec![f32::NAN; expected.len()];
             let product = Product::new(&weights, 0, tokens.clone(), None, &mut found);
-            let (panels, exec) = (0..product.n_panels(), Exec { isa, ..exec });
+            let panels = 0..product.n_panels();
             let mut worker = Worker::default();
             // SAFETY: the lanes are available; the tiles are, or are emulated.
             unsafe {
-                panels_as::<K>(exec, &product, panels, &x, Some(multiply), &mut worker);
+                panels_by_tiles::<K>(&product, panels, &x, multiply, &mut worker);
             }
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
@@ -108,10 +139,10 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
             case.check::<K, M>(tiles, n_tokens / 3..n_tokens);
         }
     }
-    // More tokens than the cache holds.
-    let long = Case::new(T::Q4_K, 17, 8192, 150);
-    assert!(149 * 32 * size_of::<SuperBlock>() > TILES_IN_CACHE);
-    long.check::<affine::Q4K, M>(tiles, 1..150);
+    // More tokens, and more panels, than meet at a time.
+    let n_tokens = TILES_TOKENS + 70;
+    let long = Case::new(T::Q4_K, 150, 512, n_tokens);
+    long.check::<affine::Q4K, M>(tiles, 1..n_tokens);
     check::<affine::Q4K, M>(T::Q4_K, tiles, token_counts.clone());
     check::<affine::Q5K, M>(T::Q5_K, tiles, token_counts.clone());
     check::<sixteens::Q6K, M>(T::Q6_K, tiles, token_counts.clone());
