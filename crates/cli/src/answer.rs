@@ -3,12 +3,27 @@ use crate::interrupt::Interrupt;
 use crate::markdown::MarkdownStream;
 use crate::terminal::{StatusLine, Terminal, harmless};
 use anyhow::Result;
-use hurtle_engine::{Generation, GenerationParams, Progress, Session};
+use hurtle_engine::constraint::GrammarConstraint;
+use hurtle_engine::{Extras, Generation, GenerationParams, Progress, Session};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 /// From so many prompt tokens on, the user is told how far they are processed.
 const LONG_PROMPT: usize = 64;
+
+/// What an answer has beside its parameters: a grammar, which holds behind the reasoning if the prompt has
+/// opened a section of it, and log-probabilities.
+pub(crate) fn extras(
+    constraint: Option<&GrammarConstraint>,
+    thinking: bool,
+    logprobs: Option<usize>,
+) -> Extras {
+    let constraint = constraint.cloned().map(|constraint| match thinking {
+        true => Box::new(constraint.after(CLOSE)) as _,
+        false => Box::new(constraint) as _,
+    });
+    Extras { constraint, logprobs }
+}
 
 /// Generates after the prompt `ids` and prints the answer as it comes, if there is a printer. Ctrl-C stops it.
 ///
@@ -18,6 +33,7 @@ pub(crate) fn generate<W: Write>(
     session: &mut Session<'_>,
     ids: &[u32],
     params: &GenerationParams,
+    extras: Extras,
     interrupt: &Interrupt,
     mut printer: Option<AnswerPrinter<W>>,
 ) -> Result<Generation> {
@@ -27,7 +43,7 @@ pub(crate) fn generate<W: Write>(
     }
     let mut written = Ok(());
     let held = interrupt.hold();
-    let generated = session.generate(ids, params, &mut |progress| {
+    let generated = session.generate_with(ids, params, extras, &mut |progress| {
         match progress {
             Progress::Prompt { done, total } if done < total => {
                 status.set(&format!("processing prompt {done}/{total}"));

@@ -3,8 +3,9 @@ use crate::backend::Backend;
 use crate::error::usage;
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
+use hurtle_engine::constraint::{Grammar, GrammarConstraint};
 use hurtle_engine::sampler::{SamplerKind, SamplerParams};
-use hurtle_engine::{Arithmetic, EngineOptions, GenerationParams, Isa, KvType};
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, GenerationParams, Isa, KvType};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -314,7 +315,69 @@ pub(crate) struct GenerationArgs {
     #[arg(short, long)]
     pub(crate) escape: bool,
     #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Form of the answer")]
+#[group(id = "form", multiple = false)]
+pub(crate) struct GrammarArgs {
+    /// JSON schema of the answer; {}: any JSON
+    #[arg(short, long, value_name = "SCHEMA")]
+    json_schema: Option<String>,
+    /// File with the JSON schema (also -jf)
+    #[arg(long, value_name = "FILE")]
+    json_schema_file: Option<PathBuf>,
+    /// Grammar of the answer in GBNF, or in Lark if it begins with %llguidance
+    #[arg(long, value_name = "GRAMMAR")]
+    grammar: Option<String>,
+    /// File with the grammar
+    #[arg(long, value_name = "FILE")]
+    grammar_file: Option<PathBuf>,
+}
+
+/// A grammar and the flag that gave it.
+#[derive(Debug)]
+pub(crate) struct Form {
+    flag: &'static str,
+    grammar: Grammar,
+}
+
+impl GrammarArgs {
+    /// The form that the flags ask for, if they do.
+    pub(crate) fn form(&self) -> Result<Option<Form>> {
+        let schema = |flag, text: &str| -> Result<Form> {
+            match serde_json::from_str(text) {
+                Ok(schema) => Ok(Form { flag, grammar: Grammar::JsonSchema(schema) }),
+                Err(error) => usage!("{flag}: expected JSON: {error}"),
+            }
+        };
+        let grammar = |flag, text: &str| Form { flag, grammar: Grammar::from_text(text) };
+        Ok(Some(if let Some(text) = &self.json_schema {
+            schema("--json-schema", text)?
+        } else if let Some(path) = &self.json_schema_file {
+            schema("--json-schema-file", &read_text(path)?)?
+        } else if let Some(text) = &self.grammar {
+            grammar("--grammar", text)
+        } else if let Some(path) = &self.grammar_file {
+            grammar("--grammar-file", &read_text(path)?)
+        } else {
+            return Ok(None);
+        }))
+    }
+}
+
+impl Form {
+    /// Ready for the model.
+    pub(crate) fn constraint(&self, engine: &Engine) -> Result<GrammarConstraint> {
+        match engine.constraint(&self.grammar) {
+            Ok(constraint) => Ok(constraint),
+            Err(error) => usage!("{}: {error}", self.flag),
+        }
+    }
 }
 
 impl GenerationArgs {

@@ -9,7 +9,7 @@ use clap::Command;
 use std::ffi::{OsStr, OsString};
 
 /// llama.cpp's short flags of several letters, and the long flag of each.
-const LONG_FLAGS: [(&str, &str); 10] = [
+const LONG_FLAGS: [(&str, &str); 11] = [
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
     ("-sys", "--system-prompt"),
@@ -18,6 +18,7 @@ const LONG_FLAGS: [(&str, &str); 10] = [
     ("-ctv", "--cache-type-v"),
     ("-ngl", "--gpu-layers"),
     ("-sp", "--special"),
+    ("-jf", "--json-schema-file"),
     ("-np", "--parallel"),
     ("-pg", "--prompt-gen"),
 ];

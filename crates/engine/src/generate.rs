@@ -1,15 +1,17 @@
 //! A loaded model, and sequences that grow on it.
 
-use crate::sampler::{Sampler, SamplerError, SamplerParams};
+use crate::constraint::{Constraint, ConstraintError, Grammar, GrammarConstraint, Grammars};
+use crate::sampler::{Sampled, Sampler, SamplerError, SamplerParams};
 use crate::token_loop::TokenLoop;
 use hurtle_gguf::Gguf;
 use hurtle_kernels::backend::MatmulBackend;
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::{BatchToken, KvCache, Model, ModelError, Scratch, SeqId};
 use hurtle_text::{Tokenizer, TokenizerError};
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use hurtle_model::{Arithmetic, KvType};
@@ -32,7 +34,7 @@ pub enum EngineError {
     Sampler(#[from] SamplerError),
     /// The answer cannot follow its grammar.
     #[error(transparent)]
-    Constraint(#[from] crate::constraint::ConstraintError),
+    Constraint(#[from] ConstraintError),
     /// Choosing this request's next token broke down.
     #[error("an internal error ended this request\nhint: the log says what failed; others go on")]
     RequestFailed,
@@ -137,6 +139,8 @@ pub struct Engine {
     pub(crate) batch_size: usize,
     pub(crate) kv_types: (KvType, KvType),
     load_time: Duration,
+    /// Built for the first grammar.
+    grammars: OnceLock<Result<Grammars, ConstraintError>>,
 }
 
 /// How many logits a pass computes at most, in bytes: with a large vocabulary, asking for the logits
@@ -178,6 +182,7 @@ impl Engine {
             batch_size: options.batch_size.unwrap_or(batch_size).max(1),
             kv_types: (options.kv_type_k, options.kv_type_v),
             load_time: start.elapsed(),
+            grammars: OnceLock::new(),
         })
     }
 
@@ -240,6 +245,16 @@ impl Engine {
         let seq = cache.new_sequence();
         let (scratch, tokens, batch) = (Scratch::default(), Vec::new(), Vec::new());
         Session { engine: self, cache, seq, scratch, tokens, batch }
+    }
+
+    /// Compiles a grammar for answers to follow. That may take some tens of milliseconds, the first time, when
+    /// the vocabulary is made ready, some hundreds.
+    ///
+    /// # Errors
+    /// If the grammar is wrong, larger than the limits allow, or asks for what is not supported.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<GrammarConstraint, ConstraintError> {
+        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer));
+        grammars.as_ref().map_err(Clone::clone)?.compile(grammar, &self.tokenizer)
     }
 
     /// Calls `f(position, logits)` for every position of `ids` from `from` on.
@@ -380,8 +395,28 @@ pub struct Generation {
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub stop_reason: StopReason,
+    /// Log-probabilities of each of them, if they were asked for.
+    pub logprobs: Vec<Sampled>,
     /// How long it took.
     pub timings: Timings,
+}
+
+/// What a generation may have beside its [`GenerationParams`].
+#[derive(Default)]
+pub struct Extras {
+    /// A grammar that the answer follows.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Log-probabilities of each token and of so many best ones.
+    pub logprobs: Option<usize>,
+}
+
+impl fmt::Debug for Extras {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extras")
+            .field("constrained", &self.constraint.is_some())
+            .field("logprobs", &self.logprobs)
+            .finish()
+    }
 }
 
 /// One sequence and what the KV cache holds of it.
@@ -410,6 +445,17 @@ impl Session<'_> {
         params: &GenerationParams,
         on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
+        self.generate_with(prompt, params, Extras::default(), on_progress)
+    }
+
+    /// As [`generate`](Self::generate), restricted by a grammar, or with log-probabilities.
+    pub fn generate_with(
+        &mut self,
+        prompt: &[u32],
+        params: &GenerationParams,
+        extras: Extras,
+        on_progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation, EngineError> {
         let engine = self.engine;
         engine.check_generates()?;
         engine.check_prompt(prompt.len(), engine.n_ctx.saturating_sub(1))?;
@@ -428,7 +474,8 @@ impl Session<'_> {
         let expected = params.n_predict.unwrap_or(room).min(room).min(EXPECTED_TOKENS);
         self.tokens.reserve(prompt.len() - shared + expected);
         let mut text = String::with_capacity(4 * expected);
-        let mut token_loop = TokenLoop::new(engine, sampler, params, room);
+        let token_loop = TokenLoop::new(engine, sampler, params, room);
+        let mut token_loop = token_loop.with(extras.constraint, extras.logprobs);
         let mut done = shared;
         let mut logits: &[f32] = &[];
         for chunk in prompt[shared..].chunks(engine.batch_size) {
@@ -439,19 +486,22 @@ impl Session<'_> {
             if on_progress(progress).is_break() {
                 timings.prompt_n = done - shared;
                 timings.finish(start.elapsed(), Duration::ZERO);
-                let (token_ids, stop_reason) = (Vec::new(), StopReason::Cancelled);
-                return Ok(Generation { text, token_ids, stop_reason, timings });
+                let (token_ids, logprobs) = (Vec::new(), Vec::new());
+                let stop_reason = StopReason::Cancelled;
+                return Ok(Generation { text, token_ids, stop_reason, logprobs, timings });
             }
         }
         let prompt_time = start.elapsed();
 
         let start = Instant::now();
         let mut token_ids = Vec::with_capacity(expected);
+        let mut logprobs = Vec::new();
         let stop_reason = loop {
             let before = text.len();
             let step = token_loop.step(logits, &mut text)?;
             let Some(id) = step.id else { break step.stop.unwrap_or(StopReason::EndOfText) };
             token_ids.push(id);
+            logprobs.extend(step.logprobs);
             let cancelled = on_progress(Progress::Text(&text[before..])).is_break();
             match step.stop {
                 Some(StopReason::StopString) => break StopReason::StopString,
@@ -468,7 +518,7 @@ impl Session<'_> {
             // The generation has ended: whether the callback breaks off makes no difference.
             let _ = on_progress(Progress::Text(&text[before..]));
         }
-        Ok(Generation { text, token_ids, stop_reason, timings })
+        Ok(Generation { text, token_ids, stop_reason, logprobs, timings })
     }
 
     /// Drops what the cache holds beyond its common prefix with `prompt`, always leaving at least

@@ -15,8 +15,8 @@ mod token_loop;
 
 pub use bench::{Bench, BenchSample, BenchTest};
 pub use generate::{
-    Arithmetic, Engine, EngineError, EngineOptions, Generation, GenerationParams, KvType, Progress,
-    Session, StopReason, Timings,
+    Arithmetic, Engine, EngineError, EngineOptions, Extras, Generation, GenerationParams, KvType,
+    Progress, Session, StopReason, Timings,
 };
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;

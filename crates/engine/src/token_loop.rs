@@ -98,11 +98,16 @@ impl<'e> TokenLoop<'e> {
             None => None,
         };
         let id = self.sampler.sample_masked(logits, mask);
-        if mask.is_some_and(|mask| !mask.contains(id)) {
+        let tok = self.engine.tokenizer();
+        if let Some(mask) = mask.filter(|mask| !mask.contains(id)) {
+            // To a grammar that allows the end and nothing else, it comes even if it is to be ignored.
+            if self.ignore_eos && tok.end_of_generation().iter().any(|&end| mask.contains(end)) {
+                return end(StopReason::EndOfText);
+            }
             let none = "no token of the vocabulary can continue this answer".to_owned();
             return Err(ConstraintError(none).into());
         }
-        if self.engine.tokenizer().is_end_of_generation(id) && !self.ignore_eos {
+        if tok.is_end_of_generation(id) && (!self.ignore_eos || mask.is_some()) {
             return end(StopReason::EndOfText);
         }
         let logprobs = self.logprobs.map(|n| self.sampler.logprobs(logits, id, n));

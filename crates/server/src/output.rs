@@ -1,4 +1,5 @@
 //! What the engine gives back, whatever API asked.
+use std::borrow::Cow;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,31 @@ pub enum Delta {
         /// Which call.
         index: usize,
     },
+}
+
+/// A token of an answer, how probable the model found it, and which tokens it found most probable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// The token.
+    pub token: TokenLogprob,
+    /// The most probable ones, best first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token and the natural logarithm of its probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// What it adds to a text; may be a part of a character.
+    pub bytes: Vec<u8>,
+    /// At most 0, and finite.
+    pub logprob: f32,
+}
+
+impl TokenLogprob {
+    /// The text, as far as it is one.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
 }
 
 /// How an answer ended.

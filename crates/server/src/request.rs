@@ -1,6 +1,7 @@
 //! What the engine is asked for, whatever API asked.
 use crate::error::ApiError;
 use hurtle_engine::GenerationParams;
+use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerError;
 use serde_json::{Map, Value};
 
@@ -61,8 +62,12 @@ pub struct Generate {
     pub n: usize,
     /// Log-probabilities of each token, and of this many most probable ones.
     pub logprobs: Option<usize>,
-    /// What the output must look like.
-    pub format: Format,
+    /// What the output must look like, if not just anything.
+    pub format: Option<Grammar>,
+    /// The parameter that says so.
+    pub format_param: &'static str,
+    /// Whether the prompt has opened a section of reasoning: the form is that of what follows it.
+    pub thinking: bool,
     /// Biases for tokens that only the model's tokenizer can name.
     pub text_bias: Vec<(String, f32)>,
     /// Most tokens of prompt and answer together; `None`: as many as the context holds.
@@ -79,7 +84,9 @@ impl Default for Generate {
             params: GenerationParams::default(),
             n: 1,
             logprobs: None,
-            format: Format::Text,
+            format: None,
+            format_param: "response_format",
+            thinking: false,
             text_bias: Vec::new(),
             n_ctx: None,
             cache_prompt: true,
@@ -95,20 +102,6 @@ pub struct Reply {
     pub stream: bool,
     /// Close an OpenAI stream with a chunk that counts tokens.
     pub include_usage: bool,
-}
-
-/// What the output must look like.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Format {
-    /// Anything.
-    #[default]
-    Text,
-    /// Any JSON object.
-    JsonObject,
-    /// JSON of this schema.
-    JsonSchema(Value),
-    /// A grammar as llama.cpp writes it.
-    Gbnf(String),
 }
 
 /// Which tools must be called.

@@ -5,8 +5,8 @@ mod page;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
-use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
-use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply};
+use crate::output::{Delta, FinishReason, Logprobs, Message, Outcome, Usage};
+use crate::request::{Chat, Completion, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
 use crate::wire::{SSE_DONE, llama_cpp, openai};
 use crate::worker::{self, Answers, Event};
@@ -17,13 +17,16 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hurtle_engine::constraint::{Grammar, GrammarConstraint};
 use hurtle_engine::{Finished, Service, StopReason};
 use hurtle_text::{ChatTemplate, Encode, RenderInput};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
 use tokio_stream::StreamExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -202,7 +205,7 @@ async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Re
 async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_completion(&body, &shared.options.sampler)?;
     let how = request.reply;
-    let (events, n_prompt) = shared.complete(request)?;
+    let (events, n_prompt) = shared.complete(request).await?;
     reply(&shared, events, n_prompt, how, Shape::Completion).await
 }
 
@@ -215,7 +218,7 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response
 
 impl Shared {
     /// Begins to continue texts; also tells the tokens of each.
-    fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
+    async fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
         self.check_model(request.model.as_deref())?;
         for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
             if given {
@@ -236,14 +239,14 @@ impl Shared {
             });
         }
         let n_prompt = prompts.iter().map(Vec::len).collect();
-        Ok((self.submit(prompts, request.generation)?, n_prompt))
+        Ok((self.submit(prompts, request.generation).await?, n_prompt))
     }
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
     async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Answers, usize), ApiError> {
         let (ids, generation) = self.render(request).await?;
         let n_prompt = ids.len();
-        Ok((self.submit(vec![ids], generation)?, n_prompt))
+        Ok((self.submit(vec![ids], generation).await?, n_prompt))
     }
 
     /// The prompt of a conversation, and how it is to be answered.
@@ -267,7 +270,7 @@ impl Shared {
             .await
             .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-        Ok((prompt.ids, request.generation))
+        Ok((prompt.ids, Generate { thinking: prompt.thinking, ..request.generation }))
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
@@ -292,16 +295,12 @@ impl Shared {
     }
 
     /// Queues `n` answers to each prompt, with seeds one after another.
-    fn submit(&self, prompts: Vec<Vec<u32>>, generate: Generate) -> Result<Answers, ApiError> {
+    async fn submit(
+        &self,
+        prompts: Vec<Vec<u32>>,
+        generate: Generate,
+    ) -> Result<Answers, ApiError> {
         let engine = self.service.engine();
-        if generate.format != Format::Text {
-            let message =
-                "output of a given form (response_format, json_schema, grammar) is not supported";
-            return Err(ApiError::invalid("response_format", message));
-        }
-        if generate.logprobs.is_some() {
-            return Err(ApiError::invalid("logprobs", "logprobs is not supported"));
-        }
         let n_ctx = generate.n_ctx.map_or(engine.ctx_size(), |n| n.min(engine.ctx_size()));
         let mut params = generate.params;
         for (text, bias) in generate.text_bias {
@@ -324,6 +323,14 @@ impl Shared {
                 return Err(ApiError::prompt_too_long(prompt.len(), n_ctx));
             }
         }
+        let constraint = match generate.format {
+            Some(grammar) => Some(constraint(&self.service, grammar, generate.format_param).await?),
+            None => None,
+        };
+        let constraint = match generate.thinking {
+            true => constraint.map(|constraint| constraint.after("</think>")),
+            false => constraint,
+        };
         let requests = prompts.iter().flat_map(|prompt| {
             (0..generate.n).map(|k| {
                 let mut params = params.clone();
@@ -335,6 +342,8 @@ impl Shared {
                 hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
+                    logprobs: generate.logprobs,
+                    constraint: constraint.clone().map(|constraint| Box::new(constraint) as _),
                     ..hurtle_engine::Request::new(prompt.clone(), params)
                 }
             })
@@ -353,11 +362,49 @@ impl Shared {
     }
 }
 
+/// Compiles a grammar. It may be a large one: one at a time, and not on the threads that serve connections.
+async fn constraint(
+    service: &Service,
+    grammar: Grammar,
+    param: &'static str,
+) -> Result<GrammarConstraint, ApiError> {
+    static COMPILING: Semaphore = Semaphore::const_new(1);
+    let failed = || ApiError::new(ErrorKind::Internal, "compiling the grammar failed");
+    let _turn = COMPILING.acquire().await.map_err(|_| failed())?;
+    let service = service.clone();
+    let compile = move || service.engine().constraint(&grammar);
+    let compiled = tokio::task::spawn_blocking(compile).await.map_err(|_| failed())?;
+    compiled.map_err(|error| ApiError::invalid(param, format!("{param}: {error}")))
+}
+
 /// Which reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Chat,
     Completion,
+}
+
+impl Shape {
+    /// Log-probabilities of tokens that begin at `offset`, which is moved behind them.
+    fn logprobs(self, tokens: &[Logprobs], offset: &mut usize) -> Value {
+        match self {
+            Shape::Chat => openai::chat_logprobs(tokens),
+            Shape::Completion => openai::completion_logprobs(tokens, offset),
+        }
+    }
+
+    fn take_logprobs(self, (tokens, offset): &mut (Vec<Logprobs>, usize)) -> Value {
+        self.logprobs(&std::mem::take(tokens), offset)
+    }
+
+    /// A chunk of text.
+    fn piece(self, head: &Head, index: usize, text: String, logprobs: Option<Value>) -> String {
+        let chunk = match self {
+            Shape::Chat => head.chat_delta(index, &Delta::Content(text), logprobs),
+            Shape::Completion => Some(head.completion_chunk(index, &text, logprobs, None)),
+        };
+        chunk.map(|chunk| chunk.encode()).unwrap_or_default()
+    }
 }
 
 /// Seconds since 1970.
@@ -407,12 +454,17 @@ async fn reply(
         return Ok(stream(head, events, n_prompt, how, shape));
     }
     let mut texts: Vec<String> = Vec::new();
+    let mut tokens: Vec<Vec<Logprobs>> = Vec::new();
     let mut answers = Vec::new();
     while let Some((index, event)) = events.next().await {
         match event {
             Event::Text(text) => {
                 texts.resize(texts.len().max(index + 1), String::new());
                 texts[index] += &text;
+            }
+            Event::Logprobs(token) => {
+                tokens.resize(tokens.len().max(index + 1), Vec::new());
+                tokens[index].push(token);
             }
             Event::Finished(finished) => {
                 if let Some(error) = broken_off(&finished) {
@@ -426,17 +478,20 @@ async fn reply(
     answers.sort_by_key(|answer| answer.0);
     let sum = total(&n_prompt, answers.iter().map(|answer| answer.1.usage));
     let answers = answers.into_iter().map(|(index, outcome)| {
-        (texts.get_mut(index).map(std::mem::take).unwrap_or_default(), outcome)
+        let text = texts.get_mut(index).map(std::mem::take).unwrap_or_default();
+        let tokens = tokens.get(index).filter(|tokens| !tokens.is_empty());
+        (text, outcome, tokens.map(|tokens| shape.logprobs(tokens, &mut 0)))
     });
     let value = match shape {
         Shape::Completion => {
-            let texts: Vec<_> = answers.map(|(text, outcome)| (text, outcome, None)).collect();
+            let texts: Vec<_> = answers.collect();
             head.completion(&texts, sum)
         }
         Shape::Chat => {
             let message = |text| Message { content: text, ..Message::default() };
-            let messages: Vec<_> =
-                answers.map(|(text, outcome)| (message(text), outcome, None)).collect();
+            let messages: Vec<_> = answers
+                .map(|(text, outcome, logprobs)| (message(text), outcome, logprobs))
+                .collect();
             head.chat(&messages)
         }
     };
@@ -446,6 +501,8 @@ async fn reply(
 /// Server-sent events, encoded as the pieces come.
 fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply, shape: Shape) -> Response {
     let mut opened = Vec::new();
+    // Tokens whose text has not come yet, and where in the answer it begins.
+    let mut tokens: HashMap<usize, (Vec<Logprobs>, usize)> = HashMap::new();
     let mut sum = Usage::default();
     let encode = move |(index, event): (usize, Event)| {
         let mut out = String::new();
@@ -454,14 +511,18 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply, shape: 
             out += &head.chat_start(index).encode();
         }
         match event {
-            Event::Text(text) if shape == Shape::Chat => {
-                let chunk = head.chat_delta(index, &Delta::Content(text), None);
-                out.extend(chunk.map(|chunk| chunk.encode()));
+            Event::Logprobs(token) => tokens.entry(index).or_default().0.push(token),
+            Event::Text(text) => {
+                let logprobs = tokens.get_mut(&index).map(|waiting| shape.take_logprobs(waiting));
+                out += &shape.piece(&head, index, text, logprobs);
             }
-            Event::Text(text) => out += &head.completion_chunk(index, &text, None, None).encode(),
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => out += &format!("data: {}\n\n", error.openai()),
                 None => {
+                    if let Some(waiting) = tokens.get_mut(&index).filter(|w| !w.0.is_empty()) {
+                        let logprobs = shape.take_logprobs(waiting);
+                        out += &shape.piece(&head, index, String::new(), Some(logprobs));
+                    }
                     let outcome = outcome(finished);
                     sum = sum.and(outcome.usage);
                     out += &match shape {

@@ -11,10 +11,12 @@ use crate::terminal::{StatusLine, Terminal, say};
 use crate::{models, timings};
 use anyhow::Result;
 use clap::Args;
+use hurtle_engine::sampler::{Sampled, TokenLogprob};
 use hurtle_engine::{Engine, StopReason, Timings};
-use hurtle_text::{ChatPrompt, Encode, RenderInput};
+use hurtle_text::{ChatPrompt, Encode, RenderInput, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -32,6 +34,7 @@ Examples:
   hurtle run -f notes.txt \"Summarize this.\"
   git diff | hurtle run -sys \"You write terse commit messages.\" \"Describe this change.\"
   hurtle run --json -s 1 \"Name a colour.\" | jq .text
+  hurtle run -j '{\"type\": \"array\", \"items\": {\"type\": \"string\"}}' \"Name three colours.\"
 
 Ctrl-C stops the answer; what was written stays, and the exit status is 130.")]
 pub(crate) struct RunArgs {
@@ -53,6 +56,9 @@ pub(crate) struct RunArgs {
     /// Print one JSON object: text, token_ids, prompt_token_ids, stop_reason, timings
     #[arg(long)]
     json: bool,
+    /// With --json: the log-probability of each token, and those of the N most probable ones
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -70,7 +76,36 @@ struct Answer<'a> {
     token_ids: &'a [u32],
     prompt_token_ids: &'a [u32],
     stop_reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<TokenLogprobs<'a>>>,
     timings: Timings,
+}
+
+/// A token and the most probable ones in its place.
+#[derive(Debug, Serialize)]
+struct TokenLogprobs<'a> {
+    #[serde(flatten)]
+    token: Logprob<'a>,
+    top: Vec<Logprob<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Logprob<'a> {
+    id: u32,
+    token: Cow<'a, str>,
+    /// `null` for what is impossible.
+    logprob: f32,
+}
+
+impl<'a> TokenLogprobs<'a> {
+    fn new(tok: &'a Tokenizer, sampled: &Sampled) -> Self {
+        let told = |token: &TokenLogprob| Logprob {
+            id: token.id,
+            token: tok.token_text(token.id).unwrap_or_default(),
+            logprob: token.logprob,
+        };
+        Self { token: told(&sampled.token), top: sampled.top.iter().map(told).collect() }
+    }
 }
 
 pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
@@ -79,21 +114,28 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let options = args.engine.options(Types::FAST)?;
     let system = args.system.text()?;
     let text = prompt_text(args)?;
+    let form = args.generation.grammar.form()?;
 
     let interrupt = Interrupt::install(true)?;
     let engine = models::load_writer(&args.model.model, &options, globals)?;
+    let constraint = form.map(|form| form.constraint(&engine)).transpose()?;
     let prompt = prompt(args, globals, &engine, system, text)?;
+    let extras = answer::extras(constraint.as_ref(), prompt.thinking, args.logprobs);
 
     let printer = (!args.json)
         .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, prompt.thinking));
     let session = &mut engine.session();
-    let generation = answer::generate(session, &prompt.ids, &params, &interrupt, printer)?;
+    let generation = answer::generate(session, &prompt.ids, &params, extras, &interrupt, printer)?;
     if args.json {
         super::print_json(&Answer {
             text: &generation.text,
             token_ids: &generation.token_ids,
             prompt_token_ids: &prompt.ids,
             stop_reason: generation.stop_reason.as_str(),
+            logprobs: args.logprobs.map(|_| {
+                let logprobs = generation.logprobs.iter();
+                logprobs.map(|sampled| TokenLogprobs::new(engine.tokenizer(), sampled)).collect()
+            }),
             timings: generation.timings,
         })?;
     }

@@ -415,3 +415,86 @@ fn a_closed_pipe_is_no_failure() {
         assert!(output.status.success(), "{args:?}");
     }
 }
+
+#[test]
+fn answers_have_the_form_that_is_asked_for() {
+    let home = TempDir::new().expect("a folder");
+    let schema = r#"{"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "maximum": 9}}}"#;
+    std::fs::write(home.path().join("schema.json"), schema).expect("written");
+    std::fs::write(home.path().join("yes.gbnf"), "root ::= \"yes\" | \"no\"\n").expect("written");
+    let answer = |args: &[&str]| {
+        let fixed = ["-m", model(), "--raw", "-p", "x", "-n", "900", "-s", "1", "--json"];
+        let answer = run_in(&home, &[&fixed[..], args].concat(), b"").json();
+        assert_eq!(answer["stop_reason"], "eos", "{answer}");
+        answer["text"].as_str().expect("a text").to_owned()
+    };
+    for args in [["-j", schema], ["--json-schema", schema], ["-jf", "schema.json"]] {
+        let value: Value = serde_json::from_str(&answer(&args)).expect("JSON");
+        assert!(value["n"].as_i64().is_some_and(|n| n <= 9), "{value}");
+    }
+    let lark = "%llguidance {}\nstart: \"yes\" | \"no\"";
+    for args in [
+        ["--grammar-file", "yes.gbnf"],
+        ["--grammar", "root ::= \"no\" | \"yes\""],
+        ["--grammar", lark],
+    ] {
+        assert!(["yes", "no"].contains(&&*answer(&args)), "{args:?}");
+    }
+    let chat = ["chat", "-m", model(), "--grammar", "root ::= \"yes\" | \"no\""];
+    let lines = run_in(&home, &chat, b"a\nb\n").ok();
+    assert!(lines.lines().all(|line| ["yes", "no"].contains(&line)), "{lines}");
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+
+    let refused = |args: &[&str], expected: &str| {
+        let run = run_in(&home, &[&["-m", model(), "--raw", "-p", "x"], args].concat(), b"");
+        assert_eq!(run.status, Some(2), "{run:?}");
+        assert!(run.stderr.contains(expected), "{run:?}");
+    };
+    refused(&["-j", "{"], "--json-schema: expected JSON");
+    refused(&["-j", "{\"type\": \"x\"}"], "--json-schema: Invalid type: x");
+    refused(&["--grammar", "root ::= x"], "--grammar: line 1, column 10: no rule is called 'x'");
+    refused(&["-j", "{}", "--grammar", "x"], "cannot be used with");
+    refused(&["--logprobs", "2"], "--json");
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_logits() {
+    let args = [
+        "-m",
+        model(),
+        "--raw",
+        "--json",
+        "--logprobs",
+        "3",
+        "-n",
+        "6",
+        "-p",
+        "The quick",
+        "-s",
+        "1",
+    ];
+    let exact = ["--activations", "f32", "-ctk", "f32", "-ctv", "f32", "--ignore-eos"];
+    let answer = run(&[&args[..], &exact].concat()).json();
+    let mut ids = as_ids(&answer["prompt_token_ids"]);
+    let logprobs = answer["logprobs"].as_array().expect("log-probabilities");
+    assert_eq!(logprobs.len(), 6);
+    for (token, id) in logprobs.iter().zip(as_ids(&answer["token_ids"])) {
+        assert_eq!(token["id"], id);
+        let logits = as_floats(&logits(&json!(ids), &[]));
+        let mass: f64 = logits.iter().map(|x| f64::from(*x as f32).exp()).sum();
+        let mut expected: Vec<f64> =
+            logits.iter().map(|x| f64::from(*x as f32) - mass.ln()).collect();
+        let close = |found: &Value, expected: f64| {
+            assert!(
+                (found.as_f64().expect("a number") - expected).abs() < 1e-3,
+                "{found} {expected}"
+            );
+        };
+        close(&token["logprob"], expected[id as usize]);
+        expected.sort_by(|a, b| b.total_cmp(a));
+        let top = token["top"].as_array().expect("the best");
+        assert_eq!(top.len(), 3);
+        top.iter().zip(expected).for_each(|(token, expected)| close(&token["logprob"], expected));
+        ids.push(id);
+    }
+}

@@ -71,7 +71,7 @@ fn every_shell_is_served() {
 #[test]
 fn nonsense_on_the_command_line() {
     check(&["run", "--frobnicate", "hi"], 2, &["--frobnicate", "--help"]);
-    check(&["--json-schema", "{}", "hi"], 2, &["--json-schema"]);
+    check(&["--json-schema", "{", "hi"], 2, &["--json-schema", "JSON"]);
     check(&["-t", "many", "hi"], 2, &["many", "--threads"]);
     check(&["-ctk", "q4_0", "hi"], 2, &["q4_0", "--cache-type-k", "f16", "q8_0"]);
     check(&["-l", "5", "hi"], 2, &["--logit-bias", "15043-1.5"]);

@@ -1,4 +1,10 @@
 //! What may come next, where an answer has to follow a grammar.
+mod gbnf;
+mod grammar;
+mod json;
+
+pub(crate) use grammar::Grammars;
+pub use grammar::{Grammar, GrammarConstraint};
 
 /// A set of tokens: one bit for each token of the vocabulary, 32 to a word, lowest bit first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +33,13 @@ impl TokenMask {
     pub fn allow(&mut self, id: u32) {
         if (id as usize) < self.n_tokens {
             self.words[id as usize / 32] |= 1 << (id % 32);
+        }
+    }
+
+    /// Takes a token out.
+    pub fn forbid(&mut self, id: u32) {
+        if let Some(word) = self.words.get_mut(id as usize / 32) {
+            *word &= !(1 << (id % 32));
         }
     }
 

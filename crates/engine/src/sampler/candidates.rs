@@ -5,9 +5,9 @@
 //!
 //! ```text
 //! Source   the caller's logits, unchanged
-//!   │ adjust (bias, penalties)
+//!   │ adjust (bias, penalties), or a mask that leaves much
 //! Edited   a copy of them
-//!   │ keep
+//!   │ keep, or a mask that leaves little
 //! List     ids and logits of the survivors
 //! ```
 //!
@@ -168,6 +168,44 @@ impl<'a> Candidates<'a> {
         Self { source: logits, form: Form::Source, buffers }
     }
 
+    /// The tokens that have a bit in `mask`, 32 ids to a word, lowest bit first.
+    pub(super) fn masked(logits: &'a [f32], mask: &[u32], buffers: &'a mut Buffers) -> Self {
+        /// From one token in so many on, a copy of all logits is less work than a list of the allowed.
+        const DENSE: usize = 16;
+        let n_allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
+        let dense = n_allowed as usize > logits.len() / DENSE;
+        buffers.maxima.clear();
+        buffers.edited.clear();
+        buffers.ids.clear();
+        buffers.logits.clear();
+        for (word, chunk) in logits.chunks(32).enumerate() {
+            let (first, mut bits) = ((word * 32) as u32, mask.get(word).copied().unwrap_or(0));
+            if dense {
+                let allowed = |i: usize| bits >> i & 1 == 1;
+                let logits = chunk.iter().enumerate();
+                let masked = logits.map(|(i, &x)| if allowed(i) { x } else { f32::NEG_INFINITY });
+                match bits {
+                    0 => {
+                        buffers.edited.resize(buffers.edited.len() + chunk.len(), f32::NEG_INFINITY)
+                    }
+                    u32::MAX => buffers.edited.extend_from_slice(chunk),
+                    _ => buffers.edited.extend(masked),
+                }
+                continue;
+            }
+            while bits != 0 {
+                let i = bits.trailing_zeros();
+                bits &= bits - 1;
+                let x = chunk.get(i as usize).map_or(f32::NEG_INFINITY, |&x| sane(x));
+                if x > f32::NEG_INFINITY {
+                    buffers.ids.push(first + i);
+                    buffers.logits.push(x);
+                }
+            }
+        }
+        Self { source: logits, form: if dense { Form::Edited } else { Form::List }, buffers }
+    }
+
     fn logits(&self) -> &[f32] {
         match self.form {
             Form::Source => self.source,
@@ -286,13 +324,6 @@ impl<'a> Candidates<'a> {
             Form::Edited => edited.iter_mut().for_each(|x| *x = f(*x)),
             Form::List => logits.iter_mut().for_each(|x| *x = f(*x)),
         }
-    }
-
-    /// Makes impossible what has no bit in `mask`, 32 ids to a word, lowest bit first.
-    pub(super) fn restrict(&mut self, mask: &[u32]) {
-        self.keep(f32::NEG_INFINITY, |id, _| {
-            mask.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
-        });
     }
 
     /// Keeps the possible candidates whose logit is at least `floor` and that `wanted(id, logit)`.
@@ -617,6 +648,35 @@ mod tests {
             c.adjust(8, |_| f32::NAN);
         });
         assert_eq!(left, [(7, 1007.0), (298, -298.0)]);
+    }
+
+    #[test]
+    fn masks_leave_what_they_allow() {
+        let mut rng = Rng::new(7);
+        for n in [1, 31, 32, 33, 200, 1000] {
+            for one_in in [1, 2, 5, 40, 500] {
+                let logits: Vec<f32> = (0..n)
+                    .map(|i| if i % 13 == 5 { f32::NAN } else { rng.uniform() as f32 })
+                    .collect();
+                // Some words are full, some empty.
+                let allowed = |i: usize| match i / 32 % 3 {
+                    0 => true,
+                    1 => i.is_multiple_of(one_in),
+                    _ => false,
+                };
+                let mut mask = vec![0; n / 32];
+                (0..n / 32 * 32)
+                    .filter(|&i| allowed(i))
+                    .for_each(|i| mask[i / 32] |= 1 << (i % 32));
+                let mut buffers = Buffers::default();
+                let mut candidates = Candidates::masked(&logits, &mask, &mut buffers);
+                let mut left = Vec::new();
+                candidates.for_each(|id, x| left.push((id, x)));
+                let expected = (0..n / 32 * 32).filter(|&i| allowed(i) && !logits[i].is_nan());
+                let expected: Vec<_> = expected.map(|i| (i as u32, logits[i])).collect();
+                assert_eq!(left, expected, "{n} {one_in}");
+            }
+        }
     }
 
     #[test]

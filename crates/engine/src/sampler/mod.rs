@@ -154,10 +154,10 @@ impl Sampler {
 
     /// As [`sample`](Self::sample); what `mask` does not contain is impossible.
     pub fn sample_masked(&mut self, logits: &[f32], mask: Option<&TokenMask>) -> u32 {
-        let mut candidates = Candidates::new(logits, &mut self.buffers);
-        if let Some(mask) = mask {
-            candidates.restrict(mask.words());
-        }
+        let mut candidates = match mask {
+            None => Candidates::new(logits, &mut self.buffers),
+            Some(mask) => Candidates::masked(logits, mask.words(), &mut self.buffers),
+        };
         for &(token, bias) in &self.bias {
             candidates.adjust(token, |x| x + bias);
         }

@@ -41,7 +41,7 @@ async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let model = chat.model.clone().unwrap_or_else(|| shared.options.model.clone());
         let (mut answers, n_prompt) = shared.converse(chat).await?;
         if !reply.stream {
-            let (content, outcome) = answers.one().await?;
+            let (content, _, outcome) = answers.one().await?;
             let message = Message { content, ..Message::default() };
             return Ok(with_json(&anthropic::message(&id, &model, &message, &outcome)));
         }
@@ -51,6 +51,7 @@ async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let pieces = answers.map(move |(_, event)| {
             let events = match event {
                 Event::Text(text) => stream.delta(&Delta::Content(text)),
+                Event::Logprobs(_) => Vec::new(),
                 Event::Finished(finished) => match broken_off(&finished) {
                     Some(error) => vec![Stream::error(&error)],
                     None => stream.finish(&outcome(finished)),

@@ -2,7 +2,7 @@
 //! loaded as long as the server runs.
 use super::{Shared, broken_off, outcome, refusal, with_json};
 use crate::error::{ApiError, ErrorKind};
-use crate::output::Message;
+use crate::output::{Message, Outcome};
 use crate::request::{Chat, Reply};
 use crate::wire::ollama::{self, Ask, Head, KeepAlive};
 use crate::worker::{Answers, Event};
@@ -49,7 +49,7 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
                 check_keep_alive(request.keep_alive)?;
                 let (head, reply) =
                     (shared.ollama_head(completion.model.as_deref()), completion.reply);
-                let (answers, _) = shared.complete(completion)?;
+                let (answers, _) = shared.complete(completion).await?;
                 respond(head, answers, reply, Shape::Generate).await
             }
         }
@@ -112,27 +112,42 @@ async fn respond(
     reply: Reply,
     shape: Shape,
 ) -> Result<Response, ApiError> {
-    let line = move |message: &Message, outcome: Option<&crate::output::Outcome>| match shape {
-        Shape::Chat => head.chat(message, outcome),
-        Shape::Generate => head.generate(message, outcome),
+    let line = move |message: &Message, logprobs: &[_], outcome: Option<&Outcome>| {
+        let line = match shape {
+            Shape::Chat => head.chat(message, outcome),
+            Shape::Generate => head.generate(message, outcome),
+        };
+        ollama::with_logprobs(line, logprobs)
     };
     if reply.stream {
-        let lines = answers.map(move |(_, event)| {
+        let mut tokens = Vec::new();
+        let lines = answers.filter_map(move |(_, event)| {
             let value = match event {
-                Event::Text(content) => line(&Message { content, ..Message::default() }, None),
+                Event::Logprobs(token) => {
+                    tokens.push(token);
+                    return None;
+                }
+                Event::Text(content) => {
+                    let message = Message { content, ..Message::default() };
+                    line(&message, &std::mem::take(&mut tokens), None)
+                }
                 Event::Finished(finished) => match broken_off(&finished) {
                     Some(error) => error.ollama(),
-                    None => line(&Message::default(), Some(&outcome(finished))),
+                    None => {
+                        let tokens = std::mem::take(&mut tokens);
+                        line(&Message::default(), &tokens, Some(&outcome(finished)))
+                    }
                 },
                 Event::Failed(error) => error.ollama(),
             };
-            Ok::<_, std::convert::Infallible>(Bytes::from(format!("{value}\n")))
+            Some(Ok::<_, std::convert::Infallible>(Bytes::from(format!("{value}\n"))))
         });
         let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
         return Ok((headers, Body::from_stream(lines)).into_response());
     }
-    let (text, outcome) = answers.one().await?;
-    Ok(with_json(&line(&Message { content: text, ..Message::default() }, Some(&outcome))))
+    let (content, tokens, outcome) = answers.one().await?;
+    let message = Message { content, ..Message::default() };
+    Ok(with_json(&line(&message, &tokens, Some(&outcome))))
 }
 
 async fn tags(State(shared): State<Arc<Shared>>) -> Response {

@@ -155,7 +155,8 @@ pub fn parse_detokenize(body: &[u8]) -> Result<(Vec<u32>, Option<String>), ApiEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Format, Prompt};
+    use crate::request::Prompt;
+    use hurtle_engine::constraint::Grammar;
 
     #[test]
     fn a_completion() {
@@ -165,7 +166,7 @@ mod tests {
         assert_eq!(read.prompts, [Prompt::Ids(vec![1, 2])]);
         let generate = read.generation;
         assert_eq!((generate.params.n_predict, generate.logprobs), (Some(5), Some(3)));
-        assert_eq!(generate.format, Format::Gbnf("root ::= \"a\"".into()));
+        assert_eq!(generate.format, Some(Grammar::Gbnf("root ::= \"a\"".into())));
         assert_eq!(generate.params.sampler.samplers.len(), 2);
         assert!(!generate.cache_prompt && read.reply.stream);
     }

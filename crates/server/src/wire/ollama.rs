@@ -3,8 +3,9 @@ use super::fields::Fields;
 use super::openai::{function_call, read_tools};
 use super::{arguments_value, options};
 use crate::error::ApiError;
-use crate::output::{FinishReason, Message, Outcome};
-use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply, ToolChoice};
+use crate::output::{FinishReason, Logprobs, Message, Outcome, TokenLogprob};
+use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
+use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -140,10 +141,11 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
     match fields.opt::<Value>("format")? {
         None => {}
         Some(Value::String(name)) if name.is_empty() => {}
-        Some(Value::String(name)) if name == "json" => generate.format = Format::JsonObject,
-        Some(schema @ Value::Object(_)) => generate.format = Format::JsonSchema(schema),
+        Some(Value::String(name)) if name == "json" => generate.format = Some(Grammar::JsonObject),
+        Some(schema @ Value::Object(_)) => generate.format = Some(Grammar::JsonSchema(schema)),
         Some(_) => return Err(fields.wrong("format", "expected \"json\" or a JSON schema")),
     }
+    generate.format_param = "format";
     if let Some(mut options) = fields.object("options")? {
         options::sampling(&mut options, &mut generate)?;
         options::stop(&mut options, "stop", &mut generate)?;
@@ -333,6 +335,22 @@ impl Head {
         }
         line
     }
+}
+
+/// A line with the tokens that it completes, if log-probabilities were asked for.
+pub fn with_logprobs(mut line: Value, tokens: &[Logprobs]) -> Value {
+    let entry = |token: &TokenLogprob| json!({"token": token.text(), "logprob": token.logprob, "bytes": token.bytes});
+    if !tokens.is_empty() {
+        let tokens = tokens.iter().map(|Logprobs { token, top }| {
+            let mut value = entry(token);
+            if !top.is_empty() {
+                value["top_logprobs"] = top.iter().map(entry).collect();
+            }
+            value
+        });
+        line["logprobs"] = tokens.collect();
+    }
+    line
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@ use super::fields::Fields;
 use super::options::{self, MAX_LOGPROBS};
 use super::{SseEvent, arguments_value, content_text};
 use crate::error::ApiError;
-use crate::output::{Delta, FinishReason, Message, Outcome, ToolCall, Usage};
-use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply, ToolChoice};
+use crate::output::{
+    Delta, FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall, Usage,
+};
+use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
+use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
 
@@ -104,6 +107,7 @@ fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> 
     options::n(fields, generate)?;
     if let Some(format) = fields.opt::<Value>("response_format")? {
         generate.format = read_format(&format, "response_format", &["json_schema"])?;
+        generate.format_param = "response_format";
     }
     options::grammar(fields, generate)?;
     if let Some(cache) = fields.opt("cache_prompt")? {
@@ -132,17 +136,17 @@ pub(super) fn read_format(
     format: &Value,
     at: &str,
     path_of_schema: &[&str],
-) -> Result<Format, ApiError> {
+) -> Result<Option<Grammar>, ApiError> {
     let schema = || {
         let inner = path_of_schema.iter().try_fold(format, |value, key| value.get(key));
         inner.and_then(|value| value.get("schema")).or_else(|| format.get("schema")).cloned()
     };
     match format["type"].as_str() {
-        Some("text") => Ok(Format::Text),
+        Some("text") => Ok(None),
         // llama.cpp takes a schema here too.
-        Some("json_object") => Ok(schema().map_or(Format::JsonObject, Format::JsonSchema)),
+        Some("json_object") => Ok(Some(schema().map_or(Grammar::JsonObject, Grammar::JsonSchema))),
         Some("json_schema") => schema()
-            .map(Format::JsonSchema)
+            .map(|schema| Some(Grammar::JsonSchema(schema)))
             .ok_or_else(|| ApiError::invalid(at, format!("{at}: a json_schema needs a schema"))),
         _ => Err(ApiError::invalid(
             format!("{at}.type"),
@@ -321,6 +325,37 @@ pub(super) fn usage(usage: Usage) -> Value {
         "total_tokens": usage.prompt + usage.generated,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     })
+}
+
+/// The log-probabilities of a chat.
+pub fn chat_logprobs(tokens: &[Logprobs]) -> Value {
+    let entry = |token: &TokenLogprob| json!({"token": token.text(), "logprob": token.logprob, "bytes": token.bytes});
+    let tokens = tokens.iter().map(|Logprobs { token, top }| {
+        let mut value = entry(token);
+        value["top_logprobs"] = top.iter().map(entry).collect();
+        value
+    });
+    json!({"content": tokens.collect::<Value>(), "refusal": null})
+}
+
+/// The log-probabilities of a completion, or of a piece that begins `offset` characters behind its start.
+pub fn completion_logprobs(tokens: &[Logprobs], offset: &mut usize) -> Value {
+    // Parts of characters have names of their own, so that they are not taken for one another.
+    let name = |token: &TokenLogprob| match str::from_utf8(&token.bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => token.bytes.iter().fold("bytes:".into(), |name, b| format!("{name}\\x{b:02x}")),
+    };
+    let (mut names, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
+    for Logprobs { token, top } in tokens {
+        names.push(name(token));
+        logprobs.push(token.logprob);
+        // The token itself is always among them.
+        let top = top.iter().chain([token]).map(|token| (name(token), token.logprob.into()));
+        tops.push(top.collect::<Map<String, Value>>());
+        offsets.push(*offset);
+        *offset += token.bytes.iter().filter(|&b| b & 0xc0 != 0x80).count();
+    }
+    json!({"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets})
 }
 
 /// What all chunks and the reply of one request have in common.
@@ -569,16 +604,19 @@ mod tests {
 
     #[test]
     fn formats() {
-        let check = |format: Value, expected: Format| {
+        let check = |format: Value, expected: Option<Grammar>| {
             let chat = chat(with("response_format", format)).expect("read");
             assert_eq!(chat.generation.format, expected);
         };
         let schema = json!({"type": "object"});
-        check(json!({"type": "text"}), Format::Text);
-        check(json!({"type": "json_object"}), Format::JsonObject);
-        check(json!({"type": "json_object", "schema": schema}), Format::JsonSchema(schema.clone()));
+        check(json!({"type": "text"}), None);
+        check(json!({"type": "json_object"}), Some(Grammar::JsonObject));
+        check(
+            json!({"type": "json_object", "schema": schema}),
+            Some(Grammar::JsonSchema(schema.clone())),
+        );
         let named = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
-        check(named, Format::JsonSchema(schema.clone()));
+        check(named, Some(Grammar::JsonSchema(schema.clone())));
     }
 
     #[test]

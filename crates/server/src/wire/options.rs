@@ -1,10 +1,11 @@
 //! Parameters that several APIs spell alike.
 use super::fields::Fields;
 use crate::error::ApiError;
-use crate::request::{Format, Generate, check_sampler};
+use crate::request::{Generate, check_sampler};
+use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{SamplerKind, SamplerParams};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Most answers to one prompt.
 const MAX_N: usize = 128;
@@ -186,23 +187,45 @@ pub(super) fn length(
     Ok(())
 }
 
-/// llama.cpp's `grammar` and `json_schema`.
+/// llama.cpp's `grammar` and `json_schema`, and vLLM's `guided_regex`. A grammar may also be an object with
+/// `type` and `value`, as mistral.rs has it.
 pub(super) fn grammar(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
-    let grammar = fields.opt::<String>("grammar")?.filter(|grammar| !grammar.is_empty());
-    let schema = fields.opt::<Value>("json_schema")?;
-    if grammar.is_none() && schema.is_none() {
-        return Ok(());
-    }
-    if generate.format != Format::Text || (grammar.is_some() && schema.is_some()) {
-        let what = "only one of grammar, json_schema and response_format can hold at a time";
-        return Err(fields.wrong(if grammar.is_some() { "grammar" } else { "json_schema" }, what));
-    }
-    generate.format = match (grammar, schema) {
-        (Some(grammar), _) => Format::Gbnf(grammar),
-        (None, Some(schema)) => Format::JsonSchema(schema),
-        (None, None) => Format::Text,
+    let grammar = match fields.opt::<Value>("grammar")? {
+        None => None,
+        Some(Value::String(text)) if text.is_empty() => None,
+        Some(Value::String(text)) => Some(Grammar::from_text(text)),
+        Some(Value::Object(grammar)) => Some(typed_grammar(fields, &grammar)?),
+        Some(_) => return Err(fields.wrong("grammar", "expected a text, or an object")),
     };
+    let schema = fields.opt::<Value>("json_schema")?.map(Grammar::JsonSchema);
+    let regex = fields.opt::<String>("guided_regex")?.map(Grammar::Regex);
+    for (name, grammar) in [("grammar", grammar), ("json_schema", schema), ("guided_regex", regex)]
+    {
+        let Some(grammar) = grammar else { continue };
+        if generate.format.is_some() {
+            let what = "only one of grammar, json_schema, guided_regex and response_format can hold at a time";
+            return Err(fields.wrong(name, what));
+        }
+        (generate.format, generate.format_param) = (Some(grammar), name);
+    }
     Ok(())
+}
+
+/// `{"type": "regex" | "lark" | "json_schema", "value": ...}`.
+fn typed_grammar(fields: &Fields, grammar: &Map<String, Value>) -> Result<Grammar, ApiError> {
+    let value = grammar.get("value").cloned().unwrap_or_default();
+    Ok(match (grammar.get("type").and_then(Value::as_str), value) {
+        (Some("regex"), Value::String(text)) => Grammar::Regex(text),
+        (Some("lark"), Value::String(text)) => Grammar::Lark(text),
+        (Some("gbnf"), Value::String(text)) => Grammar::Gbnf(text),
+        (Some("json_schema"), schema @ (Value::Object(_) | Value::Bool(_))) => {
+            Grammar::JsonSchema(schema)
+        }
+        _ => {
+            let what = "expected a type (regex, lark, gbnf or json_schema) and its value";
+            return Err(fields.wrong("grammar", what));
+        }
+    })
 }
 
 /// The server's own sampling parameters, for what a request leaves open.
@@ -265,7 +288,7 @@ mod tests {
         check(r#"{"samplers": ["magic"]}"#, "samplers");
         check(r#"{"logit_bias": [[1]]}"#, "logit_bias");
         check(r#"{"logit_bias": {"99999999999": 1}}"#, "logit_bias");
-        check(r#"{"grammar": "root ::= \"a\"", "json_schema": {}}"#, "grammar");
+        check(r#"{"grammar": "root ::= \"a\"", "json_schema": {}}"#, "json_schema");
         check(r#"{"best_of": 2}"#, "best_of");
     }
 }

@@ -14,7 +14,8 @@ mod slash;
 use super::show::Info;
 use crate::answer::{self, AnswerPrinter};
 use crate::args::{
-    EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_text,
+    EngineArgs, Form, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types,
+    read_text,
 };
 use crate::error::{Interrupted, render};
 use crate::interrupt::Interrupt;
@@ -24,6 +25,7 @@ use crate::{models, timings};
 use anyhow::{Result, bail};
 use clap::Args;
 use conversation::{Conversation, Role};
+use hurtle_engine::constraint::GrammarConstraint;
 use hurtle_engine::{Engine, Generation, GenerationParams, Session, StopReason, Timings};
 use hurtle_text::{ChatPrompt, RenderInput};
 use input::{Input, Reader};
@@ -63,6 +65,7 @@ pub(crate) fn execute(args: &ChatArgs, globals: &GlobalArgs) -> Result<()> {
         interrupt: Interrupt::install(false)?,
         conversation: Conversation::new(args.system.text()?),
         params: args.generation.params()?,
+        form: args.generation.grammar.form()?,
         verbose: globals.verbose,
         think: None,
         files: Vec::new(),
@@ -114,6 +117,7 @@ struct Chat<'a> {
     interrupt: Interrupt,
     conversation: Conversation,
     params: GenerationParams,
+    form: Option<Form>,
     verbose: bool,
     /// The template's `enable_thinking`, if the user set it.
     think: Option<bool>,
@@ -143,6 +147,7 @@ impl Chat<'_> {
         if self.verbose {
             say(&format!("chat template: {}", template.origin));
         }
+        let constraint = self.form.as_ref().map(|form| form.constraint(engine)).transpose()?;
         let mut session = engine.session();
         loop {
             let text = match reader.read()? {
@@ -158,12 +163,12 @@ impl Chat<'_> {
                 None => {
                     let parts: Vec<String> = self.files.drain(..).chain([text]).collect();
                     self.conversation.ask(parts.join("\n\n"));
-                    self.answer(engine, &template, &mut session)?;
+                    self.answer(engine, &template, constraint.as_ref(), &mut session)?;
                 }
                 Some(Ok(Slash::Leave)) => return Ok(Leave::Program),
                 Some(Ok(Slash::Regenerate)) => {
                     if self.conversation.reopen() {
-                        self.answer(engine, &template, &mut session)?;
+                        self.answer(engine, &template, constraint.as_ref(), &mut session)?;
                     } else {
                         self.fail("nothing was answered yet");
                     }
@@ -202,11 +207,12 @@ impl Chat<'_> {
         &mut self,
         engine: &Engine,
         template: &Template,
+        constraint: Option<&GrammarConstraint>,
         session: &mut Session<'_>,
     ) -> Result<()> {
         let generated = self
             .fitting_prompt(engine, template)
-            .and_then(|prompt| Ok((self.generate(&prompt, session)?, prompt)));
+            .and_then(|prompt| Ok((self.generate(&prompt, constraint, session)?, prompt)));
         let (generation, prompt) = match generated {
             Ok(generated) => generated,
             Err(error) if error.is::<io::Error>() => return Err(error),
@@ -276,12 +282,18 @@ impl Chat<'_> {
         }
     }
 
-    fn generate(&self, prompt: &ChatPrompt, session: &mut Session<'_>) -> Result<Generation> {
+    fn generate(
+        &self,
+        prompt: &ChatPrompt,
+        constraint: Option<&GrammarConstraint>,
+        session: &mut Session<'_>,
+    ) -> Result<Generation> {
+        let extras = answer::extras(constraint, prompt.thinking, None);
         #[cfg(unix)]
         let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();
         let printer = AnswerPrinter::new(out, self.terminal, false, prompt.thinking);
-        answer::generate(session, &prompt.ids, &self.params, &self.interrupt, Some(printer))
+        answer::generate(session, &prompt.ids, &self.params, extras, &self.interrupt, Some(printer))
     }
 
     /// Loads a saved conversation, or gives the name of the model to change to.
