@@ -16,6 +16,11 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn server(api_keys: &[&str]) -> Server {
+    server_with(api_keys, None)
+}
+
+/// A server whose model has this chat template.
+fn server_with(api_keys: &[&str], template: Option<&str>) -> Server {
     let options = EngineOptions {
         threads: Some(1),
         arithmetic: Arithmetic::Exact,
@@ -24,8 +29,12 @@ fn server(api_keys: &[&str]) -> Server {
         ..EngineOptions::default()
     };
     let engine = Engine::load(&golden("llama.gguf"), &options).expect("loaded");
-    let (template, _) = ChatTemplate::fallback_for(engine.gguf().metadata(), engine.tokenizer())
-        .expect("a template");
+    let template = match template {
+        Some(template) => ChatTemplate::new(template, "", ""),
+        None => ChatTemplate::fallback_for(engine.gguf().metadata(), engine.tokenizer())
+            .map(|(template, _)| template),
+    };
+    let template = template.expect("a template");
     let options = ServerOptions {
         model: "tiny".into(),
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
@@ -280,6 +289,12 @@ const FORMS: [(&str, &str, &str); 3] = [
     ),
 ];
 
+const ANTHROPIC: (&str, &str, &str) = (
+    "/v1/messages",
+    r#"{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 900}"#,
+    "/content/0/text",
+);
+
 #[tokio::test]
 async fn answers_have_the_form_that_is_asked_for() {
     let server = server(&[]);
@@ -304,6 +319,8 @@ async fn answers_have_the_form_that_is_asked_for() {
     check(answer(chat, json!({"json_schema": schema})).await);
     check(answer(completion, json!({"grammar": {"type": "json_schema", "value": schema}})).await);
     check(answer(ollama, json!({"format": schema})).await);
+    let format = json!({"format": {"type": "json_schema", "schema": schema}});
+    check(answer(ANTHROPIC, json!({"output_config": format})).await);
 
     for form in [
         json!({"grammar": "root ::= \"yes\" | \"no\""}),
@@ -350,6 +367,20 @@ async fn forms_are_the_same_in_pieces_and_beside_others() {
     let chunks = events(&server, "/v1/completions", streamed).await;
     let text = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str());
     assert_eq!(alone[0], text.collect::<String>());
+}
+
+#[tokio::test]
+async fn a_form_is_that_of_the_answer_and_not_of_the_reasoning() {
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "seed": 1,
+        "guided_regex": "yes|no"});
+    let answer = async |template: &str| {
+        let server = server_with(&[], Some(template));
+        let reply = ask(&server, "/v1/chat/completions", body.clone()).await;
+        reply["choices"][0]["finish_reason"].as_str().expect("a reason").to_owned()
+    };
+    assert_eq!(answer("{{ messages[0].content }}").await, "stop");
+    // This model never ends to think.
+    assert_eq!(answer("{{ messages[0].content }}<think>\n").await, "length");
 }
 
 #[tokio::test]

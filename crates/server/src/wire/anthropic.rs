@@ -1,6 +1,6 @@
 //! Anthropic's messages.
 use super::fields::Fields;
-use super::openai::{function_call, read_tool_choice};
+use super::openai::{function_call, read_format, read_tool_choice};
 use super::{SseEvent, arguments_object, arguments_value, content_text, options};
 use crate::error::ApiError;
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
@@ -45,6 +45,14 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
         template.insert("enable_thinking".into(), enabled.into());
         // How long to think is the model's affair: the budget is an aim, max_tokens the limit.
         thinking.finish(&["budget_tokens", "display"])?;
+    }
+
+    if let Some(mut config) = fields.object("output_config")? {
+        if let Some(format) = config.opt::<Value>("format")? {
+            let param = "output_config.format";
+            (generate.format, generate.format_param) = (read_format(&format, param, &[])?, param);
+        }
+        config.finish(&[])?;
     }
 
     let tools: Vec<Value> = fields.opt("tools")?.unwrap_or_default();
