@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Invalid,
     /// The API key is missing or wrong.
     Unauthorized,
+    /// The server is not to do this for anybody.
+    Forbidden,
     /// There is no such model or resource.
     NotFound,
     /// The body is larger than allowed.
@@ -25,9 +27,10 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kind, HTTP status, OpenAI's type, Anthropic's type.
-    const TABLE: [(Self, u16, &'static str, &'static str); 8] = [
+    const TABLE: [(Self, u16, &'static str, &'static str); 9] = [
         (Self::Invalid, 400, "invalid_request_error", "invalid_request_error"),
         (Self::Unauthorized, 401, "authentication_error", "authentication_error"),
+        (Self::Forbidden, 403, "permission_error", "permission_error"),
         (Self::NotFound, 404, "not_found_error", "not_found_error"),
         (Self::TooLarge, 413, "invalid_request_error", "request_too_large"),
         (Self::QueueFull, 429, "rate_limit_error", "rate_limit_error"),
@@ -151,6 +154,7 @@ mod tests {
         let kinds = [
             (Invalid, 400),
             (Unauthorized, 401),
+            (Forbidden, 403),
             (NotFound, 404),
             (TooLarge, 413),
             (QueueFull, 429),

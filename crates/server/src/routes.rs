@@ -2,9 +2,11 @@
 mod anthropic;
 mod ollama;
 mod page;
+mod pull;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
+use crate::models::{Lease, Models};
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
 use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
@@ -17,8 +19,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hurtle_engine::{Finished, Service, StopReason};
-use hurtle_text::{ChatTemplate, Encode, RenderInput};
+use hurtle_engine::{Finished, StopReason};
+use hurtle_text::{Encode, RenderInput};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,13 +32,24 @@ use tower_http::catch_panic::CatchPanicLayer;
 /// What the routes share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) service: Service,
-    pub(crate) template: ChatTemplate,
+    pub(crate) models: Arc<Models>,
     pub(crate) options: ServerOptions,
     /// Seconds since 1970 when the server started.
     pub(crate) started: u64,
     /// Requests so far, for their ids.
     pub(crate) n_requests: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(models: Models, options: ServerOptions) -> Self {
+        let (models, started) = (Arc::new(models), now());
+        Self { models, options, started, n_requests: AtomicU64::new(0) }
+    }
+
+    /// The model that a request names.
+    pub(crate) async fn model(&self, name: Option<&str>) -> Result<Lease, ApiError> {
+        self.models.lease(name, None).await
+    }
 }
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -53,6 +66,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/slots", get(slots))
         .merge(ollama::routes())
         .merge(anthropic::routes())
+        .merge(pull::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
@@ -121,22 +135,29 @@ async fn health() -> Response {
     with_json(&json!({"status": "ok"}))
 }
 
+/// The models that flags name, and those that are loaded.
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let hparams = shared.service.engine().model().hparams();
-    let model = json!({
-        "id": shared.options.model,
-        "object": "model",
-        "created": shared.started,
-        "owned_by": "hurtle",
-        "meta": {"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_ctx": shared.service.engine().ctx_size()},
+    let entry = |name: &str| json!({"id": name, "object": "model", "created": shared.started, "owned_by": "hurtle"});
+    let mut models: Vec<Value> =
+        shared.models.named().iter().map(|source| entry(&source.name)).collect();
+    shared.models.loaded(|status| {
+        let name = &status.loaded.source.name;
+        let known = models.iter().position(|model| model["id"] == name.as_str());
+        let at = known.unwrap_or_else(|| {
+            models.push(entry(name));
+            models.len() - 1
+        });
+        let engine = status.loaded.service.engine();
+        let hparams = engine.model().hparams();
+        models[at]["meta"] = json!({"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
+            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "size": status.loaded.source.bytes});
     });
-    with_json(&json!({"object": "list", "data": [model]}))
+    with_json(&json!({"object": "list", "data": models}))
 }
 
 /// What the engine does, in Prometheus' text format, under llama.cpp's names where it has them.
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let stats = shared.service.stats();
+    let stats = shared.models.stats();
     let counter = |name, help, value: u64| (name, "counter", help, value as f64);
     let gauge = |name, help, value: f64| (name, "gauge", help, value);
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
@@ -171,13 +192,13 @@ async fn slots(State(shared): State<Arc<Shared>>) -> Response {
         json!({"id": slot.id, "n_prompt_tokens": slot.n_prompt, "n_past": slot.n_done,
             "n_decoded": slot.n_generated, "is_processing": true})
     };
-    with_json(&shared.service.stats().slots.into_iter().map(slot).collect())
+    with_json(&shared.models.stats().slots.into_iter().map(slot).collect())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = llama_cpp::parse_tokenize(&body)?;
-    shared.check_model(request.model.as_deref())?;
-    let tok = shared.service.engine().tokenizer();
+    let model = shared.model(request.model.as_deref()).await?;
+    let tok = model.service.engine().tokenizer();
     let how = Encode { add_special: request.add_special, parse_special: request.parse_special };
     let ids = tok.encode(&request.content, how);
     let tokens: Value = match request.with_pieces {
@@ -188,10 +209,10 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let (ids, model) = llama_cpp::parse_detokenize(&body)?;
-    shared.check_model(model.as_deref())?;
-    let tok = shared.service.engine().tokenizer();
-    shared.check_ids("tokens", &ids)?;
+    let (ids, name) = llama_cpp::parse_detokenize(&body)?;
+    let model = shared.model(name.as_deref()).await?;
+    let tok = model.service.engine().tokenizer();
+    model.check_ids("tokens", &ids)?;
     let mut decoder = hurtle_text::StreamDecoder::new(tok, true);
     let mut text = String::new();
     ids.iter().for_each(|&id| decoder.push(id, &mut text));
@@ -201,22 +222,23 @@ async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Re
 
 async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_completion(&body, &shared.options.sampler)?;
+    let model = shared.model(request.model.as_deref()).await?;
     let how = request.reply;
-    let (events, n_prompt) = shared.complete(request)?;
-    reply(&shared, events, n_prompt, how, Shape::Completion).await
+    let (events, n_prompt) = model.complete(request)?;
+    reply(shared.head(&model, "cmpl"), events, n_prompt, how, Shape::Completion).await
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_chat(&body, &shared.options.sampler)?;
+    let model = shared.model(request.model.as_deref()).await?;
     let how = request.reply;
-    let (events, n_prompt) = shared.converse(request).await?;
-    reply(&shared, events, vec![n_prompt], how, Shape::Chat).await
+    let (events, n_prompt) = model.converse(request).await?;
+    reply(shared.head(&model, "chatcmpl"), events, vec![n_prompt], how, Shape::Chat).await
 }
 
-impl Shared {
+impl Lease {
     /// Begins to continue texts; also tells the tokens of each.
     fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
-        self.check_model(request.model.as_deref())?;
         for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
             if given {
                 return Err(ApiError::invalid(param, format!("{param} is not supported")));
@@ -240,15 +262,14 @@ impl Shared {
     }
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
-    async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Answers, usize), ApiError> {
+    async fn converse(&self, request: Chat) -> Result<(Answers, usize), ApiError> {
         let (ids, generation) = self.render(request).await?;
         let n_prompt = ids.len();
         Ok((self.submit(vec![ids], generation)?, n_prompt))
     }
 
     /// The prompt of a conversation, and how it is to be answered.
-    async fn render(self: &Arc<Self>, request: Chat) -> Result<(Vec<u32>, Generate), ApiError> {
-        self.check_model(request.model.as_deref())?;
+    async fn render(&self, request: Chat) -> Result<(Vec<u32>, Generate), ApiError> {
         if !request.tools.is_empty() {
             return Err(ApiError::invalid("tools", "tools are not supported"));
         }
@@ -259,8 +280,8 @@ impl Shared {
             ..RenderInput::default()
         };
         let render = {
-            let shared = Arc::clone(self);
-            move || shared.template.prompt(shared.service.engine().tokenizer(), &input, false)
+            let model = self.clone();
+            move || model.template.prompt(model.service.engine().tokenizer(), &input, false)
         };
         // Templates may take a while.
         let prompt = tokio::task::spawn_blocking(render)
@@ -268,16 +289,6 @@ impl Shared {
             .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
         Ok((prompt.ids, request.generation))
-    }
-
-    fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
-        match name {
-            None | Some("default") => Ok(()),
-            Some(name) if name == self.options.model => Ok(()),
-            // Ollama's clients name a tag.
-            Some(name) if name.strip_suffix(":latest") == Some(&self.options.model) => Ok(()),
-            Some(name) => Err(ApiError::no_model(name)),
-        }
     }
 
     fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
@@ -339,15 +350,17 @@ impl Shared {
                 }
             })
         });
-        worker::submit(&self.service, requests)
+        worker::submit(self, requests)
     }
+}
 
-    fn head(&self, prefix: &str) -> Head {
+impl Shared {
+    fn head(&self, model: &Lease, prefix: &str) -> Head {
         let number = self.n_requests.fetch_add(1, Ordering::Relaxed);
         Head {
             id: format!("{prefix}-{:x}-{number:x}", self.started),
             created: now(),
-            model: self.options.model.clone(),
+            model: model.source.name.clone(),
             system_fingerprint: concat!("hurtle-", env!("CARGO_PKG_VERSION")).into(),
         }
     }
@@ -396,13 +409,12 @@ fn total(n_prompt: &[usize], outcomes: impl Iterator<Item = Usage>) -> Usage {
 }
 
 async fn reply(
-    shared: &Shared,
+    head: Head,
     mut events: Answers,
     n_prompt: Vec<usize>,
     how: Reply,
     shape: Shape,
 ) -> Result<Response, ApiError> {
-    let head = shared.head(if shape == Shape::Chat { "chatcmpl" } else { "cmpl" });
     if how.stream {
         return Ok(stream(head, events, n_prompt, how, shape));
     }

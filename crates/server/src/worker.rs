@@ -7,9 +7,10 @@
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
 use crate::error::{ApiError, ErrorKind};
+use crate::models::Lease;
 use crate::output::Outcome;
 use crate::routes::{broken_off, outcome};
-use hurtle_engine::{Event as EngineEvent, Finished, Request, Service, SubmitError, Ticket};
+use hurtle_engine::{Event as EngineEvent, Finished, Request, SubmitError, Ticket};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -32,6 +33,8 @@ pub(crate) struct Answers {
     events: UnboundedReceiver<(usize, Event)>,
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
+    /// As long as it answers, the model stays.
+    _model: Lease,
 }
 
 impl Answers {
@@ -62,17 +65,18 @@ impl Stream for Answers {
 
 /// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled.
 pub(crate) fn submit(
-    service: &Service,
+    model: &Lease,
     requests: impl IntoIterator<Item = Request>,
 ) -> Result<Answers, ApiError> {
     let (sender, events) = mpsc::unbounded_channel();
     let mut tickets = Vec::new();
     for (index, request) in requests.into_iter().enumerate() {
         let sender = sender.clone();
-        let ticket = service.submit(request, Box::new(move |event| pass_on(&sender, index, event)));
+        let ticket =
+            model.service.submit(request, Box::new(move |event| pass_on(&sender, index, event)));
         tickets.push(ticket.map_err(refused)?);
     }
-    Ok(Answers { events, _tickets: tickets })
+    Ok(Answers { events, _tickets: tickets, _model: model.clone() })
 }
 
 /// Sends what a connection has to hear. That it may have gone is no error: its ticket cancels.

@@ -1,7 +1,5 @@
 //! `hurtle serve`: the HTTP server.
-use crate::args::{
-    EngineArgs, GlobalArgs, ModelArgs, SamplingArgs, TemplateArgs, Types, read_text,
-};
+use crate::args::{EngineArgs, GlobalArgs, SamplingArgs, TemplateArgs, Types, read_text};
 use crate::error::usage;
 use crate::machine::Machine;
 use crate::models;
@@ -9,20 +7,23 @@ use crate::prompt::Template;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use hurtle_engine::{ServiceOptions, ShutdownReport};
+use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
+use hurtle_server::keep_alive::KeepAlive;
+use hurtle_server::models::{Catalog, Load, Source};
 use hurtle_server::{Server, ServerOptions};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Serves a model over HTTP, as OpenAI's clients expect it.
+/// Serves models over HTTP, as the clients of OpenAI, Ollama, Anthropic and llama.cpp expect it.
 ///
-/// Answers to several requests are written at the same time. Sampling flags hold where a request leaves a parameter open.
+/// The first --model is loaded at the start, others when a request names them; so is any model that 'hurtle list' shows. Answers to several requests are written at the same time. Sampling flags hold where a request leaves a parameter open.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hurtle serve -m qwen2.5-coder:1.5b
-  hurtle serve --host 0.0.0.0 --port 8000 --api-key-file keys.txt
+  hurtle serve -m qwen2.5-coder:1.5b -m gemma3:270m --keep-alive 10m
+  hurtle serve --host 0.0.0.0 --port 8000 --api-key-file keys.txt --only-named
 
 Ctrl-C or SIGTERM stops it: answers in progress have --shutdown-timeout seconds; a second one ends it at once.")]
 pub(crate) struct ServeArgs {
@@ -57,8 +58,20 @@ pub(crate) struct ServeArgs {
     /// Seconds that answers in progress have when the server is stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Server")]
     shutdown_timeout: u64,
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A model as in 'hurtle run'; may be repeated: the first is the one that requests mean which name none
+    #[arg(short, long, env = "HURTLE_MODEL", default_value = hurtle_hub::DEFAULT_MODEL, help_heading = "Models")]
+    model: Vec<String>,
+    /// Serve only the models that --model names, not others that are on this machine; fetch and delete none
+    #[arg(long, help_heading = "Models")]
+    only_named: bool,
+    /// Models that are loaded at the same time; a further one takes the place of one that is not used
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Models")]
+    max_models: u32,
+    /// How long a model stays loaded after a request: seconds, or a time such as 10m; -1: until the server
+    /// ends [default: -1 for those that --model names, 5m for others]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Models")]
+    keep_alive: Option<KeepAlive>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -82,25 +95,34 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         usage!("--api-key: an empty key would let everybody in");
     }
     let options = args.engine.options(Types::FAST)?;
-    let engine = models::load(&args.model.model, &options, globals)?;
-    let template = Template::load(&args.template, engine.gguf().metadata(), engine.tokenizer())?;
-    let ctx_size = engine.ctx_size();
+    let hub = models::hub(globals)?;
+    let mut named = Vec::new();
+    for name in &args.model {
+        let local = hub.resolve(name, &mut models::Bar::default())?;
+        named.push(Source { name: name.clone(), path: local.path, bytes: local.bytes });
+    }
+    let catalog = Catalog {
+        load: load(args, options, &named, globals),
+        named,
+        others: (!args.only_named).then_some(hub),
+        max_loaded: args.max_models as usize,
+        keep_alive: args.keep_alive,
+        memory: Machine::read(Path::new("/")).usable_memory(),
+    };
     let options = ServerOptions {
-        model: args.model.model.clone(),
+        model: args.model[0].clone(),
         api_keys,
         max_body: args.max_body,
         service: ServiceOptions {
             max_sequences: args.parallel as usize,
             queue: args.queue,
-            kv_bytes: Machine::read(Path::new("/")).usable_memory().map(|bytes| bytes / 2),
             ..ServiceOptions::default()
         },
         sampler,
     };
-    let server =
-        Server::start(engine, template.template, options).context("cannot start a thread")?;
+    let server = Server::with_models(catalog, options).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    let report = runtime.block_on(listen(args, &server, ctx_size));
+    let report = runtime.block_on(listen(args, &server));
     // What a second signal ends is not waited for.
     runtime.shutdown_background();
     let report = report?;
@@ -114,21 +136,30 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     Ok(())
 }
 
+/// Loads a file; the template that the flags name is meant for the models that they name.
+fn load(args: &ServeArgs, options: EngineOptions, named: &[Source], globals: &GlobalArgs) -> Load {
+    let (template, globals) = (args.template.clone(), globals.clone());
+    let named: Vec<PathBuf> = named.iter().map(|source| source.path.clone()).collect();
+    Box::new(move |path| {
+        let load = || {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let engine = models::load_file(&name, path, &options, &globals)?;
+            let own = TemplateArgs::default();
+            let template = if named.iter().any(|named| named == path) { &template } else { &own };
+            let template = Template::load(template, engine.gguf().metadata(), engine.tokenizer())?;
+            anyhow::Ok((engine, template.template))
+        };
+        load().map_err(|error| format!("{error:#}"))
+    })
+}
+
 /// Serves until a signal comes; tells what became of the answers, unless a second signal ends it.
-async fn listen(
-    args: &ServeArgs,
-    server: &Server,
-    ctx_size: usize,
-) -> Result<Option<ShutdownReport>> {
+async fn listen(args: &ServeArgs, server: &Server) -> Result<Option<ShutdownReport>> {
     let address = std::net::SocketAddr::new(args.host, args.port);
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}\nhint: --port N chooses another port")
     })?;
-    say(&format!(
-        "serving {} with a context of {ctx_size} tokens on http://{}",
-        args.model.model,
-        listener.local_addr()?
-    ));
+    say(&format!("serving {} on http://{}", args.model.join(", "), listener.local_addr()?));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let graceful = async move {
         // An error means that the sender has gone, which is a reason to stop as well.

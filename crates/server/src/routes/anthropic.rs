@@ -28,7 +28,8 @@ fn in_shape(reply: Result<Response, ApiError>) -> Response {
 async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, true)?;
-        let (ids, _) = shared.render(chat).await?;
+        let model = shared.model(chat.model.as_deref()).await?;
+        let (ids, _) = model.render(chat).await?;
         Ok(with_json(&anthropic::count(ids.len())))
     };
     in_shape(answer.await)
@@ -37,9 +38,10 @@ async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Respons
 async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, false)?;
-        let (id, reply) = (shared.head("msg").id, chat.reply);
-        let model = chat.model.clone().unwrap_or_else(|| shared.options.model.clone());
-        let (mut answers, n_prompt) = shared.converse(chat).await?;
+        let lease = shared.model(chat.model.as_deref()).await?;
+        let (id, reply) = (shared.head(&lease, "msg").id, chat.reply);
+        let model = chat.model.clone().unwrap_or_else(|| lease.source.name.clone());
+        let (mut answers, n_prompt) = lease.converse(chat).await?;
         if !reply.stream {
             let (content, outcome) = answers.one().await?;
             let message = Message { content, ..Message::default() };
