@@ -18,6 +18,7 @@ pub mod output;
 pub mod request;
 pub mod wire;
 
+mod embedder;
 mod routes;
 mod worker;
 

@@ -10,6 +10,7 @@
 //! place or its memory: then new requests for it wait until it can be loaded again, so that the others have
 //! their turn, and it goes as soon as its last answer is written. What holds a [`Lease`] is never unloaded. One
 //! thread frees what leaves, so that no thread that serves connections does.
+use crate::embedder::Embedder;
 use crate::error::{ApiError, ErrorKind};
 use crate::keep_alive::KeepAlive;
 use hurtle_engine::{Engine, Service, ServiceOptions, ServiceStats, ShutdownReport};
@@ -74,8 +75,7 @@ pub(crate) struct Loaded {
     pub(crate) source: Source,
     pub(crate) service: Service,
     pub(crate) template: ChatTemplate,
-    /// One text after the other is embedded.
-    pub(crate) embedding: tokio::sync::Semaphore,
+    pub(crate) embedder: Embedder,
 }
 
 impl Loaded {
@@ -89,7 +89,7 @@ impl Loaded {
             source: source.clone(),
             service: Service::start(engine, options)?,
             template,
-            embedding: tokio::sync::Semaphore::new(1),
+            embedder: Embedder::default(),
         })
     }
 }
@@ -396,11 +396,6 @@ impl Models {
         }
         sum.waiting += self.inner.lock().waiting;
         sum
-    }
-
-    /// Whether it takes requests.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.inner.lock().closing
     }
 
     /// Takes no more requests, and ends those that are there within `grace`.

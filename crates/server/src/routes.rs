@@ -1,5 +1,6 @@
 //! The routes, and what holds for all of them.
 mod anthropic;
+mod embeddings;
 mod ollama;
 mod page;
 mod pull;
@@ -67,6 +68,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .merge(ollama::routes())
         .merge(anthropic::routes())
         .merge(pull::routes())
+        .merge(embeddings::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
@@ -239,6 +241,7 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response
 impl Lease {
     /// Begins to continue texts; also tells the tokens of each.
     fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
+        self.check_writes()?;
         for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
             if given {
                 return Err(ApiError::invalid(param, format!("{param} is not supported")));
@@ -270,6 +273,7 @@ impl Lease {
 
     /// The prompt of a conversation, and how it is to be answered.
     async fn render(&self, request: Chat) -> Result<(Vec<u32>, Generate), ApiError> {
+        self.check_writes()?;
         if !request.tools.is_empty() {
             return Err(ApiError::invalid("tools", "tools are not supported"));
         }
@@ -291,7 +295,7 @@ impl Lease {
         Ok((prompt.ids, request.generation))
     }
 
-    fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
+    pub(crate) fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
         let n_tokens = self.service.engine().tokenizer().n_tokens();
         match ids.iter().find(|&&id| id as usize >= n_tokens) {
             None => Ok(()),
@@ -300,6 +304,18 @@ impl Lease {
                 format!("{param}: expected token ids below {n_tokens}, found {id}"),
             )),
         }
+    }
+
+    /// Refuses to have a text written by a model that is made for vectors.
+    fn check_writes(&self) -> Result<(), ApiError> {
+        if self.service.engine().is_embedding_model() {
+            let message = format!(
+                "model '{}' makes embeddings or scores, and does not write text\nhint: ask /v1/embeddings or /v1/rerank",
+                self.source.name
+            );
+            return Err(ApiError::invalid("model", message));
+        }
+        Ok(())
     }
 
     /// Queues `n` answers to each prompt, with seeds one after another.

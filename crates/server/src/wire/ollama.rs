@@ -184,15 +184,18 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
         return Err(fields.wrong("top_logprobs", &format!("expected at most {most}")));
     }
     generate.logprobs = logprobs.then(|| top.unwrap_or(0));
-    let keep_alive = match fields.opt::<Value>("keep_alive")? {
-        None => None,
-        Some(value) => Some(KeepAlive::from_json(&value).ok_or_else(|| {
-            fields.wrong("keep_alive", "expected seconds, or a time such as \"5m\" or \"-1\"")
-        })?),
-    };
+    let keep_alive = keep_alive(fields)?;
     // Ollama streams unless told otherwise.
     let reply = Reply { stream: fields.opt("stream")?.unwrap_or(true), include_usage: true };
     Ok((model, generate, keep_alive, reply))
+}
+
+/// How long the model stays.
+pub(super) fn keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
+    let Some(value) = fields.opt::<Value>("keep_alive")? else { return Ok(None) };
+    let what = "expected seconds, or a time such as \"5m\" or \"-1\"";
+    let read = KeepAlive::from_json(&value).ok_or_else(|| fields.wrong("keep_alive", what))?;
+    Ok(Some(read))
 }
 
 /// `think`: whether, or how much.

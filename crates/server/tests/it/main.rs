@@ -1,0 +1,4 @@
+//! Everything beside chats and completions, which `http.rs` tests, over tiny models.
+mod common;
+mod embeddings;
+mod models;
