@@ -19,6 +19,7 @@ pub mod request;
 pub mod wire;
 
 mod embedder;
+mod fill_in;
 mod routes;
 mod worker;
 

@@ -1,17 +1,19 @@
 //! The routes, and what holds for all of them.
 mod anthropic;
 mod embeddings;
+mod llama_cpp;
 mod ollama;
 mod page;
 mod pull;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
+use crate::fill_in;
 use crate::models::{Lease, Models};
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
 use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
-use crate::wire::{SSE_DONE, llama_cpp, openai};
+use crate::wire::{self, SSE_DONE, openai};
 use crate::worker::{self, Answers, Event};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -21,8 +23,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hurtle_engine::{Finished, StopReason};
-use hurtle_text::{Encode, RenderInput};
-use serde_json::{Value, json};
+use hurtle_text::{Encode, RenderInput, TemplateError};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -68,6 +70,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .merge(ollama::routes())
         .merge(anthropic::routes())
         .merge(pull::routes())
+        .merge(llama_cpp::routes())
         .merge(embeddings::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
@@ -198,7 +201,7 @@ async fn slots(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let request = llama_cpp::parse_tokenize(&body)?;
+    let request = wire::llama_cpp::parse_tokenize(&body)?;
     let model = shared.model(request.model.as_deref()).await?;
     let tok = model.service.engine().tokenizer();
     let how = Encode { add_special: request.add_special, parse_special: request.parse_special };
@@ -211,15 +214,10 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let (ids, name) = llama_cpp::parse_detokenize(&body)?;
+    let (ids, name) = wire::llama_cpp::parse_detokenize(&body)?;
     let model = shared.model(name.as_deref()).await?;
-    let tok = model.service.engine().tokenizer();
     model.check_ids("tokens", &ids)?;
-    let mut decoder = hurtle_text::StreamDecoder::new(tok, true);
-    let mut text = String::new();
-    ids.iter().for_each(|&id| decoder.push(id, &mut text));
-    text.push_str(&decoder.finish());
-    Ok(with_json(&json!({"content": text})))
+    Ok(with_json(&json!({"content": model.text(&ids)})))
 }
 
 async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -241,27 +239,57 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response
 impl Lease {
     /// Begins to continue texts; also tells the tokens of each.
     fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
+        let echo = request.echo;
+        let (prompts, generation) = self.prompts(request)?;
+        if echo && generation.logprobs.is_some() {
+            let message = "echo: log-probabilities of the prompt are not supported";
+            return Err(ApiError::invalid("echo", message));
+        }
+        let n_prompt = prompts.iter().map(Vec::len).collect();
+        let n = generation.n;
+        let echoed: Vec<String> = match echo {
+            true => prompts.iter().map(|ids| self.text(ids)).collect(),
+            false => Vec::new(),
+        };
+        let answers = self.submit(prompts, generation)?;
+        let echoed = echoed.into_iter().flat_map(|text| std::iter::repeat_n(text, n));
+        Ok((answers.after(echoed), n_prompt))
+    }
+
+    /// The tokens of texts to continue, or of gaps to fill in, and how.
+    fn prompts(&self, request: Completion) -> Result<(Vec<Vec<u32>>, Generate), ApiError> {
         self.check_writes()?;
-        for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
-            if given {
-                return Err(ApiError::invalid(param, format!("{param} is not supported")));
-            }
+        if request.suffix.is_some() && request.echo {
+            return Err(ApiError::invalid("echo", "echo: only one of echo and suffix can hold"));
         }
         let tok = self.service.engine().tokenizer();
         let mut prompts = Vec::new();
         for prompt in request.prompts {
-            prompts.push(match prompt {
-                Prompt::Text(text) => {
+            let ids = match (prompt, &request.suffix) {
+                (Prompt::Text(text), Some(_)) => fill_in::plain(tok, &text),
+                (Prompt::Text(text), None) => {
                     tok.encode(&text, Encode { add_special: true, parse_special: true })
                 }
-                Prompt::Ids(ids) => {
+                (Prompt::Ids(ids), _) => {
                     self.check_ids("prompt", &ids)?;
                     ids
                 }
+            };
+            prompts.push(match &request.suffix {
+                Some(suffix) => self.fill_in("suffix", &ids, suffix, &[])?,
+                None => ids,
             });
         }
-        let n_prompt = prompts.iter().map(Vec::len).collect();
-        Ok((self.submit(prompts, request.generation)?, n_prompt))
+        Ok((prompts, request.generation))
+    }
+
+    /// The text of tokens, control tokens included.
+    fn text(&self, ids: &[u32]) -> String {
+        let mut decoder = hurtle_text::StreamDecoder::new(self.service.engine().tokenizer(), true);
+        let mut text = String::new();
+        ids.iter().for_each(|&id| decoder.push(id, &mut text));
+        text.push_str(&decoder.finish());
+        text
     }
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
@@ -277,22 +305,19 @@ impl Lease {
         if !request.tools.is_empty() {
             return Err(ApiError::invalid("tools", "tools are not supported"));
         }
-        let input = RenderInput {
-            messages: request.messages,
-            add_generation_prompt: true,
-            extra: request.template,
-            ..RenderInput::default()
-        };
+        let input = render_input(request.messages, request.template);
         let render = {
             let model = self.clone();
             move || model.template.prompt(model.service.engine().tokenizer(), &input, false)
         };
-        // Templates may take a while.
-        let prompt = tokio::task::spawn_blocking(render)
-            .await
-            .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
-            .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-        Ok((prompt.ids, request.generation))
+        Ok((rendered(render).await?.ids, request.generation))
+    }
+
+    /// The prompt of a conversation as a text.
+    async fn render_text(&self, request: Chat) -> Result<String, ApiError> {
+        let input = render_input(request.messages, request.template);
+        let model = self.clone();
+        rendered(move || model.template.render(&model.template.adapt(&input))).await
     }
 
     pub(crate) fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
@@ -380,6 +405,20 @@ impl Shared {
             system_fingerprint: concat!("hurtle-", env!("CARGO_PKG_VERSION")).into(),
         }
     }
+}
+
+fn render_input(messages: Vec<Value>, template: Map<String, Value>) -> RenderInput {
+    RenderInput { messages, add_generation_prompt: true, extra: template, ..RenderInput::default() }
+}
+
+/// What a chat template makes, on a thread where it may take a while.
+async fn rendered<T: Send + 'static>(
+    render: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
+        .map_err(|error| ApiError::invalid("messages", error.to_string()))
 }
 
 /// Which reply.

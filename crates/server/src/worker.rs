@@ -11,10 +11,11 @@ use crate::models::Lease;
 use crate::output::Outcome;
 use crate::routes::{broken_off, outcome};
 use hurtle_engine::{Event as EngineEvent, Finished, Request, SubmitError, Ticket};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 
 /// News of an answer.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(crate) enum Event {
 /// The answers of a request: which one, and news of it.
 #[derive(Debug)]
 pub(crate) struct Answers {
+    /// What comes before the news.
+    prelude: VecDeque<(usize, Event)>,
     events: UnboundedReceiver<(usize, Event)>,
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
@@ -38,10 +41,17 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
+    /// The same, each after a text.
+    pub(crate) fn after(mut self, texts: impl Iterator<Item = String>) -> Self {
+        let texts = texts.enumerate().filter(|(_, text)| !text.is_empty());
+        self.prelude.extend(texts.map(|(index, text)| (index, Event::Text(text))));
+        self
+    }
+
     /// The text and the end of an answer that is the only one.
     pub(crate) async fn one(&mut self) -> Result<(String, Outcome), ApiError> {
         let mut text = String::new();
-        while let Some((_, event)) = self.events.recv().await {
+        while let Some((_, event)) = self.next().await {
             match event {
                 Event::Text(piece) => text += &piece,
                 Event::Finished(finished) => match broken_off(&finished) {
@@ -59,7 +69,10 @@ impl Stream for Answers {
     type Item = (usize, Event);
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(context)
+        match self.prelude.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None => self.events.poll_recv(context),
+        }
     }
 }
 
@@ -76,7 +89,7 @@ pub(crate) fn submit(
             model.service.submit(request, Box::new(move |event| pass_on(&sender, index, event)));
         tickets.push(ticket.map_err(refused)?);
     }
-    Ok(Answers { events, _tickets: tickets, _model: model.clone() })
+    Ok(Answers { prelude: VecDeque::new(), events, _tickets: tickets, _model: model.clone() })
 }
 
 /// Sends what a connection has to hear. That it may have gone is no error: its ticket cancels.

@@ -3,6 +3,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
 use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
+use hurtle_gguf::{Gguf, Metadata, Writer};
 use hurtle_server::models::{Catalog, Source};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
@@ -18,6 +19,19 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 pub(crate) fn expected(name: &str) -> Value {
     let text = std::fs::read_to_string(golden(&format!("{name}.json"))).expect("the golden file");
     serde_json::from_str(&text).expect("JSON")
+}
+
+/// A copy of the golden model `name` with other metadata, to be added to and written.
+pub(crate) fn copy(name: &str, change: impl FnOnce(&mut Metadata)) -> Writer {
+    let gguf = Gguf::open(golden(&format!("{name}.gguf"))).expect("opened");
+    let mut metadata = gguf.metadata().clone();
+    change(&mut metadata);
+    let mut writer = Writer::new(metadata);
+    for tensor in gguf.tensors() {
+        let data = gguf.data(tensor).to_vec();
+        writer.tensor(tensor.name(), tensor.dims(), tensor.ty(), data).expect("a tensor");
+    }
+    writer
 }
 
 pub(crate) fn load(path: &Path) -> Result<(Engine, ChatTemplate), String> {

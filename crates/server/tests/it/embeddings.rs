@@ -1,8 +1,8 @@
 //! Embeddings against llama.cpp's, rerankers against the engine, over every API.
-use crate::common::{ask, expected, golden, load, options, refused, server, server_of};
+use crate::common::{ask, copy, expected, load, options, refused, server, server_of};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hurtle_gguf::{Gguf, Value as Meta, Writer};
+use hurtle_gguf::Value as Meta;
 use hurtle_quant::WeightType;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -145,14 +145,9 @@ async fn a_model_that_writes_gives_what_it_knows_at_the_end() {
 
 /// A copy of the golden `bert` that scores texts instead.
 fn reranker(folder: &Path) -> PathBuf {
-    let gguf = Gguf::open(golden("bert.gguf")).expect("opened");
-    let mut metadata = gguf.metadata().clone();
-    metadata.insert("bert.pooling_type", Meta::U32(4));
-    let mut writer = Writer::new(metadata);
-    for tensor in gguf.tensors() {
-        let data = gguf.data(tensor).to_vec();
-        writer.tensor(tensor.name(), tensor.dims(), tensor.ty(), data).expect("a tensor");
-    }
+    let mut writer = copy("bert", |metadata| {
+        metadata.insert("bert.pooling_type", Meta::U32(4));
+    });
     let n_embd = 64;
     let values: Vec<u8> = (0..n_embd).flat_map(|i| ((i % 7) as f32 - 3.0).to_le_bytes()).collect();
     writer.tensor("cls.output.weight", &[n_embd, 1], WeightType::F32, values).expect("a tensor");
