@@ -4,7 +4,8 @@
 //! go through the model together. A client that goes away gives up its turn, or ends it after the pass that is
 //! running.
 use crate::error::{ApiError, ErrorKind};
-use crate::models::Lease;
+use crate::models::{Lease, timed_out};
+use crate::observe;
 use hurtle_engine::{EngineError, Pooling};
 use hurtle_text::{ChatTemplate, Encode, RenderInput, Tokenizer};
 use serde_json::json;
@@ -136,13 +137,24 @@ impl Lease {
             );
             return Err(ApiError::new(ErrorKind::QueueFull, message));
         }
-        let failed = |_| ApiError::new(ErrorKind::Unavailable, "the server is shutting down");
-        let _turn = self.embedder.turn.acquire().await.map_err(failed)?;
-        drop(waits);
+        let work = async {
+            let failed = |_| ApiError::new(ErrorKind::Unavailable, "the server is shutting down");
+            let _turn = self.embedder.turn.acquire().await.map_err(failed)?;
+            drop(waits);
+            self.in_turn(texts, pooling).await
+        };
+        match self.limits.timeout {
+            None => work.await,
+            Some(time) => tokio::time::timeout(time, work).await.map_err(|_| timed_out(time))?,
+        }
+    }
+
+    async fn in_turn(&self, texts: Vec<Vec<u32>>, pooling: Pooling) -> Result<Embedded, ApiError> {
         let gone = Arc::new(AtomicBool::new(false));
         let _gone = Gone(Arc::clone(&gone));
         let model = self.clone();
         let n_tokens = texts.iter().map(Vec::len).sum();
+        observe::note_tokens(n_tokens);
         let embed = move || {
             let engine = model.service.engine();
             let mut between = || match gone.load(Ordering::Relaxed) {

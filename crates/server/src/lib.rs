@@ -14,12 +14,15 @@
 pub mod error;
 pub mod keep_alive;
 pub mod models;
+pub mod origin;
 pub mod output;
 pub mod request;
+pub mod tls;
 pub mod wire;
 
 mod embedder;
 mod fill_in;
+mod observe;
 mod routes;
 mod worker;
 
@@ -28,6 +31,7 @@ use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Engine, ServiceOptions, ShutdownReport};
 use hurtle_text::ChatTemplate;
 use models::{Catalog, Models};
+use origin::Origins;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +48,21 @@ pub struct ServerOptions {
     pub service: ServiceOptions,
     /// Sampling, where a request leaves it open.
     pub sampler: SamplerParams,
+    /// What no request may exceed.
+    pub limits: Limits,
+    /// Web pages that may use the server, beside its own.
+    pub origins: Origins,
+}
+
+/// What no request may exceed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a prompt; `None`: as many as the context holds.
+    pub max_prompt: Option<usize>,
+    /// Tokens of an answer, which ends there; `None`: as many as the context holds.
+    pub max_predict: Option<usize>,
+    /// Time from a request to the end of its answer, which is cut off then; `None`: any.
+    pub timeout: Option<Duration>,
 }
 
 /// Models with the routes to them.
@@ -60,7 +79,8 @@ impl Server {
         template: ChatTemplate,
         options: ServerOptions,
     ) -> std::io::Result<Self> {
-        let models = Models::one(&options.model, engine, template, options.service.clone())?;
+        let service = options.service.clone();
+        let models = Models::one(&options.model, engine, template, service, options.limits)?;
         Ok(Self(Arc::new(routes::Shared::new(models, options))))
     }
 
@@ -69,7 +89,7 @@ impl Server {
     /// # Errors
     /// If the first model cannot be loaded, or there is no thread to be had.
     pub fn with_models(catalog: Catalog, options: ServerOptions) -> Result<Self, String> {
-        let models = Models::new(catalog, options.service.clone());
+        let models = Models::new(catalog, options.service.clone(), options.limits);
         let models = models.map_err(|error| error.to_string())?;
         models.load_first().map_err(|error| error.to_string())?;
         Ok(Self(Arc::new(routes::Shared::new(models, options))))

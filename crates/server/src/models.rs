@@ -10,9 +10,11 @@
 //! place or its memory: then new requests for it wait until it can be loaded again, so that the others have
 //! their turn, and it goes as soon as its last answer is written. What holds a [`Lease`] is never unloaded. One
 //! thread frees what leaves, so that no thread that serves connections does.
+use crate::Limits;
 use crate::embedder::Embedder;
 use crate::error::{ApiError, ErrorKind};
 use crate::keep_alive::KeepAlive;
+use crate::observe;
 use hurtle_engine::{Engine, Service, ServiceOptions, ServiceStats, ShutdownReport};
 use hurtle_hub::{Hub, LocalModel, Origin};
 use hurtle_text::ChatTemplate;
@@ -76,6 +78,7 @@ pub(crate) struct Loaded {
     pub(crate) service: Service,
     pub(crate) template: ChatTemplate,
     pub(crate) embedder: Embedder,
+    pub(crate) limits: Limits,
 }
 
 impl Loaded {
@@ -84,9 +87,11 @@ impl Loaded {
         engine: Engine,
         template: ChatTemplate,
         options: ServiceOptions,
+        limits: Limits,
     ) -> std::io::Result<Self> {
         Ok(Self {
             source: source.clone(),
+            limits,
             service: Service::start(engine, options)?,
             template,
             embedder: Embedder::default(),
@@ -183,6 +188,7 @@ struct State {
 struct Inner {
     catalog: Catalog,
     service: ServiceOptions,
+    limits: Limits,
     state: Mutex<State>,
     /// For the thread that frees.
     condvar: Condvar,
@@ -226,10 +232,14 @@ impl Drop for Models {
 
 impl Models {
     /// Nothing is loaded yet.
-    pub(crate) fn new(catalog: Catalog, service: ServiceOptions) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        catalog: Catalog,
+        service: ServiceOptions,
+        limits: Limits,
+    ) -> std::io::Result<Self> {
         let state = Mutex::new(State::default());
         let (condvar, notify) = (Condvar::new(), tokio::sync::Notify::new());
-        let inner = Arc::new(Inner { catalog, service, state, condvar, notify });
+        let inner = Arc::new(Inner { catalog, service, limits, state, condvar, notify });
         let theirs = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("hurtle-models".into());
         let tidying = Some(thread.spawn(move || theirs.tidy())?);
@@ -242,6 +252,7 @@ impl Models {
         engine: Engine,
         template: ChatTemplate,
         service: ServiceOptions,
+        limits: Limits,
     ) -> std::io::Result<Self> {
         let paths = engine.gguf().paths();
         let bytes = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
@@ -255,8 +266,8 @@ impl Models {
             keep_alive: Some(KeepAlive::Forever),
             memory: None,
         };
-        let models = Self::new(catalog, service.clone())?;
-        let loaded = Loaded::start(&source, engine, template, service)?;
+        let models = Self::new(catalog, service.clone(), limits)?;
+        let loaded = Loaded::start(&source, engine, template, service, limits)?;
         let ready = models.inner.ready(loaded);
         models.inner.lock().slots.insert(path, Slot::Ready(ready));
         Ok(models)
@@ -297,6 +308,23 @@ impl Models {
         keep_alive: Option<KeepAlive>,
     ) -> Result<Lease, ApiError> {
         let source = self.find(name).await?;
+        let lease = self.wait(&source, keep_alive);
+        let lease = match self.inner.limits.timeout {
+            None => lease.await?,
+            Some(time) => {
+                tokio::time::timeout(time, lease).await.map_err(|_| timed_out(time))??
+            }
+        };
+        observe::note_model(&lease);
+        Ok(lease)
+    }
+
+    /// Waits until the model is ready.
+    async fn wait(
+        &self,
+        source: &Source,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease, ApiError> {
         let inner = &self.inner;
         let mut waits: Option<Waits<'_>> = None;
         let mut failed: Option<Arc<OnceLock<ApiError>>> = None;
@@ -307,7 +335,7 @@ impl Models {
             if let Some(error) = failed.as_ref().and_then(|failed| failed.get()) {
                 return Err(error.clone());
             }
-            match inner.step(&source, keep_alive)? {
+            match inner.step(source, keep_alive)? {
                 Step::Ready(lease) => return Ok(lease),
                 Step::Loading(load) => failed = Some(load),
                 Step::Wait => failed = None,
@@ -398,6 +426,11 @@ impl Models {
         sum
     }
 
+    /// Whether it takes requests.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.inner.lock().closing
+    }
+
     /// Takes no more requests, and ends those that are there within `grace`.
     pub(crate) fn shut_down(&self, grace: Duration) -> ShutdownReport {
         let services: Vec<Service> = {
@@ -440,6 +473,16 @@ fn add_counters(sum: &mut ServiceStats, stats: &ServiceStats) {
     sum.batches += stats.batches;
     sum.batch_tokens += stats.batch_tokens;
     sum.preemptions += stats.preemptions;
+    sum.batch_sizes.iter_mut().zip(stats.batch_sizes).for_each(|(sum, n)| *sum += n);
+}
+
+/// What a request is told whose time was up before it had an answer.
+pub(crate) fn timed_out(time: Duration) -> ApiError {
+    let message = format!(
+        "there was no answer within {} s, the limit of this server\nhint: --timeout sets it",
+        time.as_secs_f64()
+    );
+    ApiError::new(ErrorKind::TimedOut, message)
 }
 
 fn failed() -> ApiError {
@@ -578,7 +621,7 @@ impl Inner {
         let path = &source.path;
         let load = || {
             let (engine, template) = (self.catalog.load)(path)?;
-            let loaded = Loaded::start(source, engine, template, options);
+            let loaded = Loaded::start(source, engine, template, options, self.limits);
             loaded.map_err(|error| error.to_string())
         };
         let result = catch_unwind(AssertUnwindSafe(load))

@@ -10,6 +10,7 @@ use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
 use crate::fill_in;
 use crate::models::{Lease, Models};
+use crate::observe::{self, Times};
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
 use crate::request::{Chat, Completion, Format, Generate, Prompt, Reply};
 use crate::wire::openai::Head;
@@ -22,7 +23,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hurtle_engine::{Finished, StopReason};
+use hurtle_engine::{BATCH_SIZES, Finished, StopReason};
 use hurtle_text::{Encode, RenderInput, TemplateError};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -39,14 +40,15 @@ pub(crate) struct Shared {
     pub(crate) options: ServerOptions,
     /// Seconds since 1970 when the server started.
     pub(crate) started: u64,
-    /// Requests so far, for their ids.
+    /// Requests so far, for the ids of their answers.
     pub(crate) n_requests: AtomicU64,
+    pub(crate) times: Arc<Times>,
 }
 
 impl Shared {
     pub(crate) fn new(models: Models, options: ServerOptions) -> Self {
         let (models, started) = (Arc::new(models), now());
-        Self { models, options, started, n_requests: AtomicU64::new(0) }
+        Self { models, options, started, n_requests: AtomicU64::new(0), times: Arc::default() }
     }
 
     /// The model that a request names.
@@ -78,13 +80,39 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/health", get(health))
         .merge(page::routes())
         .merge(keyed)
+        .route("/openapi.json", get(openapi))
         .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
         .layer(limit)
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::new(ErrorKind::Internal, "the server failed on this request").into_response()
         }))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), admit))
+        .layer(tower::util::option_layer(shared.options.origins.layer()))
         .with_state(shared)
 }
+
+/// Records a request, and refuses it if it comes from a web page that is not let in.
+async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let times = Arc::clone(&shared.times);
+    let serve = async |request: Request| match shared
+        .options
+        .origins
+        .check(request.method(), request.headers())
+    {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    observe::observe(times, request, serve).await
+}
+
+/// What there is, for programs and for pages that show such descriptions.
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// `tests/it/openapi.rs` compares it with the routes.
+const OPENAPI: &str = include_str!("../openapi.json");
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -136,8 +164,16 @@ async fn nothing_here(request: Request) -> ApiError {
     )
 }
 
-async fn health() -> Response {
-    with_json(&json!({"status": "ok"}))
+async fn wrong_method(request: Request) -> ApiError {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    ApiError::new(ErrorKind::WrongMethod, message)
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError> {
+    match shared.models.is_open() {
+        true => Ok(with_json(&json!({"status": "ok"}))),
+        false => Err(ApiError::new(ErrorKind::Unavailable, "the server is shutting down")),
+    }
 }
 
 /// The models that flags name, and those that are loaded.
@@ -187,6 +223,19 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     for (name, kind, help, value) in metrics {
         text += &format!("# HELP llamacpp:{name} {help}\n# TYPE llamacpp:{name} {kind}\n");
         text += &format!("llamacpp:{name} {value}\n");
+    }
+    let (name, help) = ("batch_size_tokens", "Tokens in a forward pass.");
+    let bounds = BATCH_SIZES.iter().map(|&n| n as f64);
+    let sum = stats.batch_tokens as f64;
+    observe::write_histogram(&mut text, name, help, bounds, &stats.batch_sizes, sum);
+    shared.times.write(&mut text);
+    text += "# HELP hurtle:model_bytes Memory that a loaded model may take.\n# TYPE hurtle:model_bytes gauge\n";
+    for line in shared.models.loaded(|status| {
+        // A name may hold anything; in JSON it is quoted as it has to be here.
+        let name = json!(status.loaded.source.name);
+        format!("hurtle:model_bytes{{model={name}}} {}\n", status.taken)
+    }) {
+        text += &line;
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
@@ -449,12 +498,19 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
     Outcome { reason, stop_string, usage, timings }
 }
 
-/// The error of an answer that the server itself has cancelled.
+/// The error of an answer that the server itself has cancelled, or that never began.
 pub(crate) fn broken_off(finished: &Finished) -> Option<ApiError> {
-    (finished.stop_reason == StopReason::Cancelled).then(|| {
-        let message = "the answer was broken off: the server is shutting down";
-        ApiError::new(ErrorKind::Unavailable, message)
-    })
+    match finished.stop_reason {
+        StopReason::Cancelled => {
+            let message = "the answer was broken off: the server is shutting down";
+            Some(ApiError::new(ErrorKind::Unavailable, message))
+        }
+        StopReason::Deadline if finished.n_generated == 0 => {
+            let message = "there was no time left to answer: the server limits it with --timeout";
+            Some(ApiError::new(ErrorKind::TimedOut, message))
+        }
+        _ => None,
+    }
 }
 
 /// Tokens of all: each prompt counts once, however many answers it has.

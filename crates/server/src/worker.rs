@@ -6,14 +6,18 @@
 //! A connection that goes away drops [`Answers`], and with them the tickets, which cancels what still runs.
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
+use crate::Limits;
 use crate::error::{ApiError, ErrorKind};
 use crate::models::Lease;
+use crate::observe::{self, Record};
 use crate::output::Outcome;
 use crate::routes::{broken_off, outcome};
 use hurtle_engine::{Event as EngineEvent, Finished, Request, SubmitError, Ticket};
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -85,11 +89,52 @@ pub(crate) fn submit(
     let mut tickets = Vec::new();
     for (index, request) in requests.into_iter().enumerate() {
         let sender = sender.clone();
-        let ticket =
-            model.service.submit(request, Box::new(move |event| pass_on(&sender, index, event)));
+        let request = within(model.limits, request)?;
+        let mut watch = watch(observe::current());
+        let on_event = move |event| {
+            watch(&event);
+            pass_on(&sender, index, event);
+        };
+        let ticket = model.service.submit(request, Box::new(on_event));
         tickets.push(ticket.map_err(refused)?);
     }
     Ok(Answers { prelude: VecDeque::new(), events, _tickets: tickets, _model: model.clone() })
+}
+
+/// The request within what the server allows.
+fn within(limits: Limits, mut request: Request) -> Result<Request, ApiError> {
+    let n_prompt = request.prompt.len();
+    if let Some(most) = limits.max_prompt.filter(|&most| n_prompt > most) {
+        let message =
+            format!("the prompt has {n_prompt} tokens, but this server takes {most} at most");
+        let error = ApiError::invalid("prompt", message);
+        return Err(ApiError { code: Some("context_length_exceeded"), ..error });
+    }
+    if let Some(most) = limits.max_predict {
+        let n_predict = &mut request.params.n_predict;
+        *n_predict = Some(n_predict.map_or(most, |n| n.min(most)));
+    }
+    if let Some(end) = limits.timeout.and_then(|time| Instant::now().checked_add(time)) {
+        request.deadline = Some(request.deadline.map_or(end, |earlier| earlier.min(end)));
+    }
+    Ok(request)
+}
+
+/// What records the events of an answer.
+fn watch(record: Option<Arc<Record>>) -> impl FnMut(&EngineEvent) + Send {
+    let mut has_begun = false;
+    move |event| {
+        let Some(record) = &record else { return };
+        match event {
+            EngineEvent::Started { queued, .. } => record.started(*queued),
+            EngineEvent::Token(_) if !has_begun => {
+                has_begun = true;
+                record.first_token();
+            }
+            EngineEvent::Finished(finished) => record.finished(finished),
+            _ => {}
+        }
+    }
 }
 
 /// Sends what a connection has to hear. That it may have gone is no error: its ticket cancels.

@@ -3,7 +3,8 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
-use hurtle_server::{Server, ServerOptions};
+use hurtle_server::origin::Origins;
+use hurtle_server::{Limits, Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ fn server(api_keys: &[&str]) -> Server {
         max_body: 1 << 20,
         service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
         sampler: SamplerParams::default(),
+        limits: Limits::default(),
+        origins: Origins::default(),
     };
     Server::start(engine, template, options).expect("started")
 }

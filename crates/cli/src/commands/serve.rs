@@ -1,19 +1,23 @@
 //! `hurtle serve`: the HTTP server.
 use crate::args::{EngineArgs, GlobalArgs, SamplingArgs, TemplateArgs, Types, read_text};
-use crate::error::usage;
+use crate::error::{Usage, usage};
 use crate::machine::Machine;
 use crate::models;
 use crate::prompt::Template;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
-use clap::Args;
+use axum::serve::ListenerExt as _;
+use clap::{Args, ValueEnum};
 use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
 use hurtle_server::keep_alive::KeepAlive;
 use hurtle_server::models::{Catalog, Load, Source};
-use hurtle_server::{Server, ServerOptions};
+use hurtle_server::origin::Origins;
+use hurtle_server::tls::{Tls, TlsListener};
+use hurtle_server::{Limits, Server, ServerOptions};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tracing::Level;
 
 /// Serves models over HTTP, as the clients of OpenAI, Ollama, Anthropic and llama.cpp expect it.
 ///
@@ -55,6 +59,27 @@ pub(crate) struct ServeArgs {
     /// Most bytes of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, help_heading = "Server")]
     max_body: usize,
+    /// Most tokens of a prompt [default: as many as the context holds]
+    #[arg(long, value_name = "N", help_heading = "Server")]
+    max_prompt: Option<usize>,
+    /// Most tokens of an answer, which ends there [default: as many as the context holds]
+    #[arg(long, value_name = "N", help_heading = "Server")]
+    max_predict: Option<usize>,
+    /// Seconds from a request to the end of its answer, which is cut off then [default: any number]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Server")]
+    timeout: Option<Duration>,
+    /// Origin whose web pages may use the server, such as https://example.com; may be repeated; *: all
+    #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
+    cors_origin: Vec<String>,
+    /// PEM file with the private key, for https
+    #[arg(long, value_name = "FILE", requires = "ssl_cert_file", help_heading = "Server")]
+    ssl_key_file: Option<PathBuf>,
+    /// PEM file with the certificate, followed by those that vouch for it
+    #[arg(long, value_name = "FILE", requires = "ssl_key_file", help_heading = "Server")]
+    ssl_cert_file: Option<PathBuf>,
+    /// How the log on standard error is written: a line for each request
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Server")]
+    log_format: LogFormat,
     /// Seconds that answers in progress have when the server is stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Server")]
     shutdown_timeout: u64,
@@ -80,6 +105,30 @@ pub(crate) struct ServeArgs {
     template: TemplateArgs,
 }
 
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl LogFormat {
+    fn start(self, verbose: bool) {
+        let level = if verbose { Level::DEBUG } else { Level::INFO };
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
+        match self {
+            Self::Text => log.with_target(false).with_ansi(false).init(),
+            Self::Json => log.json().flatten_event(true).with_target(false).init(),
+        }
+    }
+}
+
+/// A number of seconds above 0.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|time| !time.is_zero()).ok_or_else(|| "expected seconds, more than 0".into())
+}
+
 pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     let sampler = args.sampling.params()?;
     let mut api_keys = args.api_key.clone();
@@ -94,6 +143,15 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     if api_keys.iter().any(String::is_empty) {
         usage!("--api-key: an empty key would let everybody in");
     }
+    let origins =
+        Origins::of(&args.cors_origin).map_err(|e| Usage(format!("--cors-origin {e}")))?;
+    let tls = match (&args.ssl_key_file, &args.ssl_cert_file) {
+        (Some(key), Some(certificate)) => {
+            Some(Tls::read(key, certificate).map_err(anyhow::Error::msg)?)
+        }
+        _ => None,
+    };
+    args.log_format.start(globals.verbose);
     let options = args.engine.options(Types::FAST)?;
     let hub = models::hub(globals)?;
     let mut named = Vec::new();
@@ -119,10 +177,16 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
             ..ServiceOptions::default()
         },
         sampler,
+        limits: Limits {
+            max_prompt: args.max_prompt,
+            max_predict: args.max_predict,
+            timeout: args.timeout,
+        },
+        origins,
     };
     let server = Server::with_models(catalog, options).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    let report = runtime.block_on(listen(args, &server));
+    let report = runtime.block_on(listen(args, tls, &server));
     // What a second signal ends is not waited for.
     runtime.shutdown_background();
     let report = report?;
@@ -154,19 +218,36 @@ fn load(args: &ServeArgs, options: EngineOptions, named: &[Source], globals: &Gl
 }
 
 /// Serves until a signal comes; tells what became of the answers, unless a second signal ends it.
-async fn listen(args: &ServeArgs, server: &Server) -> Result<Option<ShutdownReport>> {
+async fn listen(
+    args: &ServeArgs,
+    tls: Option<Tls>,
+    server: &Server,
+) -> Result<Option<ShutdownReport>> {
     let address = std::net::SocketAddr::new(args.host, args.port);
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}\nhint: --port N chooses another port")
     })?;
-    say(&format!("serving {} on http://{}", args.model.join(", "), listener.local_addr()?));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    say(&format!("serving {} on {scheme}://{}", args.model.join(", "), listener.local_addr()?));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let graceful = async move {
         // An error means that the sender has gone, which is a reason to stop as well.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let serve = axum::serve(listener, server.router()).with_graceful_shutdown(graceful);
-    let mut serving = tokio::spawn(serve.into_future());
+    let router = server.router();
+    let mut serving = match tls {
+        None => {
+            // Tokens go out as they come; that it cannot be had changes nothing else.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
+            tokio::spawn(serve.into_future())
+        }
+        Some(tls) => {
+            let listener = TlsListener::new(listener, tls)?;
+            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
+            tokio::spawn(serve.into_future())
+        }
+    };
     tokio::select! {
         ended = &mut serving => { ended??; }
         signal = signalled() => signal?,

@@ -5,7 +5,8 @@ use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_gguf::{Gguf, Metadata, Writer};
 use hurtle_server::models::{Catalog, Source};
-use hurtle_server::{Server, ServerOptions};
+use hurtle_server::origin::Origins;
+use hurtle_server::{Limits, Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub(crate) fn expected(name: &str) -> Value {
 }
 
 /// A copy of the golden model `name` with other metadata, to be added to and written.
-pub(crate) fn copy(name: &str, change: impl FnOnce(&mut Metadata)) -> Writer {
+pub(crate) fn copy(name: &str, change: impl FnOnce(&mut Metadata)) -> Writer<'static> {
     let gguf = Gguf::open(golden(&format!("{name}.gguf"))).expect("opened");
     let mut metadata = gguf.metadata().clone();
     change(&mut metadata);
@@ -56,6 +57,8 @@ pub(crate) fn options() -> ServerOptions {
         max_body: 1 << 20,
         service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
         sampler: SamplerParams::default(),
+        limits: Limits::default(),
+        origins: Origins::default(),
     }
 }
 

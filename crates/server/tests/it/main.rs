@@ -3,3 +3,5 @@ mod common;
 mod embeddings;
 mod llama_cpp;
 mod models;
+mod openapi;
+mod operation;
