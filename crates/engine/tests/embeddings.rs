@@ -248,7 +248,9 @@ fn what_cannot_be_embedded_is_refused() {
     // Longer than what the model has learned positions for.
     let long = EngineOptions { ctx_size: Some(1000), ..exact() };
     let error = engine("bert", &long).embed(&[1; 129]).unwrap_err();
-    assert!(error.to_string().contains("more than 128 tokens"), "{error}");
+    let too_long = EngineError::PromptTooLong { n_prompt: 129, n_ctx: 128, n_ctx_train: 128 };
+    assert_eq!(error.to_string(), too_long.to_string());
+    assert_eq!(engine("gpt2", &long).ctx_size(), engine("gpt2", &exact()).ctx_size());
 }
 
 #[test]

@@ -215,8 +215,13 @@ pub(crate) struct Status<'a> {
     pub(crate) loaded: &'a Loaded,
     /// When it is unloaded if nobody asks; `None`: not by itself.
     pub(crate) expires: Option<SystemTime>,
-    /// Bytes that it may take.
-    pub(crate) taken: u64,
+}
+
+impl Status<'_> {
+    /// Bytes of its weights, keys and values.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.loaded.source.bytes + self.loaded.service.stats().kv_bytes
+    }
 }
 
 impl Drop for Models {
@@ -367,7 +372,10 @@ impl Models {
         let plain = asked.strip_suffix(":latest").unwrap_or(asked);
         let stem = |source: &&Source| source.path.file_stem().is_some_and(|stem| stem == plain);
         let named = || self.inner.catalog.named.iter();
-        let found = named().find(|source| source.name == asked || source.name == plain);
+        let called = |source: &&Source| {
+            [asked, plain].contains(&&*source.name) || source.path == Path::new(asked)
+        };
+        let found = named().find(called);
         if let Some(found) = found.or_else(|| named().find(stem)) {
             return Ok(found.clone());
         }
@@ -394,7 +402,7 @@ impl Models {
     pub(crate) fn loaded<T>(&self, mut f: impl FnMut(Status<'_>) -> T) -> Vec<T> {
         let state = self.inner.lock();
         let mut told = Vec::new();
-        for (path, slot) in &state.slots {
+        for slot in state.slots.values() {
             let Slot::Ready(ready) = slot else { continue };
             let idle_at = match ready.keep_alive {
                 KeepAlive::Forever => None,
@@ -404,8 +412,7 @@ impl Models {
                     SystemTime::now().checked_add(left)
                 }
             };
-            let taken = state.taken.get(path).copied().unwrap_or(ready.loaded.source.bytes);
-            told.push(f(Status { loaded: &ready.loaded, expires: idle_at, taken }));
+            told.push(f(Status { loaded: &ready.loaded, expires: idle_at }));
         }
         told
     }
@@ -671,7 +678,11 @@ impl Inner {
                 let left = state.slots.insert(path.clone(), Slot::Leaving);
                 drop(state);
                 let stats = match &left {
-                    Some(Slot::Ready(ready)) => ready.loaded.service.stats(),
+                    Some(Slot::Ready(ready)) => {
+                        // Nothing runs; but its last step may not have been counted yet.
+                        ready.loaded.service.shutdown(Duration::ZERO);
+                        ready.loaded.service.stats()
+                    }
                     _ => ServiceStats::default(),
                 };
                 drop(left);

@@ -4,7 +4,8 @@
 //! the page. So that no page can have models fetched, deleted or run, what changes something is refused if it
 //! comes from a page of another origin; `--cors-origin` lets origins in, and has their pages read replies.
 use crate::error::{ApiError, ErrorKind};
-use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, Method, Request, Uri, header};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 /// Which origins are let in.
@@ -64,14 +65,17 @@ impl Origins {
 
     /// Refuses what a page of a foreign origin wants to change. Programs that are no browsers send no origin, or
     /// one with a scheme of their own.
-    pub(crate) fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+    pub(crate) fn check<B>(&self, request: &Request<B>) -> Result<(), ApiError> {
+        let (method, headers) = (request.method(), request.headers());
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
         let origin = origin.to_str().unwrap_or_default();
         let is_page = ["http://", "https://"].iter().any(|scheme| origin.starts_with(scheme))
             || origin == "null";
         let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
         let own = || {
+            // HTTP/2 has it in the address.
             let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+            let host = host.or_else(|| request.uri().authority().map(Authority::as_str));
             host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host))
         };
         let listed = match self {
@@ -100,12 +104,17 @@ mod tests {
                      method: Method,
                      origin: Option<&'static str>,
                      allowed: bool| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:8080"));
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            for (address, host) in [("/", Some("127.0.0.1:8080")), ("http://127.0.0.1:8080/", None)]
+            {
+                let headers = [(header::HOST, host), (header::ORIGIN, origin)];
+                let mut request = Request::builder().method(&method).uri(address);
+                for (name, value) in headers {
+                    request = value.into_iter().fold(request, |r, value| r.header(&name, value));
+                }
+                let request = request.body(()).expect("a request");
+                let found = origins.check(&request).is_ok();
+                assert_eq!(found, allowed, "{method} {origin:?} {host:?}");
             }
-            assert_eq!(origins.check(&method, &headers).is_ok(), allowed, "{method} {origin:?}");
         };
         let own = Origins::Own;
         check(&own, Method::POST, None, true);

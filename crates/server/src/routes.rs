@@ -95,11 +95,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 /// Records a request, and refuses it if it comes from a web page that is not let in.
 async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let times = Arc::clone(&shared.times);
-    let serve = async |request: Request| match shared
-        .options
-        .origins
-        .check(request.method(), request.headers())
-    {
+    let serve = async |request: Request| match shared.options.origins.check(&request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -229,11 +225,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let sum = stats.batch_tokens as f64;
     observe::write_histogram(&mut text, name, help, bounds, &stats.batch_sizes, sum);
     shared.times.write(&mut text);
-    text += "# HELP hurtle:model_bytes Memory that a loaded model may take.\n# TYPE hurtle:model_bytes gauge\n";
+    text += "# HELP hurtle:model_bytes Weights, keys and values of a loaded model.\n# TYPE hurtle:model_bytes gauge\n";
     for line in shared.models.loaded(|status| {
         // A name may hold anything; in JSON it is quoted as it has to be here.
         let name = json!(status.loaded.source.name);
-        format!("hurtle:model_bytes{{model={name}}} {}\n", status.taken)
+        format!("hurtle:model_bytes{{model={name}}} {}\n", status.bytes())
     }) {
         text += &line;
     }

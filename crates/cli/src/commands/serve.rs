@@ -9,11 +9,13 @@ use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
 use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
+use hurtle_hub::Origin;
 use hurtle_server::keep_alive::KeepAlive;
 use hurtle_server::models::{Catalog, Load, Source};
 use hurtle_server::origin::Origins;
 use hurtle_server::tls::{Tls, TlsListener};
 use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_text::ChatTemplate;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -157,7 +159,10 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     let mut named = Vec::new();
     for name in &args.model {
         let local = hub.resolve(name, &mut models::Bar::default())?;
-        named.push(Source { name: name.clone(), path: local.path, bytes: local.bytes });
+        // Who asks need not know where a file lies.
+        let stem = local.path.file_stem().filter(|_| local.origin == Origin::File);
+        let name = stem.map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
+        named.push(Source { name, path: local.path, bytes: local.bytes });
     }
     let catalog = Catalog {
         load: load(args, options, &named, globals),
@@ -168,7 +173,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         memory: Machine::read(Path::new("/")).usable_memory(),
     };
     let options = ServerOptions {
-        model: args.model[0].clone(),
+        model: catalog.named[0].name.clone(),
         api_keys,
         max_body: args.max_body,
         service: ServiceOptions {
@@ -208,6 +213,12 @@ fn load(args: &ServeArgs, options: EngineOptions, named: &[Source], globals: &Gl
         let load = || {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             let engine = models::load_file(&name, path, &options, &globals)?;
+            if engine.is_embedding_model() {
+                // It converses with nobody, so that any will do.
+                let (metadata, tok) = (engine.gguf().metadata(), engine.tokenizer());
+                let template = ChatTemplate::fallback_for(metadata, tok)?.0;
+                return anyhow::Ok((engine, template));
+            }
             let own = TemplateArgs::default();
             let template = if named.iter().any(|named| named == path) { &template } else { &own };
             let template = Template::load(template, engine.gguf().metadata(), engine.tokenizer())?;

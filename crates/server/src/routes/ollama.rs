@@ -208,7 +208,7 @@ async fn running(State(shared): State<Arc<Shared>>) -> Response {
         json!({
             "name": source.name,
             "model": source.name,
-            "size": status.taken,
+            "size": status.bytes(),
             "size_vram": 0,
             "digest": digest(source),
             "details": details(engine.gguf().metadata()),

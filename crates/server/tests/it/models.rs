@@ -159,7 +159,7 @@ async fn what_cannot_be_loaded_leaves_the_others_alone() {
 async fn keep_alive_says_when_a_model_leaves() {
     let server =
         start(Catalog { keep_alive: Some(KeepAlive::Forever), ..catalog(&["llama", "gemma"]) });
-    let generate = |model: &str, prompt: &str, keep_alive: Value| json!({"model": model, "prompt": prompt, "keep_alive": keep_alive, "stream": false, "options": {"num_predict": 4}});
+    let generate = |model: &str, prompt: &str, keep_alive: Value| json!({"model": model, "prompt": prompt, "keep_alive": keep_alive, "stream": false, "options": {"num_predict": 4, "ignore_eos": true}});
     // Nothing to say: only to load, and to unload.
     let loaded = ask(&server, "/api/generate", generate("gemma", "", json!("1h"))).await;
     assert_eq!((&loaded["done_reason"], &loaded["response"]), (&json!("load"), &json!("")));

@@ -172,6 +172,9 @@ async fn pages_of_others_are_let_in_only_if_the_server_says_so() {
         assert_eq!(reply.status().as_u16(), status, "{origin}");
         let header = reply.headers().get("access-control-allow-origin");
         assert_eq!(header.map(|value| value.to_str().expect("ASCII")), allowed, "{origin}");
+        let body = axum::body::to_bytes(reply.into_body(), usize::MAX).await.expect("a body");
+        let hint = body.windows(13).any(|words| words == b"--cors-origin");
+        assert_eq!(hint, status == 403, "{body:?}");
     };
     let closed = with_origins(&[]);
     check(&closed, "http://127.0.0.1:8080", 200, None).await;
