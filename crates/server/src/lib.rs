@@ -54,6 +54,20 @@ pub struct ServerOptions {
     pub origins: Origins,
 }
 
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            model: "default".into(),
+            api_keys: Vec::new(),
+            max_body: 16 << 20,
+            service: ServiceOptions::default(),
+            sampler: SamplerParams::default(),
+            limits: Limits::default(),
+            origins: Origins::default(),
+        }
+    }
+}
+
 /// What no request may exceed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {

@@ -1,10 +1,8 @@
 //! The routes over a tiny model, whose greedy continuation llama.cpp has computed.
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
-use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
-use hurtle_server::origin::Origins;
-use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -32,9 +30,7 @@ fn server(api_keys: &[&str]) -> Server {
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_body: 1 << 20,
         service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
-        sampler: SamplerParams::default(),
-        limits: Limits::default(),
-        origins: Origins::default(),
+        ..ServerOptions::default()
     };
     Server::start(engine, template, options).expect("started")
 }

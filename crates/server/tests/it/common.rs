@@ -1,12 +1,10 @@
 //! Servers of tiny models, and requests to them.
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
-use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_gguf::{Gguf, Metadata, Writer};
 use hurtle_server::models::{Catalog, Source};
-use hurtle_server::origin::Origins;
-use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -53,12 +51,8 @@ pub(crate) fn load(path: &Path) -> Result<(Engine, ChatTemplate), String> {
 pub(crate) fn options() -> ServerOptions {
     ServerOptions {
         model: "tiny".into(),
-        api_keys: Vec::new(),
-        max_body: 1 << 20,
         service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
-        sampler: SamplerParams::default(),
-        limits: Limits::default(),
-        origins: Origins::default(),
+        ..ServerOptions::default()
     }
 }
 
