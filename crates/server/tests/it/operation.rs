@@ -100,7 +100,10 @@ fn each_request_has_an_id_and_a_line_in_the_log() {
         endless["max_tokens"] = (-1).into();
         let reply = server.router().oneshot(request("third", "/v1/completions", endless)).await;
         let mut stream = reply.expect("a reply").into_body().into_data_stream();
-        stream.next().await.expect("a piece").expect("bytes");
+        // Two tokens at least, so that there is a time between them.
+        for _ in 0..3 {
+            stream.next().await.expect("a piece").expect("bytes");
+        }
         drop(stream);
         let third = line("third");
         assert_eq!((&third["status"], &third["complete"]), (&json!(200), &json!(false)));
