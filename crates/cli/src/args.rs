@@ -249,7 +249,7 @@ pub(crate) fn forced_isa() -> Result<Option<Isa>> {
 }
 
 /// Which chat template.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Chat template")]
 pub(crate) struct TemplateArgs {
     /// A template known by name (chatml, llama3, gemma ...) or written as Jinja, instead of the model's

@@ -7,6 +7,7 @@ use hurtle_gguf::Gguf;
 use hurtle_hub::{Hub, HubConfig, LocalModel};
 use hurtle_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::path::Path;
 
 /// The user's models.
 pub(crate) fn hub(globals: &GlobalArgs) -> Result<Hub> {
@@ -32,9 +33,19 @@ pub(crate) fn open(model: &ModelArgs, globals: &GlobalArgs) -> Result<(Gguf, Tok
 /// Loads the model `spec`, ready to run.
 pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) -> Result<Engine> {
     let local = resolve(spec, globals)?;
+    load_file(&local.name, &local.path, options, globals)
+}
+
+/// Loads the file of the model `name`.
+pub(crate) fn load_file(
+    name: &str,
+    path: &Path,
+    options: &EngineOptions,
+    globals: &GlobalArgs,
+) -> Result<Engine> {
     let mut status = StatusLine::new();
-    status.set(&format!("loading {}", local.name));
-    let engine = Engine::load(&local.path, options)?;
+    status.set(&format!("loading {name}"));
+    let engine = Engine::load(path, options)?;
     drop(status);
     let trained = engine.model().hparams().n_ctx_train;
     if engine.ctx_size() > trained {
@@ -50,7 +61,7 @@ pub(crate) fn load(spec: &str, options: &EngineOptions, globals: &GlobalArgs) ->
         let products = backend.map(|backend| format!(", matrix products by {}", backend.name()));
         say(&format!(
             "{}: {} kernels{}, {threads} threads ({threads_batch} for prompts), context of {} tokens",
-            local.path.display(),
+            path.display(),
             engine.isa(),
             products.unwrap_or_default(),
             engine.ctx_size()

@@ -10,6 +10,7 @@
 use crate::{Engine, EngineError};
 use hurtle_model::spec::{Head, Ranking};
 use hurtle_model::{BatchToken, Pooling, Scratch};
+use std::ops::ControlFlow;
 
 impl Engine {
     /// How the model makes one vector of a text; `None` if it does not.
@@ -38,47 +39,114 @@ impl Engine {
     /// If the model makes none, `ids` is empty, does not fit the context or, where it has to be
     /// processed whole, the batch size, or holds an unknown token.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, EngineError> {
-        let model = self.model();
-        let (spec, hparams) = (model.spec(), model.hparams());
         let Some(pooling) = self.pooling() else {
-            return Err(EngineError::NoPooling { file: self.file(), arch: spec.name });
+            return Err(EngineError::NoPooling {
+                file: self.file(),
+                arch: self.model().spec().name,
+            });
         };
-        let n_tokens = ids.len();
-        self.check_prompt(n_tokens, self.ctx_size())?;
-        let batch_size = self.batch_size;
-        if hparams.both_ways && n_tokens > batch_size {
-            return Err(EngineError::BatchTooSmall { n_tokens, batch_size });
+        let mut vectors = self.embed_all(&[ids], pooling, &mut || ControlFlow::Continue(()))?;
+        Ok(vectors.pop().unwrap_or_default())
+    }
+
+    /// Tokens of the longest text that can be embedded.
+    pub fn longest_embeddable(&self) -> usize {
+        match self.model().hparams().both_ways {
+            true => self.ctx_size().min(self.batch_size),
+            false => self.ctx_size(),
         }
-        let pooled = match (pooling, spec.ranking) {
+    }
+
+    /// The vectors of many texts, as [`Engine::embed`] gives them, with a pooling that may not be the model's
+    /// own. Short texts go through the model together. `between` is asked between passes, and may break off:
+    /// then those that are done are returned.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`], for the first text that has one.
+    pub fn embed_all(
+        &self,
+        texts: &[impl AsRef<[u32]>],
+        pooling: Pooling,
+        between: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        let both_ways = self.model().hparams().both_ways;
+        let batch_size = self.batch_size;
+        for text in texts {
+            let n_tokens = text.as_ref().len();
+            self.check_prompt(n_tokens, self.ctx_size())?;
+            if both_ways && n_tokens > batch_size {
+                return Err(EngineError::BatchTooSmall { n_tokens, batch_size });
+            }
+        }
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut scratch = Scratch::default();
+        while vectors.len() < texts.len() {
+            // As many as fit into a batch; a longer one goes alone, in pieces.
+            let rest = &texts[vectors.len()..];
+            let mut n_tokens = 0;
+            let fits = |text: &&_| {
+                n_tokens += AsRef::<[u32]>::as_ref(*text).len();
+                n_tokens <= batch_size
+            };
+            let n = rest.iter().take_while(fits).count().max(1);
+            let group: Vec<&[u32]> = rest[..n].iter().map(AsRef::as_ref).collect();
+            if between().is_break() {
+                break;
+            }
+            vectors.extend(self.embed_together(&group, pooling, &mut scratch, between)?);
+        }
+        Ok(vectors)
+    }
+
+    /// The vectors of texts that fit into one batch, or of one text; none if `between` breaks off.
+    fn embed_together(
+        &self,
+        texts: &[&[u32]],
+        pooling: Pooling,
+        scratch: &mut Scratch,
+        between: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        let model = self.model();
+        let n_embd = model.hparams().n_embd;
+        let pooled = |n_tokens: usize| match (pooling, model.spec().ranking) {
             (Pooling::Mean, _) => 0..n_tokens,
             (Pooling::Cls, _) | (Pooling::Rank, Ranking::First) => 0..1,
             (Pooling::Last, _) | (Pooling::Rank, Ranking::LastSoftmax) => n_tokens - 1..n_tokens,
         };
-
         let mut cache = model.kv_cache(self.kv_types.0, self.kv_types.1);
-        let (seq, mut scratch) = (cache.new_sequence(), Scratch::default());
         let exec = self.exec(self.threads().1);
-        let mut vector = vec![0.0; hparams.n_embd];
-        let mut at = 0;
-        for chunk in ids.chunks(batch_size) {
-            let token = |(i, id): (usize, &u32)| BatchToken {
-                id: *id,
-                seq,
-                logits: pooled.contains(&(at + i)),
-            };
-            let batch: Vec<_> = chunk.iter().enumerate().map(token).collect();
-            let rows = model.hidden(exec, &batch, &mut cache, &mut scratch)?;
-            for row in rows.chunks_exact(hparams.n_embd) {
-                vector.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        let mut batch = Vec::new();
+        // Whose row each wanted token gives.
+        let mut owners = Vec::new();
+        let mut wanted = Vec::new();
+        for (owner, text) in texts.iter().enumerate() {
+            let seq = cache.new_sequence();
+            for (i, id) in text.iter().enumerate() {
+                let logits = pooled(text.len()).contains(&i);
+                batch.push(BatchToken { id: *id, seq, logits });
+                wanted.push((logits, owner));
             }
-            at += chunk.len();
         }
-        let n_pooled = pooled.len() as f32;
-        vector.iter_mut().for_each(|x| *x /= n_pooled);
-        match pooling {
-            Pooling::Mean | Pooling::Cls | Pooling::Last => Ok(vector),
-            Pooling::Rank => Ok(model.scores(exec, &vector, &mut scratch)?.to_vec()),
+        let mut vectors = vec![vec![0.0; n_embd]; texts.len()];
+        for (chunk, wanted) in batch.chunks(self.batch_size).zip(wanted.chunks(self.batch_size)) {
+            if chunk.len() < batch.len() && between().is_break() {
+                return Ok(Vec::new());
+            }
+            let rows = model.hidden(exec, chunk, &mut cache, scratch)?;
+            owners.clear();
+            owners.extend(wanted.iter().filter(|wanted| wanted.0).map(|wanted| wanted.1));
+            for (row, owner) in rows.chunks_exact(n_embd).zip(&owners) {
+                vectors[*owner].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
         }
+        for (vector, text) in vectors.iter_mut().zip(texts) {
+            let n_pooled = pooled(text.len()).len() as f32;
+            vector.iter_mut().for_each(|x| *x /= n_pooled);
+            if pooling == Pooling::Rank {
+                *vector = model.scores(exec, vector, scratch)?.to_vec();
+            }
+        }
+        Ok(vectors)
     }
 
     /// The file's name for messages.

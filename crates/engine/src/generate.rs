@@ -115,7 +115,7 @@ pub struct EngineOptions {
     /// Who computes them; `None`: hurtle. A backend has its own arithmetic, so that `arithmetic` does not
     /// count.
     pub backend: Option<Arc<dyn MatmulBackend>>,
-    /// Context size; `None`: the model's own.
+    /// Context size; `None`: the model's own. It never exceeds the positions that a model has learned.
     pub ctx_size: Option<usize>,
     /// Prompt tokens processed at once; `None`: 512, or the context where a text has to be processed
     /// whole.
@@ -170,6 +170,7 @@ impl Engine {
             }
         };
         let n_ctx = options.ctx_size.unwrap_or(model.hparams().n_ctx_train);
+        let n_ctx = model.n_positions().map_or(n_ctx, |n| n.min(n_ctx));
         let batch_size = if model.hparams().both_ways { n_ctx } else { 512 };
         Ok(Self {
             n_ctx,

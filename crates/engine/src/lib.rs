@@ -23,7 +23,7 @@ pub use hurtle_kernels::backend::MatmulBackend;
 pub use hurtle_model::Pooling;
 pub use profile::ProfileRun;
 pub use service::{
-    Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport, SlotInfo,
-    SubmitError, Ticket, TokenOut,
+    BATCH_SIZES, Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport,
+    SlotInfo, SubmitError, Ticket, TokenOut,
 };
 pub use stop::StopMatcher;

@@ -253,9 +253,15 @@ pub struct ServiceStats {
     pub batches: u64,
     /// Tokens in them.
     pub batch_tokens: u64,
+    /// How many had at most as many tokens as [`BATCH_SIZES`] say, and more than the size before; at the end
+    /// those that had more than all.
+    pub batch_sizes: [u64; BATCH_SIZES.len() + 1],
     /// Sequences that gave up their memory for a time.
     pub preemptions: u64,
 }
+
+/// Sizes that [`ServiceStats::batch_sizes`] tells apart.
+pub const BATCH_SIZES: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 type OnEvent = Box<dyn FnMut(Event) + Send>;
 
@@ -857,6 +863,7 @@ impl<'e> Scheduler<'e> {
         let time = start.elapsed().as_secs_f64();
         stats.batches += 1;
         stats.batch_tokens += batch.len() as u64;
+        stats.batch_sizes[BATCH_SIZES.partition_point(|&n| n < batch.len())] += 1;
         stats.prompt_tokens += n_prompt_tokens as u64;
 
         let mut rows = logits.chunks_exact(n_vocab);

@@ -333,6 +333,7 @@ impl Download<'_> {
                 Ok(n) => {
                     self.partial.append(&buffer[..n])?;
                     progress.advance(self.partial.done);
+                    crate::go_on(progress)?;
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Ok(Some(Transient::new(describe_io(&e)))),

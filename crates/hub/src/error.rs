@@ -19,6 +19,10 @@ pub enum Error {
         why: String,
     },
 
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled) said so.
+    #[error("the transfer was cancelled\nhint: asking again goes on where it stopped")]
+    Cancelled,
+
     /// The text is no model specification.
     #[error("'{spec}' is not a model: {why}\nhint: {SYNTAX}")]
     BadSpec {
@@ -328,9 +332,9 @@ impl Error {
         }
     }
 
-    /// Whether another source would fail in the same way.
+    /// Whether another source would fail in the same way, or is not wanted.
     pub(crate) fn is_of_this_machine(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Io { .. })
+        matches!(self, Self::NoSpace { .. } | Self::Io { .. } | Self::Cancelled)
     }
 }
 

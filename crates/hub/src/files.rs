@@ -2,6 +2,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -136,9 +137,13 @@ impl Lock {
             return Ok(lock);
         }
         progress.note(&format!("waiting for another process that is fetching {what}"));
-        let file = Self::open(path)?;
-        file.lock().map_err(Error::io(path, "lock"))?;
-        Ok(Self { _file: file })
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            crate::go_on(progress)?;
+            if let Some(lock) = Self::try_now(path)? {
+                return Ok(lock);
+            }
+        }
     }
 
     /// The lock, or `None` if another process holds it.

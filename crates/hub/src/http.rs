@@ -5,7 +5,7 @@
 //! the headers of its redirect what the file is (`X-Linked-ETag` is its sha256), and the token
 //! belongs to one origin only.
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC};
 use ureq::Body;
@@ -98,8 +98,15 @@ impl Failures {
             .min(self.retry.max_backoff);
         progress
             .note(&format!("{url}: {why}; trying again in {:.0} s", pause.as_secs_f32().ceil()));
-        std::thread::sleep(pause);
-        Ok(())
+        let end = Instant::now() + pause;
+        loop {
+            crate::go_on(progress)?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(200)));
+        }
     }
 
     /// Forgets the failures: things move again.

@@ -59,6 +59,16 @@ pub trait Progress {
     /// A line for the user (a source that failed and why, a retry, another process being waited
     /// for).
     fn note(&mut self, message: &str);
+    /// Whether nobody waits for it any more. What is there stays, and a later transfer goes on from it.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// # Errors
+/// [`Error::Cancelled`] if nobody waits any more.
+fn go_on(progress: &dyn Progress) -> Result<(), Error> {
+    if progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// Shows nothing.

@@ -243,6 +243,7 @@ impl Pip<'_> {
         progress.note(&shown);
         let status =
             watch(child, &log, &staging, progress).map_err(Error::io(&staging, "wait for pip"))?;
+        crate::go_on(progress)?;
         let text = fs::read(&errors).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         if !status.success() {
@@ -278,7 +279,7 @@ impl Pip<'_> {
     }
 }
 
-/// Waits for pip and shows how the wheel grows.
+/// Waits for pip and shows how the wheel grows; ends it if nobody waits for it any more.
 fn watch(
     mut child: Child,
     log: &Path,
@@ -298,6 +299,9 @@ fn watch(
         }
         if let Some(total) = total {
             progress.advance(largest_wheel(staging, 3).min(total));
+        }
+        if progress.is_cancelled() {
+            child.kill()?;
         }
         std::thread::sleep(POLL);
     };

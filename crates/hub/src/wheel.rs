@@ -155,6 +155,9 @@ impl Wheel {
                         break Err(e);
                     }
                     progress.advance(done);
+                    if let Err(e) = crate::go_on(progress) {
+                        break Err(e);
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => break Err(bad(format!("cannot unpack {entry}: {e}"))),

@@ -119,6 +119,11 @@ impl Model {
         &self.hparams
     }
 
+    /// Positions that the model has learned, where it has learned them: it knows no others.
+    pub fn n_positions(&self) -> Option<usize> {
+        self.weights.position_embd.as_ref().map(|embd| embd.n_rows())
+    }
+
     /// An empty KV cache for this model.
     pub fn kv_cache(&self, type_k: KvType, type_v: KvType) -> KvCache {
         KvCache::new(&self.hparams.layers, type_k, type_v)

@@ -91,6 +91,11 @@ impl Mix {
         MIXES.iter().copied().find(|mix| mix.name.eq_ignore_ascii_case(name))
     }
 
+    /// The recipe that a file names in `general.file_type`.
+    pub fn from_file_type(file_type: u32) -> Option<Mix> {
+        MIXES.iter().copied().find(|mix| mix.file_type == Some(file_type))
+    }
+
     /// Every matrix of type `ty`, embedding and output included.
     pub const fn uniform(ty: WeightType) -> Mix {
         Mix { name: ty.name(), base: ty, file_type: None, recipe: Recipe::Uniform }

@@ -9,8 +9,12 @@ pub enum ErrorKind {
     Invalid,
     /// The API key is missing or wrong.
     Unauthorized,
+    /// The server is not to do this for anybody.
+    Forbidden,
     /// There is no such model or resource.
     NotFound,
+    /// There is something at this path, but not for this method.
+    WrongMethod,
     /// The body is larger than allowed.
     TooLarge,
     /// Too many requests wait already.
@@ -25,10 +29,12 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kind, HTTP status, OpenAI's type, Anthropic's type.
-    const TABLE: [(Self, u16, &'static str, &'static str); 8] = [
+    const TABLE: [(Self, u16, &'static str, &'static str); 10] = [
         (Self::Invalid, 400, "invalid_request_error", "invalid_request_error"),
         (Self::Unauthorized, 401, "authentication_error", "authentication_error"),
+        (Self::Forbidden, 403, "permission_error", "permission_error"),
         (Self::NotFound, 404, "not_found_error", "not_found_error"),
+        (Self::WrongMethod, 405, "invalid_request_error", "invalid_request_error"),
         (Self::TooLarge, 413, "invalid_request_error", "request_too_large"),
         (Self::QueueFull, 429, "rate_limit_error", "rate_limit_error"),
         (Self::Unavailable, 503, "unavailable_error", "overloaded_error"),
@@ -151,7 +157,9 @@ mod tests {
         let kinds = [
             (Invalid, 400),
             (Unauthorized, 401),
+            (Forbidden, 403),
             (NotFound, 404),
+            (WrongMethod, 405),
             (TooLarge, 413),
             (QueueFull, 429),
             (Unavailable, 503),

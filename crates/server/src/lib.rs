@@ -1,4 +1,4 @@
-//! The HTTP APIs that clients of language models speak, over one engine.
+//! The HTTP APIs that clients of language models speak, over the engines of one or several models.
 //!
 //! ```text
 //! body ─► wire::fields ─► wire::{openai, anthropic, ollama, llama_cpp} ─► request::{Chat, Completion}
@@ -12,25 +12,34 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod keep_alive;
+pub mod models;
+pub mod origin;
 pub mod output;
 pub mod request;
+pub mod tls;
 pub mod wire;
 
+mod embedder;
+mod fill_in;
 mod messages;
+mod observe;
 mod routes;
 mod worker;
 
 use axum::Router;
 use hurtle_engine::sampler::SamplerParams;
-use hurtle_engine::{Engine, Service, ServiceOptions, ShutdownReport};
+use hurtle_engine::{Engine, ServiceOptions, ShutdownReport};
 use hurtle_text::ChatTemplate;
+use models::{Catalog, Models};
+use origin::Origins;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How to serve.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// The model's name; requests may also call it `default`.
+    /// What [`Server::start`] calls its model; requests may also call it `default`.
     pub model: String,
     /// Keys of which one must be given; none: everybody may ask.
     pub api_keys: Vec<String>,
@@ -40,14 +49,43 @@ pub struct ServerOptions {
     pub service: ServiceOptions,
     /// Sampling, where a request leaves it open.
     pub sampler: SamplerParams,
+    /// What no request may exceed.
+    pub limits: Limits,
+    /// Web pages that may use the server, beside its own.
+    pub origins: Origins,
 }
 
-/// A model with the routes to it.
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            model: "default".into(),
+            api_keys: Vec::new(),
+            max_body: 16 << 20,
+            service: ServiceOptions::default(),
+            sampler: SamplerParams::default(),
+            limits: Limits::default(),
+            origins: Origins::default(),
+        }
+    }
+}
+
+/// What no request may exceed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a prompt; `None`: as many as the context holds.
+    pub max_prompt: Option<usize>,
+    /// Tokens of an answer, which ends there; `None`: as many as the context holds.
+    pub max_predict: Option<usize>,
+    /// Time from a request to the end of its answer, which is cut off then; `None`: any.
+    pub timeout: Option<Duration>,
+}
+
+/// Models with the routes to them.
 #[derive(Debug, Clone)]
 pub struct Server(Arc<routes::Shared>);
 
 impl Server {
-    /// Starts the thread that answers.
+    /// Serves one model, which is loaded already and stays.
     ///
     /// # Errors
     /// If there is no thread to be had, or no memory for keys and values.
@@ -56,10 +94,20 @@ impl Server {
         template: ChatTemplate,
         options: ServerOptions,
     ) -> std::io::Result<Self> {
-        let service = Service::start(engine, options.service.clone())?;
-        let started = routes::now();
-        let n_requests = Default::default();
-        Ok(Self(Arc::new(routes::Shared { service, template, options, started, n_requests })))
+        let service = options.service.clone();
+        let models = Models::one(&options.model, engine, template, service, options.limits)?;
+        Ok(Self(Arc::new(routes::Shared::new(models, options))))
+    }
+
+    /// Serves the models of a catalog, of which the first is loaded now.
+    ///
+    /// # Errors
+    /// If the first model cannot be loaded, or there is no thread to be had.
+    pub fn with_models(catalog: Catalog, options: ServerOptions) -> Result<Self, String> {
+        let models = Models::new(catalog, options.service.clone(), options.limits);
+        let models = models.map_err(|error| error.to_string())?;
+        models.load_first().map_err(|error| error.to_string())?;
+        Ok(Self(Arc::new(routes::Shared::new(models, options))))
     }
 
     /// The routes.
@@ -69,6 +117,6 @@ impl Server {
 
     /// Refuses new requests, waits for those that are there, and breaks off what is not done after `grace`.
     pub fn shut_down(&self, grace: Duration) -> ShutdownReport {
-        self.0.service.shutdown(grace)
+        self.0.models.shut_down(grace)
     }
 }

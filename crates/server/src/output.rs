@@ -43,6 +43,8 @@ pub struct Logprobs {
 /// A token and the natural logarithm of its probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
+    /// The token's number.
+    pub id: u32,
     /// What it adds to a text; may be a part of a character.
     pub bytes: Vec<u8>,
     /// At most 0, and finite.

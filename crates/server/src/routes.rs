@@ -1,17 +1,23 @@
 //! The routes, and what holds for all of them.
 mod anthropic;
 mod chat;
+mod embeddings;
+mod llama_cpp;
 mod ollama;
 mod page;
+mod pull;
 mod responses;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
+use crate::fill_in;
 use crate::messages::{Messages, Reading};
+use crate::models::{Lease, Models};
+use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
 use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
 use crate::wire::openai::Head;
-use crate::wire::{SSE_DONE, llama_cpp, openai};
+use crate::wire::{self, SSE_DONE, openai};
 use crate::worker::{self, Answers, Event};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -21,12 +27,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hurtle_engine::constraint::{Grammar, GrammarConstraint, prepare_schema};
-use hurtle_engine::{Finished, Service, StopReason};
+use hurtle_engine::{BATCH_SIZES, Finished, Service, StopReason};
 use hurtle_text::{
-    AnswerFormat, ChatTemplate, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError,
-    Tokenizer,
+    AnswerFormat, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -40,13 +45,25 @@ use tower_http::catch_panic::CatchPanicLayer;
 /// What the routes share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) service: Service,
-    pub(crate) template: ChatTemplate,
+    pub(crate) models: Arc<Models>,
     pub(crate) options: ServerOptions,
     /// Seconds since 1970 when the server started.
     pub(crate) started: u64,
-    /// Requests so far, for their ids.
+    /// Requests so far, for the ids of their answers.
     pub(crate) n_requests: AtomicU64,
+    pub(crate) times: Arc<Times>,
+}
+
+impl Shared {
+    pub(crate) fn new(models: Models, options: ServerOptions) -> Self {
+        let (models, started) = (Arc::new(models), now());
+        Self { models, options, started, n_requests: AtomicU64::new(0), times: Arc::default() }
+    }
+
+    /// The model that a request names.
+    pub(crate) async fn model(&self, name: Option<&str>) -> Result<Lease, ApiError> {
+        self.models.lease(name, None).await
+    }
 }
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -63,19 +80,44 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .merge(anthropic::routes())
         .merge(chat::routes())
         .merge(responses::routes())
+        .merge(pull::routes())
+        .merge(llama_cpp::routes())
+        .merge(embeddings::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
         .route("/v1/health", get(health))
         .merge(page::routes())
         .merge(keyed)
+        .route("/openapi.json", get(openapi))
         .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
         .layer(limit)
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::new(ErrorKind::Internal, "the server failed on this request").into_response()
         }))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), admit))
+        .layer(tower::util::option_layer(shared.options.origins.layer()))
         .with_state(shared)
 }
+
+/// Records a request, and refuses it if it comes from a web page that is not let in.
+async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let times = Arc::clone(&shared.times);
+    let serve = async |request: Request| match shared.options.origins.check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    observe::observe(times, request, serve).await
+}
+
+/// What there is, for programs and for pages that show such descriptions.
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// `tests/it/openapi.rs` compares it with the routes.
+const OPENAPI: &str = include_str!("../openapi.json");
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -127,26 +169,41 @@ async fn nothing_here(request: Request) -> ApiError {
     )
 }
 
-async fn health() -> Response {
-    with_json(&json!({"status": "ok"}))
+async fn wrong_method(request: Request) -> ApiError {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    ApiError::new(ErrorKind::WrongMethod, message)
 }
 
+async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError> {
+    match shared.models.is_open() {
+        true => Ok(with_json(&json!({"status": "ok"}))),
+        false => Err(ApiError::new(ErrorKind::Unavailable, "the server is shutting down")),
+    }
+}
+
+/// The models that flags name, and those that are loaded.
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let hparams = shared.service.engine().model().hparams();
-    let model = json!({
-        "id": shared.options.model,
-        "object": "model",
-        "created": shared.started,
-        "owned_by": "hurtle",
-        "meta": {"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_ctx": shared.service.engine().ctx_size()},
+    let entry = |name: &str| json!({"id": name, "object": "model", "created": shared.started, "owned_by": "hurtle"});
+    let mut models: Vec<Value> =
+        shared.models.named().iter().map(|source| entry(&source.name)).collect();
+    shared.models.loaded(|status| {
+        let name = &status.loaded.source.name;
+        let known = models.iter().position(|model| model["id"] == name.as_str());
+        let at = known.unwrap_or_else(|| {
+            models.push(entry(name));
+            models.len() - 1
+        });
+        let engine = status.loaded.service.engine();
+        let hparams = engine.model().hparams();
+        models[at]["meta"] = json!({"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
+            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "size": status.loaded.source.bytes});
     });
-    with_json(&json!({"object": "list", "data": [model]}))
+    with_json(&json!({"object": "list", "data": models}))
 }
 
 /// What the engine does, in Prometheus' text format, under llama.cpp's names where it has them.
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let stats = shared.service.stats();
+    let stats = shared.models.stats();
     let counter = |name, help, value: u64| (name, "counter", help, value as f64);
     let gauge = |name, help, value: f64| (name, "gauge", help, value);
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
@@ -172,6 +229,19 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         text += &format!("# HELP llamacpp:{name} {help}\n# TYPE llamacpp:{name} {kind}\n");
         text += &format!("llamacpp:{name} {value}\n");
     }
+    let (name, help) = ("batch_size_tokens", "Tokens in a forward pass.");
+    let bounds = BATCH_SIZES.iter().map(|&n| n as f64);
+    let sum = stats.batch_tokens as f64;
+    observe::write_histogram(&mut text, name, help, bounds, &stats.batch_sizes, sum);
+    shared.times.write(&mut text);
+    text += "# HELP hurtle:model_bytes Weights, keys and values of a loaded model.\n# TYPE hurtle:model_bytes gauge\n";
+    for line in shared.models.loaded(|status| {
+        // A name may hold anything; in JSON it is quoted as it has to be here.
+        let name = json!(status.loaded.source.name);
+        format!("hurtle:model_bytes{{model={name}}} {}\n", status.bytes())
+    }) {
+        text += &line;
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -181,13 +251,13 @@ async fn slots(State(shared): State<Arc<Shared>>) -> Response {
         json!({"id": slot.id, "n_prompt_tokens": slot.n_prompt, "n_past": slot.n_done,
             "n_decoded": slot.n_generated, "is_processing": true})
     };
-    with_json(&shared.service.stats().slots.into_iter().map(slot).collect())
+    with_json(&shared.models.stats().slots.into_iter().map(slot).collect())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let request = llama_cpp::parse_tokenize(&body)?;
-    shared.check_model(request.model.as_deref())?;
-    let tok = shared.service.engine().tokenizer();
+    let request = wire::llama_cpp::parse_tokenize(&body)?;
+    let model = shared.model(request.model.as_deref()).await?;
+    let tok = model.service.engine().tokenizer();
     let how = Encode { add_special: request.add_special, parse_special: request.parse_special };
     let ids = tok.encode(&request.content, how);
     let tokens: Value = match request.with_pieces {
@@ -198,52 +268,78 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let (ids, model) = llama_cpp::parse_detokenize(&body)?;
-    shared.check_model(model.as_deref())?;
-    let tok = shared.service.engine().tokenizer();
-    shared.check_ids("tokens", &ids)?;
-    let mut decoder = hurtle_text::StreamDecoder::new(tok, true);
-    let mut text = String::new();
-    ids.iter().for_each(|&id| decoder.push(id, &mut text));
-    text.push_str(&decoder.finish());
-    Ok(with_json(&json!({"content": text})))
+    let (ids, name) = wire::llama_cpp::parse_detokenize(&body)?;
+    let model = shared.model(name.as_deref()).await?;
+    model.check_ids("tokens", &ids)?;
+    Ok(with_json(&json!({"content": model.text(&ids)})))
 }
 
 async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_completion(&body, &shared.options.sampler)?;
+    let model = shared.model(request.model.as_deref()).await?;
     let how = request.reply;
-    let (events, n_prompt) = shared.complete(request).await?;
-    reply(&shared, events, n_prompt, how).await
+    let (events, n_prompt) = model.complete(request).await?;
+    reply(shared.head(&model, "cmpl"), events, n_prompt, how).await
 }
 
-impl Shared {
+impl Lease {
     /// Begins to continue texts; also tells the tokens of each.
     async fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
-        self.check_model(request.model.as_deref())?;
-        for (param, given) in [("suffix", request.suffix.is_some()), ("echo", request.echo)] {
-            if given {
-                return Err(ApiError::invalid(param, format!("{param} is not supported")));
-            }
+        let echo = request.echo;
+        let (prompts, generation) = self.prompts(request)?;
+        if echo && generation.logprobs.is_some() {
+            let message = "echo: log-probabilities of the prompt are not supported";
+            return Err(ApiError::invalid("echo", message));
+        }
+        let n_prompt = prompts.iter().map(Vec::len).collect();
+        let n = generation.n;
+        let echoed: Vec<String> = match echo {
+            true => prompts.iter().map(|ids| self.text(ids)).collect(),
+            false => Vec::new(),
+        };
+        let answers = self.submit(prompts, generation).await?;
+        let echoed = echoed.into_iter().flat_map(|text| std::iter::repeat_n(text, n));
+        Ok((answers.after(echoed), n_prompt))
+    }
+
+    /// The tokens of texts to continue, or of gaps to fill in, and how.
+    fn prompts(&self, request: Completion) -> Result<(Vec<Vec<u32>>, Generate), ApiError> {
+        self.check_writes()?;
+        if request.suffix.is_some() && request.echo {
+            return Err(ApiError::invalid("echo", "echo: only one of echo and suffix can hold"));
         }
         let tok = self.service.engine().tokenizer();
         let mut prompts = Vec::new();
         for prompt in request.prompts {
-            prompts.push(match prompt {
-                Prompt::Text(text) => {
+            let ids = match (prompt, &request.suffix) {
+                (Prompt::Text(text), Some(_)) => fill_in::plain(tok, &text),
+                (Prompt::Text(text), None) => {
                     tok.encode(&text, Encode { add_special: true, parse_special: true })
                 }
-                Prompt::Ids(ids) => {
+                (Prompt::Ids(ids), _) => {
                     self.check_ids("prompt", &ids)?;
                     ids
                 }
+            };
+            prompts.push(match &request.suffix {
+                Some(suffix) => self.fill_in("suffix", &ids, suffix, &[])?,
+                None => ids,
             });
         }
-        let n_prompt = prompts.iter().map(Vec::len).collect();
-        Ok((self.submit(prompts, request.generation).await?, n_prompt))
+        Ok((prompts, request.generation))
+    }
+
+    /// The text of tokens, control tokens included.
+    fn text(&self, ids: &[u32]) -> String {
+        let mut decoder = hurtle_text::StreamDecoder::new(self.service.engine().tokenizer(), true);
+        let mut text = String::new();
+        ids.iter().for_each(|&id| decoder.push(id, &mut text));
+        text.push_str(&decoder.finish());
+        text
     }
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
-    async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Messages, usize), ApiError> {
+    async fn converse(&self, request: Chat) -> Result<(Messages, usize), ApiError> {
         let (ids, mut generation, mut reading) = self.render(request).await?;
         let n_prompt = ids.len();
         let (tok, tools) = (self.service.engine().tokenizer(), !reading.how.tools.is_empty());
@@ -259,31 +355,18 @@ impl Shared {
     }
 
     /// The prompt of a conversation, how it is to be answered, and how the answer is to be read.
-    async fn render(
-        self: &Arc<Self>,
-        request: Chat,
-    ) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
-        self.check_model(request.model.as_deref())?;
-        let input = RenderInput {
-            messages: request.messages,
-            tools: Some(request.tools.clone()).filter(|tools| !tools.is_empty()),
-            add_generation_prompt: true,
-            extra: request.template,
-            ..RenderInput::default()
-        };
+    async fn render(&self, request: Chat) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
+        self.check_writes()?;
+        let input = render_input(request.messages, &request.tools, request.template);
         let render = {
-            let shared = Arc::clone(self);
+            let model = self.clone();
             move || {
-                let prompt =
-                    shared.template.prompt(shared.service.engine().tokenizer(), &input, false)?;
-                Ok::<_, TemplateError>((prompt, shared.template.answer_format()))
+                let tok = model.service.engine().tokenizer();
+                let prompt = model.template.prompt(tok, &input, false)?;
+                Ok((prompt, model.template.answer_format()))
             }
         };
-        // Templates may take a while.
-        let (prompt, format) = tokio::task::spawn_blocking(render)
-            .await
-            .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
-            .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        let (prompt, format) = rendered(render).await?;
         let single_call = !request.parallel_tool_calls;
         let how = ReadAnswer { thinking: prompt.thinking, tools: request.tools, single_call };
         let mut generation = request.generation;
@@ -293,17 +376,14 @@ impl Shared {
         Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
     }
 
-    fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
-        match name {
-            None | Some("default") => Ok(()),
-            Some(name) if name == self.options.model => Ok(()),
-            // Ollama's clients name a tag.
-            Some(name) if name.strip_suffix(":latest") == Some(&self.options.model) => Ok(()),
-            Some(name) => Err(ApiError::no_model(name)),
-        }
+    /// The prompt of a conversation as a text.
+    async fn render_text(&self, request: Chat) -> Result<String, ApiError> {
+        let input = render_input(request.messages, &request.tools, request.template);
+        let model = self.clone();
+        rendered(move || model.template.render(&model.template.adapt(&input))).await
     }
 
-    fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
+    pub(crate) fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
         let n_tokens = self.service.engine().tokenizer().n_tokens();
         match ids.iter().find(|&&id| id as usize >= n_tokens) {
             None => Ok(()),
@@ -312,6 +392,18 @@ impl Shared {
                 format!("{param}: expected token ids below {n_tokens}, found {id}"),
             )),
         }
+    }
+
+    /// Refuses to have a text written by a model that is made for vectors.
+    fn check_writes(&self) -> Result<(), ApiError> {
+        if self.service.engine().is_embedding_model() {
+            let message = format!(
+                "model '{}' makes embeddings or scores, and does not write text\nhint: ask /v1/embeddings or /v1/rerank",
+                self.source.name
+            );
+            return Err(ApiError::invalid("model", message));
+        }
+        Ok(())
     }
 
     /// Queues `n` answers to each prompt, with seeds one after another.
@@ -372,15 +464,17 @@ impl Shared {
                 }
             })
         });
-        worker::submit(&self.service, requests)
+        worker::submit(self, requests)
     }
+}
 
-    fn head(&self, prefix: &str) -> Head {
+impl Shared {
+    fn head(&self, model: &Lease, prefix: &str) -> Head {
         let number = self.n_requests.fetch_add(1, Ordering::Relaxed);
         Head {
             id: format!("{prefix}-{:x}-{number:x}", self.started),
             created: now(),
-            model: self.options.model.clone(),
+            model: model.source.name.clone(),
             system_fingerprint: concat!("hurtle-", env!("CARGO_PKG_VERSION")).into(),
         }
     }
@@ -454,6 +548,30 @@ async fn constraint(
     compiled.map_err(|error| ApiError::invalid(param, format!("{param}: {error}")))
 }
 
+fn render_input(
+    messages: Vec<Value>,
+    tools: &[Value],
+    template: Map<String, Value>,
+) -> RenderInput {
+    RenderInput {
+        messages,
+        tools: Some(tools.to_vec()).filter(|tools| !tools.is_empty()),
+        add_generation_prompt: true,
+        extra: template,
+        ..RenderInput::default()
+    }
+}
+
+/// What a chat template makes, on a thread where it may take a while.
+async fn rendered<T: Send + 'static>(
+    render: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
+        .map_err(|error| ApiError::invalid("messages", error.to_string()))
+}
+
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
@@ -476,12 +594,19 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
     Outcome { reason, stop_string, usage, timings }
 }
 
-/// The error of an answer that the server itself has cancelled.
+/// The error of an answer that the server itself has cancelled, or that never began.
 pub(crate) fn broken_off(finished: &Finished) -> Option<ApiError> {
-    (finished.stop_reason == StopReason::Cancelled).then(|| {
-        let message = "the answer was broken off: the server is shutting down";
-        ApiError::new(ErrorKind::Unavailable, message)
-    })
+    match finished.stop_reason {
+        StopReason::Cancelled => {
+            let message = "the answer was broken off: the server is shutting down";
+            Some(ApiError::new(ErrorKind::Unavailable, message))
+        }
+        StopReason::Deadline if finished.n_generated == 0 => {
+            let message = "there was no time left to answer: the server limits it with --timeout";
+            Some(ApiError::new(ErrorKind::TimedOut, message))
+        }
+        _ => None,
+    }
 }
 
 /// Tokens of all: each prompt counts once, however many answers it has.
@@ -491,12 +616,11 @@ fn total(n_prompt: &[usize], outcomes: impl Iterator<Item = Usage>) -> Usage {
 }
 
 async fn reply(
-    shared: &Shared,
+    head: Head,
     mut events: Answers,
     n_prompt: Vec<usize>,
     how: Reply,
 ) -> Result<Response, ApiError> {
-    let head = shared.head("cmpl");
     if how.stream {
         return Ok(stream(head, events, n_prompt, how));
     }

@@ -6,15 +6,19 @@
 //! A connection that goes away drops [`Answers`], and with them the tickets, which cancels what still runs.
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
+use crate::Limits;
 use crate::error::{ApiError, ErrorKind};
+use crate::models::Lease;
+use crate::observe::{self, Record};
 use crate::output::{Logprobs, TokenLogprob};
 use hurtle_engine::sampler::{self, Sampled};
-use hurtle_engine::{
-    EngineError, Event as EngineEvent, Finished, Request, Service, SubmitError, Ticket,
-};
+use hurtle_engine::{EngineError, Event as EngineEvent, Finished, Request, SubmitError, Ticket};
 use hurtle_text::Tokenizer;
+use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::Stream;
 
@@ -42,16 +46,31 @@ enum News {
 /// The answers of a request: which one, and news of it.
 #[derive(Debug)]
 pub(crate) struct Answers {
+    /// What comes before the news.
+    prelude: VecDeque<(usize, Event)>,
     news: UnboundedReceiver<(usize, News)>,
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
-    service: Service,
+    /// As long as it answers, the model stays.
+    model: Lease,
+}
+
+impl Answers {
+    /// The same, each after a text.
+    pub(crate) fn after(mut self, texts: impl Iterator<Item = String>) -> Self {
+        let texts = texts.enumerate().filter(|(_, text)| !text.is_empty());
+        self.prelude.extend(texts.map(|(index, text)| (index, Event::Text(text))));
+        self
+    }
 }
 
 impl Stream for Answers {
     type Item = (usize, Event);
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(event) = self.prelude.pop_front() {
+            return Poll::Ready(Some(event));
+        }
         let news = self.news.poll_recv(context);
         news.map(|news| {
             let (index, news) = news?;
@@ -60,7 +79,7 @@ impl Stream for Answers {
                 match news {
                     News::Event(event) => event,
                     News::Sampled(sampled) => {
-                        Event::Logprobs(told(self.service.engine().tokenizer(), &sampled))
+                        Event::Logprobs(told(self.model.service.engine().tokenizer(), &sampled))
                     }
                 },
             ))
@@ -71,6 +90,7 @@ impl Stream for Answers {
 /// Log-probabilities with the texts of their tokens.
 fn told(tok: &Tokenizer, sampled: &Sampled) -> Logprobs {
     let told = |token: &sampler::TokenLogprob| TokenLogprob {
+        id: token.id,
         bytes: tok.token_bytes(token.id, true),
         // JSON has no infinity; OpenAI has this number instead.
         logprob: token.logprob.max(-9999.0),
@@ -80,17 +100,59 @@ fn told(tok: &Tokenizer, sampled: &Sampled) -> Logprobs {
 
 /// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled.
 pub(crate) fn submit(
-    service: &Service,
+    model: &Lease,
     requests: impl IntoIterator<Item = Request>,
 ) -> Result<Answers, ApiError> {
     let (sender, news) = mpsc::unbounded_channel();
     let mut tickets = Vec::new();
     for (index, request) in requests.into_iter().enumerate() {
         let sender = sender.clone();
-        let ticket = service.submit(request, Box::new(move |event| pass_on(&sender, index, event)));
+        let request = within(model.limits, request)?;
+        let mut watch = watch(observe::current());
+        let on_event = move |event| {
+            watch(&event);
+            pass_on(&sender, index, event);
+        };
+        let ticket = model.service.submit(request, Box::new(on_event));
         tickets.push(ticket.map_err(refused)?);
     }
-    Ok(Answers { news, _tickets: tickets, service: service.clone() })
+    Ok(Answers { prelude: VecDeque::new(), news, _tickets: tickets, model: model.clone() })
+}
+
+/// The request within what the server allows.
+fn within(limits: Limits, mut request: Request) -> Result<Request, ApiError> {
+    let n_prompt = request.prompt.len();
+    if let Some(most) = limits.max_prompt.filter(|&most| n_prompt > most) {
+        let message =
+            format!("the prompt has {n_prompt} tokens, but this server takes {most} at most");
+        let error = ApiError::invalid("prompt", message);
+        return Err(ApiError { code: Some("context_length_exceeded"), ..error });
+    }
+    if let Some(most) = limits.max_predict {
+        let n_predict = &mut request.params.n_predict;
+        *n_predict = Some(n_predict.map_or(most, |n| n.min(most)));
+    }
+    if let Some(end) = limits.timeout.and_then(|time| Instant::now().checked_add(time)) {
+        request.deadline = Some(request.deadline.map_or(end, |earlier| earlier.min(end)));
+    }
+    Ok(request)
+}
+
+/// What records the events of an answer.
+fn watch(record: Option<Arc<Record>>) -> impl FnMut(&EngineEvent) + Send {
+    let mut has_begun = false;
+    move |event| {
+        let Some(record) = &record else { return };
+        match event {
+            EngineEvent::Started { queued, .. } => record.started(*queued),
+            EngineEvent::Token(_) if !has_begun => {
+                has_begun = true;
+                record.first_token();
+            }
+            EngineEvent::Finished(finished) => record.finished(finished),
+            _ => {}
+        }
+    }
 }
 
 /// Sends what a connection has to hear. That it may have gone is no error: its ticket cancels.

@@ -1,7 +1,6 @@
 //! The routes over a tiny model, whose greedy continuation llama.cpp has computed.
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
-use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
@@ -40,7 +39,7 @@ fn server_with(api_keys: &[&str], template: Option<&str>) -> Server {
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_body: 1 << 20,
         service: ServiceOptions { queue: 16, ..ServiceOptions::default() },
-        sampler: SamplerParams::default(),
+        ..ServerOptions::default()
     };
     Server::start(engine, template, options).expect("started")
 }

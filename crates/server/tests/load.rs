@@ -4,7 +4,6 @@
 //!
 //! Some seconds by default; for longer:
 //! `HURTLE_LOAD_CLIENTS=64 HURTLE_LOAD_SECONDS=600 cargo test --profile checked -p hurtle-server --test load -- --nocapture`
-use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
@@ -41,7 +40,7 @@ fn server() -> Server {
         api_keys: Vec::new(),
         max_body: MAX_BODY,
         service: ServiceOptions { kv_bytes: Some(kv_bytes), ..ServiceOptions::default() },
-        sampler: SamplerParams::default(),
+        ..ServerOptions::default()
     };
     Server::start(engine, template, options).expect("started")
 }

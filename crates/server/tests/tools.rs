@@ -2,8 +2,7 @@
 //! calls makes it call.
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use hurtle_engine::sampler::SamplerParams;
-use hurtle_engine::{Engine, EngineOptions, ServiceOptions};
+use hurtle_engine::{Engine, EngineOptions};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
 use serde_json::{Value, json};
@@ -26,13 +25,7 @@ fn server(template: Option<&str>) -> Server {
             ChatTemplate::fallback_for(metadata, tok).expect("a template").0
         }
     };
-    let options = ServerOptions {
-        model: "tiny".into(),
-        api_keys: Vec::new(),
-        max_body: 1 << 20,
-        service: ServiceOptions::default(),
-        sampler: SamplerParams::default(),
-    };
+    let options = ServerOptions { model: "tiny".into(), ..ServerOptions::default() };
     Server::start(engine, template, options).expect("started")
 }
 

@@ -1,28 +1,35 @@
 //! `hurtle serve`: the HTTP server.
-use crate::args::{
-    EngineArgs, GlobalArgs, ModelArgs, SamplingArgs, TemplateArgs, Types, read_text,
-};
-use crate::error::usage;
+use crate::args::{EngineArgs, GlobalArgs, SamplingArgs, TemplateArgs, Types, read_text};
+use crate::error::{Usage, usage};
 use crate::machine::Machine;
 use crate::models;
 use crate::prompt::Template;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
-use clap::Args;
-use hurtle_engine::{ServiceOptions, ShutdownReport};
-use hurtle_server::{Server, ServerOptions};
+use axum::serve::ListenerExt as _;
+use clap::{Args, ValueEnum};
+use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
+use hurtle_hub::Origin;
+use hurtle_server::keep_alive::KeepAlive;
+use hurtle_server::models::{Catalog, Load, Source};
+use hurtle_server::origin::Origins;
+use hurtle_server::tls::{Tls, TlsListener};
+use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_text::ChatTemplate;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tracing::Level;
 
-/// Serves a model over HTTP, as OpenAI's clients expect it.
+/// Serves models over HTTP, as the clients of OpenAI, Ollama, Anthropic and llama.cpp expect it.
 ///
-/// Answers to several requests are written at the same time. Sampling flags hold where a request leaves a parameter open.
+/// The first --model is loaded at the start, others when a request names them; so is any model that 'hurtle list' shows. Answers to several requests are written at the same time. Sampling flags hold where a request leaves a parameter open.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hurtle serve -m qwen2.5-coder:1.5b
-  hurtle serve --host 0.0.0.0 --port 8000 --api-key-file keys.txt
+  hurtle serve -m qwen2.5-coder:1.5b -m gemma3:270m --keep-alive 10m
+  hurtle serve --host 0.0.0.0 --port 8000 --api-key-file keys.txt --only-named
 
 Ctrl-C or SIGTERM stops it: answers in progress have --shutdown-timeout seconds; a second one ends it at once.")]
 pub(crate) struct ServeArgs {
@@ -54,17 +61,74 @@ pub(crate) struct ServeArgs {
     /// Most bytes of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, help_heading = "Server")]
     max_body: usize,
+    /// Most tokens of a prompt [default: as many as the context holds]
+    #[arg(long, value_name = "N", help_heading = "Server")]
+    max_prompt: Option<usize>,
+    /// Most tokens of an answer, which ends there [default: as many as the context holds]
+    #[arg(long, value_name = "N", help_heading = "Server")]
+    max_predict: Option<usize>,
+    /// Seconds from a request to the end of its answer, which is cut off then [default: any number]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Server")]
+    timeout: Option<Duration>,
+    /// Origin whose web pages may use the server, such as https://example.com; may be repeated; *: all
+    #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
+    cors_origin: Vec<String>,
+    /// PEM file with the private key, for https
+    #[arg(long, value_name = "FILE", requires = "ssl_cert_file", help_heading = "Server")]
+    ssl_key_file: Option<PathBuf>,
+    /// PEM file with the certificate, followed by those that vouch for it
+    #[arg(long, value_name = "FILE", requires = "ssl_key_file", help_heading = "Server")]
+    ssl_cert_file: Option<PathBuf>,
+    /// How the log on standard error is written: a line for each request
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Server")]
+    log_format: LogFormat,
     /// Seconds that answers in progress have when the server is stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Server")]
     shutdown_timeout: u64,
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A model as in 'hurtle run'; may be repeated: the first is the one that requests mean which name none
+    #[arg(short, long, env = "HURTLE_MODEL", default_value = hurtle_hub::DEFAULT_MODEL, help_heading = "Models")]
+    model: Vec<String>,
+    /// Serve only the models that --model names, not others that are on this machine; fetch and delete none
+    #[arg(long, help_heading = "Models")]
+    only_named: bool,
+    /// Models that are loaded at the same time; a further one takes the place of one that is not used
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Models")]
+    max_models: u32,
+    /// How long a model stays loaded after a request: seconds, or a time such as 10m; -1: until the server
+    /// ends [default: -1 for those that --model names, 5m for others]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, help_heading = "Models")]
+    keep_alive: Option<KeepAlive>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     template: TemplateArgs,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl LogFormat {
+    fn start(self, verbose: bool) {
+        let level = if verbose { Level::DEBUG } else { Level::INFO };
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
+        match self {
+            Self::Text => log.with_target(false).with_ansi(false).init(),
+            Self::Json => log.json().flatten_event(true).with_target(false).init(),
+        }
+    }
+}
+
+/// A number of seconds above 0.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|time| !time.is_zero()).ok_or_else(|| "expected seconds, more than 0".into())
 }
 
 pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
@@ -81,26 +145,53 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     if api_keys.iter().any(String::is_empty) {
         usage!("--api-key: an empty key would let everybody in");
     }
+    let origins =
+        Origins::of(&args.cors_origin).map_err(|e| Usage(format!("--cors-origin {e}")))?;
+    let tls = match (&args.ssl_key_file, &args.ssl_cert_file) {
+        (Some(key), Some(certificate)) => {
+            Some(Tls::read(key, certificate).map_err(anyhow::Error::msg)?)
+        }
+        _ => None,
+    };
+    args.log_format.start(globals.verbose);
     let options = args.engine.options(Types::FAST)?;
-    let engine = models::load(&args.model.model, &options, globals)?;
-    let template = Template::load(&args.template, engine.gguf().metadata(), engine.tokenizer())?;
-    let ctx_size = engine.ctx_size();
+    let hub = models::hub(globals)?;
+    let mut named = Vec::new();
+    for name in &args.model {
+        let local = hub.resolve(name, &mut models::Bar::default())?;
+        // Who asks need not know where a file lies.
+        let stem = local.path.file_stem().filter(|_| local.origin == Origin::File);
+        let name = stem.map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
+        named.push(Source { name, path: local.path, bytes: local.bytes });
+    }
+    let catalog = Catalog {
+        load: load(args, options, &named, globals),
+        named,
+        others: (!args.only_named).then_some(hub),
+        max_loaded: args.max_models as usize,
+        keep_alive: args.keep_alive,
+        memory: Machine::read(Path::new("/")).usable_memory(),
+    };
     let options = ServerOptions {
-        model: args.model.model.clone(),
+        model: catalog.named[0].name.clone(),
         api_keys,
         max_body: args.max_body,
         service: ServiceOptions {
             max_sequences: args.parallel as usize,
             queue: args.queue,
-            kv_bytes: Machine::read(Path::new("/")).usable_memory().map(|bytes| bytes / 2),
             ..ServiceOptions::default()
         },
         sampler,
+        limits: Limits {
+            max_prompt: args.max_prompt,
+            max_predict: args.max_predict,
+            timeout: args.timeout,
+        },
+        origins,
     };
-    let server =
-        Server::start(engine, template.template, options).context("cannot start a thread")?;
+    let server = Server::with_models(catalog, options).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    let report = runtime.block_on(listen(args, &server, ctx_size));
+    let report = runtime.block_on(listen(args, tls, &server));
     // What a second signal ends is not waited for.
     runtime.shutdown_background();
     let report = report?;
@@ -114,28 +205,60 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     Ok(())
 }
 
+/// Loads a file; the template that the flags name is meant for the models that they name.
+fn load(args: &ServeArgs, options: EngineOptions, named: &[Source], globals: &GlobalArgs) -> Load {
+    let (template, globals) = (args.template.clone(), globals.clone());
+    let named: Vec<PathBuf> = named.iter().map(|source| source.path.clone()).collect();
+    Box::new(move |path| {
+        let load = || {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let engine = models::load_file(&name, path, &options, &globals)?;
+            if engine.is_embedding_model() {
+                // It converses with nobody, so that any will do.
+                let (metadata, tok) = (engine.gguf().metadata(), engine.tokenizer());
+                let template = ChatTemplate::fallback_for(metadata, tok)?.0;
+                return anyhow::Ok((engine, template));
+            }
+            let own = TemplateArgs::default();
+            let template = if named.iter().any(|named| named == path) { &template } else { &own };
+            let template = Template::load(template, engine.gguf().metadata(), engine.tokenizer())?;
+            anyhow::Ok((engine, template.template))
+        };
+        load().map_err(|error| format!("{error:#}"))
+    })
+}
+
 /// Serves until a signal comes; tells what became of the answers, unless a second signal ends it.
 async fn listen(
     args: &ServeArgs,
+    tls: Option<Tls>,
     server: &Server,
-    ctx_size: usize,
 ) -> Result<Option<ShutdownReport>> {
     let address = std::net::SocketAddr::new(args.host, args.port);
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}\nhint: --port N chooses another port")
     })?;
-    say(&format!(
-        "serving {} with a context of {ctx_size} tokens on http://{}",
-        args.model.model,
-        listener.local_addr()?
-    ));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    say(&format!("serving {} on {scheme}://{}", args.model.join(", "), listener.local_addr()?));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let graceful = async move {
         // An error means that the sender has gone, which is a reason to stop as well.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let serve = axum::serve(listener, server.router()).with_graceful_shutdown(graceful);
-    let mut serving = tokio::spawn(serve.into_future());
+    let router = server.router();
+    let mut serving = match tls {
+        None => {
+            // Tokens go out as they come; that it cannot be had changes nothing else.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
+            tokio::spawn(serve.into_future())
+        }
+        Some(tls) => {
+            let listener = TlsListener::new(listener, tls)?;
+            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
+            tokio::spawn(serve.into_future())
+        }
+    };
     tokio::select! {
         ended = &mut serving => { ended??; }
         signal = signalled() => signal?,

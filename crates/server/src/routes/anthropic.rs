@@ -27,7 +27,8 @@ fn in_shape(reply: Result<Response, ApiError>) -> Response {
 async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, true)?;
-        let (ids, ..) = shared.render(chat).await?;
+        let model = shared.model(chat.model.as_deref()).await?;
+        let (ids, ..) = model.render(chat).await?;
         Ok(with_json(&anthropic::count(ids.len())))
     };
     in_shape(answer.await)
@@ -36,9 +37,10 @@ async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Respons
 async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, false)?;
-        let (id, reply) = (shared.head("msg").id, chat.reply);
-        let model = chat.model.clone().unwrap_or_else(|| shared.options.model.clone());
-        let (messages, n_prompt) = shared.converse(chat).await?;
+        let lease = shared.model(chat.model.as_deref()).await?;
+        let (id, reply) = (shared.head(&lease, "msg").id, chat.reply);
+        let model = chat.model.clone().unwrap_or_else(|| lease.source.name.clone());
+        let (messages, n_prompt) = lease.converse(chat).await?;
         if !reply.stream {
             let Answer { message, outcome, .. } = messages.one().await?;
             return Ok(with_json(&anthropic::message(&id, &model, &message, &outcome)));

@@ -21,8 +21,9 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = openai::parse_chat(&body, &shared.options.sampler)?;
     let how = request.reply;
-    let (messages, n_prompt) = shared.converse(request).await?;
-    let head = shared.head("chatcmpl");
+    let model = shared.model(request.model.as_deref()).await?;
+    let (messages, n_prompt) = model.converse(request).await?;
+    let head = shared.head(&model, "chatcmpl");
     if how.stream {
         return Ok(stream(head, messages, n_prompt, how.include_usage));
     }

@@ -1,20 +1,24 @@
-//! Ollama's routes, for tools that know only its API. The model that is served is the only one, and stays
-//! loaded as long as the server runs.
+//! Ollama's routes, for tools that know only its API.
 use super::{Shared, refusal, with_json};
 use crate::error::{ApiError, ErrorKind};
+use crate::keep_alive::KeepAlive;
 use crate::messages::{Answer, Messages, News};
+use crate::models::{Source, Status};
 use crate::output::{Delta, Message, Outcome};
 use crate::request::{Chat, Reply};
-use crate::wire::ollama::{self, Ask, Head, KeepAlive};
+use crate::wire::ollama::{self, Ask, Head};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use hurtle_gguf::{Gguf, Metadata};
+use hurtle_model::mix::Mix;
+use hurtle_text::ChatTemplate;
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio_stream::StreamExt as _;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
@@ -28,7 +32,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 }
 
 /// An error in the shape that Ollama's clients read.
-fn in_shape(reply: Result<Response, ApiError>) -> Response {
+pub(super) fn in_shape(reply: Result<Response, ApiError>) -> Response {
     reply.unwrap_or_else(|error| refusal(&error, &error.ollama()))
 }
 
@@ -46,10 +50,10 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         match request.ask {
             Ask::Chat(chat) => shared.ask(chat, request.keep_alive, Shape::Generate).await,
             Ask::Completion(completion) => {
-                check_keep_alive(request.keep_alive)?;
-                let (head, reply) =
-                    (shared.ollama_head(completion.model.as_deref()), completion.reply);
-                let (answers, _) = shared.complete(completion).await?;
+                let name = completion.model.as_deref();
+                let (head, reply) = (shared.ollama_head(name), completion.reply);
+                let model = shared.models.lease(name, request.keep_alive).await?;
+                let (answers, _) = model.complete(completion).await?;
                 respond(head, Messages::new(answers, None), reply, Shape::Generate).await
             }
         }
@@ -64,14 +68,6 @@ enum Shape {
     Generate,
 }
 
-fn check_keep_alive(keep_alive: Option<KeepAlive>) -> Result<(), ApiError> {
-    if keep_alive == Some(KeepAlive::For(Duration::ZERO)) {
-        let message = "keep_alive: the model stays loaded as long as the server runs";
-        return Err(ApiError::invalid("keep_alive", message));
-    }
-    Ok(())
-}
-
 impl Shared {
     async fn ask(
         self: &Arc<Self>,
@@ -79,30 +75,25 @@ impl Shared {
         keep_alive: Option<KeepAlive>,
         shape: Shape,
     ) -> Result<Response, ApiError> {
-        check_keep_alive(keep_alive)?;
-        let (head, reply) = (self.ollama_head(chat.model.as_deref()), chat.reply);
+        let name = chat.model.as_deref();
+        let (head, reply) = (self.ollama_head(name), chat.reply);
         if chat.messages.is_empty() {
-            self.check_model(chat.model.as_deref())?;
-            return Ok(with_json(&head.loaded(shape == Shape::Chat, false)));
+            // Without anything to say, the model is only loaded, or unloaded.
+            let unload = keep_alive == Some(KeepAlive::For(Duration::ZERO));
+            match unload {
+                true => self.models.unload(name).await?,
+                false => drop(self.models.lease(name, keep_alive).await?),
+            }
+            return Ok(with_json(&head.loaded(shape == Shape::Chat, unload)));
         }
-        let (messages, _) = self.converse(chat).await?;
+        let model = self.models.lease(name, keep_alive).await?;
+        let (messages, _) = model.converse(chat).await?;
         respond(head, messages, reply, shape).await
     }
 
     fn ollama_head(&self, model: Option<&str>) -> Head {
-        let model = model.unwrap_or(&self.options.model).to_owned();
+        let model = model.unwrap_or(self.models.first_name()).to_owned();
         Head { model, created_at: jiff::Timestamp::now().to_string() }
-    }
-
-    /// What the lists of models tell of the one that is served.
-    fn ollama_model(&self) -> Value {
-        let model = self.service.engine().model();
-        let family = model.spec().name;
-        json!({
-            "name": self.options.model,
-            "model": self.options.model,
-            "details": {"format": "gguf", "family": family, "families": [family]},
-        })
     }
 }
 
@@ -156,48 +147,181 @@ async fn respond(
     Ok((headers, Body::from_stream(lines)).into_response())
 }
 
+/// A time as Ollama writes it.
+fn rfc3339(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).unwrap_or_default().to_string()
+}
+
+/// What a file says of itself.
+fn details(metadata: &Metadata) -> Value {
+    let text = |key: &str| metadata.string(key).ok().flatten().unwrap_or_default();
+    let family = text("general.architecture");
+    let file_type = metadata.u32("general.file_type").ok().flatten();
+    let mix = file_type.and_then(Mix::from_file_type);
+    json!({
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family],
+        "parameter_size": text("general.size_label"),
+        "quantization_level": mix.map_or("unknown", Mix::name),
+    })
+}
+
+/// The name that stands for a model until its content changes: Ollama's clients compare digests, and a digest
+/// of the content would take reading all of it.
+fn digest(source: &Source) -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let modified = source.path.metadata().and_then(|data| data.modified()).ok();
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, &source.path, source.bytes, modified).hash(&mut hasher);
+        hasher.finish()
+    };
+    (0..4).map(|salt| format!("{:016x}", half(salt))).collect()
+}
+
+/// An entry of a list of models; a file that cannot be read has no details.
+fn entry(source: &Source) -> Value {
+    let modified = source.path.metadata().and_then(|data| data.modified());
+    let details = Gguf::open(&source.path).map(|gguf| details(gguf.metadata()));
+    json!({
+        "name": source.name,
+        "model": source.name,
+        "modified_at": rfc3339(modified.unwrap_or(SystemTime::UNIX_EPOCH)),
+        "size": source.bytes,
+        "digest": digest(source),
+        "details": details.unwrap_or_else(|_| json!({})),
+    })
+}
+
+/// Work on files, off the threads that serve connections.
+pub(super) async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let failed = |_| ApiError::new(ErrorKind::Internal, "reading the models failed");
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+/// The models that flags name, and those that are stored on this machine.
 async fn tags(State(shared): State<Arc<Shared>>) -> Response {
-    with_json(&json!({"models": [shared.ollama_model()]}))
+    let models = Arc::clone(&shared.models);
+    let list = move || {
+        let mut sources = models.named().to_vec();
+        let stored = models.hub().and_then(|hub| hub.list().ok()).unwrap_or_default();
+        for local in stored {
+            if !sources.iter().any(|source| source.path == local.path) {
+                let (name, path, bytes) = (local.name, local.path, local.bytes);
+                sources.push(Source { name, path, bytes });
+            }
+        }
+        sources.iter().map(entry).collect::<Vec<Value>>()
+    };
+    let list = on_disk(list).await;
+    in_shape(list.map(|models| with_json(&json!({"models": models}))))
 }
 
 async fn running(State(shared): State<Arc<Shared>>) -> Response {
-    let mut model = shared.ollama_model();
-    model["context_length"] = shared.service.engine().ctx_size().into();
-    with_json(&json!({"models": [model]}))
+    let entry = |status: Status<'_>| {
+        let engine = status.loaded.service.engine();
+        let source = &status.loaded.source;
+        // Forever is a date that is far away, as in Ollama.
+        let forever = "2318-12-31T23:59:59Z".to_owned();
+        json!({
+            "name": source.name,
+            "model": source.name,
+            "size": status.bytes(),
+            "size_vram": 0,
+            "digest": digest(source),
+            "details": details(engine.gguf().metadata()),
+            "expires_at": status.expires.map_or(forever, rfc3339),
+            "context_length": engine.ctx_size(),
+        })
+    };
+    with_json(&json!({"models": shared.models.loaded(entry)}))
 }
 
 async fn show(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
-    let answer = || {
-        let request: Value = serde_json::from_slice(&body)
-            .map_err(|error| ApiError::new(ErrorKind::Invalid, format!("the body: {error}")))?;
-        let name = request["model"].as_str().or(request["name"].as_str());
-        let name = name.ok_or_else(|| ApiError::invalid("model", "model: a name is missing"))?;
-        shared.check_model(Some(name))?;
-        let model = shared.service.engine().model();
-        let hparams = model.hparams();
-        let family = model.spec().name;
-        Ok(with_json(&json!({
-            "details": shared.ollama_model()["details"],
-            "template": shared.template.source(),
-            "capabilities": capabilities(&shared),
-            "model_info": {
-                "general.architecture": family,
-                (format!("{family}.context_length")): hparams.n_ctx_train,
-                (format!("{family}.embedding_length")): hparams.n_embd,
-            },
-        })))
+    let answer = async {
+        let (name, verbose) = ollama::parse_show(&body)?;
+        let source = shared.models.find(Some(&name)).await?;
+        // A model that is loaded may have been given another template than its file's.
+        let of_this = |status: Status<'_>| {
+            (status.loaded.source.path == source.path).then(|| status.loaded.template.clone())
+        };
+        let template = shared.models.loaded(of_this).into_iter().flatten().next();
+        on_disk(move || shown(&source, template, verbose)).await?
     };
-    in_shape(answer())
+    in_shape(answer.await)
+}
+
+/// What `/api/show` tells of a model, which need not be loaded.
+fn shown(
+    source: &Source,
+    template: Option<ChatTemplate>,
+    verbose: bool,
+) -> Result<Response, ApiError> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        ApiError::new(ErrorKind::Internal, format!("model '{}': {error}", source.name))
+    };
+    let gguf = Gguf::open(&source.path).map_err(|error| unreadable(&error))?;
+    let metadata = gguf.metadata();
+    let tok = hurtle_text::Tokenizer::from_metadata(metadata).map_err(|e| unreadable(&e))?;
+    let template = match template {
+        Some(template) => Some(template),
+        None => ChatTemplate::from_metadata(metadata, &tok, None).map_err(|e| unreadable(&e))?,
+    };
+    let arch = metadata.string("general.architecture").ok().flatten().unwrap_or_default();
+    let pools = metadata.get(&format!("{arch}.pooling_type")).is_some();
+    let mut capabilities = vec![if pools { "embedding" } else { "completion" }];
+    if !pools && tok.fill_in_middle().prefix.is_some() && tok.fill_in_middle().suffix.is_some() {
+        capabilities.push("insert");
+    }
+    if template.as_ref().is_some_and(|template| template.supports_tools()) {
+        capabilities.push("tools");
+    }
+    if template.as_ref().is_some_and(|template| template.supports_reasoning()) {
+        capabilities.push("thinking");
+    }
+    let mut info = Map::new();
+    for (key, value) in metadata.iter() {
+        let value = match value {
+            hurtle_gguf::Value::String(text) => text.as_str().into(),
+            hurtle_gguf::Value::Bool(on) => Value::Bool(*on),
+            hurtle_gguf::Value::F32(x) => (*x).into(),
+            hurtle_gguf::Value::F64(x) => (*x).into(),
+            other => match other.as_integer() {
+                Some(n) => i64::try_from(n).map_or_else(|_| json!(n as u64), Value::from),
+                // Vocabularies are long: Ollama leaves them out unless asked for, too.
+                None if verbose => array(metadata, key),
+                None => Value::Null,
+            },
+        };
+        info.insert(key.to_owned(), value);
+    }
+    Ok(with_json(&json!({
+        "modelfile": format!("FROM {}", source.name),
+        "parameters": "",
+        "license": metadata.string("general.license").ok().flatten().unwrap_or_default(),
+        "template": template.as_ref().map_or("", |template| template.source()),
+        "details": details(metadata),
+        "model_info": info,
+        "capabilities": capabilities,
+        "modified_at": entry(source)["modified_at"],
+    })))
+}
+
+/// An array of the file's, if it is one of texts, integers or numbers.
+fn array(metadata: &Metadata, key: &str) -> Value {
+    if let Ok(Some(texts)) = metadata.strings(key) {
+        return texts.iter().map(|text| Value::from(String::from_utf8_lossy(text))).collect();
+    }
+    if let Ok(Some(ints)) = metadata.ints(key) {
+        return json!(ints);
+    }
+    metadata.floats(key).ok().flatten().map_or(Value::Null, |floats| json!(floats))
 }
 
 async fn version() -> Response {
     with_json(&json!({"version": env!("CARGO_PKG_VERSION")}))
-}
-
-/// What programs that know only Ollama look at before they offer tools or show reasoning.
-fn capabilities(shared: &Shared) -> Vec<&'static str> {
-    let (template, mut capabilities) = (&shared.template, vec!["completion"]);
-    capabilities.extend(template.supports_tools().then_some("tools"));
-    capabilities.extend(template.supports_reasoning().then_some("thinking"));
-    capabilities
 }

@@ -19,10 +19,11 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let (request, echo) = responses::parse(&body, &shared.options.sampler)?;
     let stream = request.reply.stream;
-    let head = shared.head("resp");
+    let model = shared.model(request.model.as_deref()).await?;
+    let head = shared.head(&model, "resp");
     let id = head.id.replacen('-', "_", 1);
     let head = responses::Head { id, created: head.created, model: head.model, echo };
-    let (messages, _) = shared.converse(request).await?;
+    let (messages, _) = model.converse(request).await?;
     if !stream {
         let Answer { message, outcome, .. } = messages.one().await?;
         return Ok(with_json(&head.response(&message, &outcome)));

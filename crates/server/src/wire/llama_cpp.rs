@@ -1,11 +1,11 @@
 //! llama.cpp's own `/completion`, `/infill`, `/tokenize` and `/detokenize`.
-use super::SseEvent;
 use super::fields::Fields;
 use super::openai::read_prompts;
 use super::options::{self, MAX_LOGPROBS};
 use crate::error::ApiError;
-use crate::output::{FinishReason, Outcome};
+use crate::output::{FinishReason, Logprobs, Outcome, TokenLogprob};
 use crate::request::{Completion, Generate, Reply};
+use hurtle_engine::Timings;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Value, json};
 
@@ -88,31 +88,108 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<(Generate, Rep
 }
 
 /// The reply of `/completion` in one piece; in a stream, the last message, whose text is what was held back.
-pub fn completion(model: &str, content: &str, outcome: &Outcome, tokens: &[u32]) -> Value {
-    let (stop_type, truncated) = match outcome.reason {
-        FinishReason::Length => ("limit", false),
-        _ if outcome.stop_string.is_some() => ("word", false),
-        _ => ("eos", false),
+pub(crate) fn completion(
+    model: &str,
+    index: usize,
+    prompt: &str,
+    content: &str,
+    settings: &Value,
+    outcome: &Outcome,
+) -> Value {
+    let stop_type = match outcome.reason {
+        FinishReason::Length => "limit",
+        _ if outcome.stop_string.is_some() => "word",
+        _ => "eos",
     };
     json!({
-        "index": 0,
+        "index": index,
         "content": content,
-        "tokens": tokens,
+        "tokens": [],
+        "id_slot": -1,
         "stop": true,
         "model": model,
         "tokens_predicted": outcome.usage.generated,
         "tokens_evaluated": outcome.usage.prompt,
-        "tokens_cached": outcome.usage.cached,
+        "generation_settings": settings,
+        "prompt": prompt,
+        "has_new_line": content.contains('\n'),
+        "truncated": false,
         "stop_type": stop_type,
         "stopping_word": outcome.stop_string.as_deref().unwrap_or_default(),
-        "truncated": truncated,
-        "timings": outcome.timings,
+        "tokens_cached": outcome.usage.cached,
+        "timings": timings(&outcome.timings),
     })
 }
 
 /// A message of the stream of `/completion`.
-pub fn completion_chunk(content: &str, tokens: &[u32]) -> SseEvent {
-    SseEvent::unnamed(json!({"index": 0, "content": content, "tokens": tokens, "stop": false}))
+pub(crate) fn completion_chunk(index: usize, content: &str) -> Value {
+    json!({"index": index, "content": content, "tokens": [], "stop": false, "id_slot": -1})
+}
+
+/// Log-probabilities of tokens, for `n_probs`.
+pub(crate) fn probabilities(tokens: &[Logprobs]) -> Value {
+    let entry = |token: &TokenLogprob| json!({"id": token.id, "token": token.text(), "bytes": token.bytes, "logprob": token.logprob});
+    let token = |Logprobs { token, top }: &Logprobs| {
+        let mut value = entry(token);
+        value["top_logprobs"] = top.iter().map(entry).collect();
+        value
+    };
+    tokens.iter().map(token).collect()
+}
+
+/// Under llama.cpp's names.
+fn timings(timings: &Timings) -> Value {
+    let each = |ms: f64, n: usize| if n == 0 { 0.0 } else { ms / n as f64 };
+    json!({
+        "cache_n": timings.cache_n,
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": timings.prompt_ms,
+        "prompt_per_token_ms": each(timings.prompt_ms, timings.prompt_n),
+        "prompt_per_second": timings.prompt_tps,
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": timings.predicted_ms,
+        "predicted_per_token_ms": each(timings.predicted_ms, timings.predicted_n),
+        "predicted_per_second": timings.predicted_tps,
+    })
+}
+
+/// How an answer is made.
+pub(crate) fn settings(generate: &Generate) -> Value {
+    let sampler = &generate.params.sampler;
+    let n_predict = generate.params.n_predict.map_or(json!(-1), |n| json!(n));
+    let samplers: Vec<&str> = sampler.samplers.iter().map(|kind| kind.name()).collect();
+    json!({
+        "n_predict": n_predict,
+        "max_tokens": n_predict,
+        "seed": sampler.seed.map_or(json!(-1), |seed| json!(seed)),
+        "temperature": sampler.temp,
+        "dynatemp_range": sampler.dynatemp_range,
+        "dynatemp_exponent": sampler.dynatemp_exponent,
+        "top_k": sampler.top_k,
+        "top_p": sampler.top_p,
+        "min_p": sampler.min_p,
+        "typical_p": sampler.typical_p,
+        "top_n_sigma": sampler.top_n_sigma,
+        "xtc_probability": sampler.xtc_probability,
+        "xtc_threshold": sampler.xtc_threshold,
+        "repeat_last_n": sampler.repeat_last_n,
+        "repeat_penalty": sampler.repeat_penalty,
+        "presence_penalty": sampler.presence_penalty,
+        "frequency_penalty": sampler.frequency_penalty,
+        "dry_multiplier": sampler.dry_multiplier,
+        "dry_base": sampler.dry_base,
+        "dry_allowed_length": sampler.dry_allowed_length,
+        "dry_penalty_last_n": sampler.dry_penalty_last_n,
+        "dry_sequence_breakers": sampler.dry_sequence_breakers,
+        "mirostat": sampler.mirostat,
+        "mirostat_tau": sampler.mirostat_tau,
+        "mirostat_eta": sampler.mirostat_eta,
+        "min_keep": sampler.min_keep,
+        "ignore_eos": sampler.ignore_eos,
+        "samplers": samplers,
+        "stop": generate.params.stop,
+        "n_probs": generate.logprobs.unwrap_or(0),
+    })
 }
 
 /// What `/tokenize` is asked.

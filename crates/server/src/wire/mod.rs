@@ -1,5 +1,6 @@
 //! The wire types: a decoder of requests and an encoder of replies for each API.
 pub mod anthropic;
+pub(crate) mod embeddings;
 mod fields;
 pub mod llama_cpp;
 pub mod ollama;

@@ -3,12 +3,12 @@ use super::fields::Fields;
 use super::openai::{function_call, read_tools};
 use super::{arguments_object, arguments_value, options};
 use crate::error::ApiError;
+use crate::keep_alive::KeepAlive;
 use crate::output::{FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall};
 use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
-use std::time::Duration;
 
 /// Options that say how Ollama's runner is to use the machine; here the server's flags say it, and they
 /// change no answer.
@@ -25,15 +25,6 @@ pub const IGNORED_OPTIONS: &[&str] = &[
     "numa",
     "num_keep",
 ];
-
-/// How long a model stays loaded after a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeepAlive {
-    /// Until the server ends.
-    Forever,
-    /// This long; zero unloads it at once.
-    For(Duration),
-}
 
 /// A request for a conversation.
 #[derive(Debug, Clone)]
@@ -133,6 +124,41 @@ pub fn parse_generate(body: &[u8], sampler: &SamplerParams) -> Result<GenerateRe
     Ok(GenerateRequest { ask, keep_alive })
 }
 
+/// The model that a body names, under the newer or the older name of that field.
+fn name(fields: &mut Fields) -> Result<String, ApiError> {
+    let name = fields.any::<String>(&["model", "name"])?;
+    name.filter(|name| !name.is_empty()).ok_or_else(|| fields.wrong("model", "is missing"))
+}
+
+/// Reads a body that only names a model.
+pub fn parse_name(body: &[u8]) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name = name(&mut fields)?;
+    fields.finish(&[])?;
+    Ok(name)
+}
+
+/// Reads the body of `/api/pull`: the model, and whether to tell how it goes.
+pub fn parse_pull(body: &[u8]) -> Result<(String, bool), ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name = name(&mut fields)?;
+    fields.only("insecure", json!(false), "certificates are always checked")?;
+    let stream = fields.opt("stream")?.unwrap_or(true);
+    fields.finish(&[])?;
+    Ok((name, stream))
+}
+
+/// Reads the body of `/api/show`: the model, and whether vocabularies are to be shown as well.
+pub fn parse_show(body: &[u8]) -> Result<(String, bool), ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name = name(&mut fields)?;
+    let verbose = fields.opt("verbose")?.unwrap_or(false);
+    fields.only("system", json!(""), "the model's own is shown")?;
+    fields.only("template", json!(""), "the model's own is shown")?;
+    fields.finish(&[])?;
+    Ok((name, verbose))
+}
+
 type Common = (String, Generate, Option<KeepAlive>, Reply);
 
 fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiError> {
@@ -160,51 +186,18 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
         return Err(fields.wrong("top_logprobs", &format!("expected at most {most}")));
     }
     generate.logprobs = logprobs.then(|| top.unwrap_or(0));
-    let keep_alive = match fields.opt::<Value>("keep_alive")? {
-        None => None,
-        Some(value) => Some(keep_alive(&value).ok_or_else(|| {
-            fields.wrong("keep_alive", "expected seconds, or a time such as \"5m\" or \"-1\"")
-        })?),
-    };
+    let keep_alive = keep_alive(fields)?;
     // Ollama streams unless told otherwise.
     let reply = Reply { stream: fields.opt("stream")?.unwrap_or(true), include_usage: true };
     Ok((model, generate, keep_alive, reply))
 }
 
-/// Seconds as a number, or a time as Go writes it (`1h30m`, `500ms`); negative ones are forever.
-fn keep_alive(value: &Value) -> Option<KeepAlive> {
-    let seconds = match value {
-        Value::Number(n) => n.as_f64()?,
-        Value::String(text) => go_duration(text)?,
-        _ => return None,
-    };
-    if seconds < 0.0 {
-        return Some(KeepAlive::Forever);
-    }
-    // What is too long for the clock is forever as well.
-    Some(Duration::try_from_secs_f64(seconds).map_or(KeepAlive::Forever, KeepAlive::For))
-}
-
-fn go_duration(text: &str) -> Option<f64> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return seconds.is_finite().then_some(seconds);
-    }
-    let (sign, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (-1.0, rest),
-        None => (1.0, text),
-    };
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, unit) = rest.split_at(digits);
-        let number: f64 = number.parse().ok()?;
-        let units = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9)];
-        let units = units.into_iter().chain([("h", 3600.0), ("m", 60.0), ("s", 1.0)]);
-        let (name, scale) = units.into_iter().find(|(name, _)| unit.starts_with(name))?;
-        seconds += number * scale;
-        rest = &unit[name.len()..];
-    }
-    Some(sign * seconds)
+/// How long the model stays.
+pub(super) fn keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
+    let Some(value) = fields.opt::<Value>("keep_alive")? else { return Ok(None) };
+    let what = "expected seconds, or a time such as \"5m\" or \"-1\"";
+    let read = KeepAlive::from_json(&value).ok_or_else(|| fields.wrong("keep_alive", what))?;
+    Ok(Some(read))
 }
 
 /// `think`: whether, or how much.
@@ -375,28 +368,6 @@ mod tests {
         assert_eq!(error.param.as_deref(), Some("options.tfs_z"));
         let unlimited = chat(body(json!({"num_predict": -1}))).expect("read");
         assert_eq!(unlimited.chat.generation.params.n_predict, None);
-    }
-
-    #[test]
-    fn times_as_go_writes_them() {
-        let check = |value: Value, expected: Option<KeepAlive>| {
-            assert_eq!(keep_alive(&value), expected, "{value}");
-        };
-        let seconds = |s: f64| Some(KeepAlive::For(Duration::from_secs_f64(s)));
-        check(json!(300), seconds(300.0));
-        check(json!(0), seconds(0.0));
-        check(json!(-1), Some(KeepAlive::Forever));
-        check(json!("5m"), seconds(300.0));
-        check(json!("1h30m"), seconds(5400.0));
-        check(json!("500ms"), seconds(0.5));
-        check(json!("-1m"), Some(KeepAlive::Forever));
-        check(json!("-1"), Some(KeepAlive::Forever));
-        check(json!(1e300), Some(KeepAlive::Forever));
-        for wrong in
-            [json!("soon"), json!("5x"), json!("5m3"), json!(true), json!("NaN"), json!("m")]
-        {
-            check(wrong, None);
-        }
     }
 
     #[test]

@@ -290,7 +290,16 @@ pub(super) fn read_tool_choice(
 
 /// A text, token ids, or several of one kind.
 pub(super) fn read_prompts(prompt: &Value) -> Result<Vec<Prompt>, ApiError> {
-    let wrong = |what: &str| ApiError::invalid("prompt", format!("prompt: {what}"));
+    read_prompts_of(prompt, "prompt", MAX_PROMPTS)
+}
+
+/// As [`read_prompts`], of the field `name`, at most `most`.
+pub(super) fn read_prompts_of(
+    prompt: &Value,
+    name: &str,
+    most: usize,
+) -> Result<Vec<Prompt>, ApiError> {
+    let wrong = |what: &str| ApiError::invalid(name, format!("{name}: {what}"));
     let one = |value: &Value| match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(ids) => {
@@ -302,11 +311,8 @@ pub(super) fn read_prompts(prompt: &Value) -> Result<Vec<Prompt>, ApiError> {
     };
     match prompt {
         Value::Array(many) if many.iter().any(|p| p.is_string() || p.is_array()) => {
-            if many.len() > MAX_PROMPTS {
-                return Err(wrong(&format!(
-                    "expected at most {MAX_PROMPTS}, found {}",
-                    many.len()
-                )));
+            if many.len() > most {
+                return Err(wrong(&format!("expected at most {most}, found {}", many.len())));
             }
             many.iter().map(one).collect()
         }

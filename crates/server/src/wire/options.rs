@@ -175,14 +175,22 @@ pub(super) fn n(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiE
     Ok(())
 }
 
-/// The length of the answer under any of `names`; a negative one means no limit.
+/// The length of the answer under any of `names`; -1, and Ollama's -2, mean no limit but the context.
 pub(super) fn length(
     fields: &mut Fields,
     names: &[&str],
     generate: &mut Generate,
 ) -> Result<(), ApiError> {
-    if let Some(n) = fields.any::<i64>(names)? {
-        generate.params.n_predict = usize::try_from(n).ok();
+    for name in names.iter().rev() {
+        match fields.opt::<i64>(name)? {
+            None => {}
+            Some(-1) => generate.params.n_predict = None,
+            Some(-2) if *name == "num_predict" => generate.params.n_predict = None,
+            Some(n) => {
+                let wrong = |_| fields.wrong(name, &format!("expected at least -1, found {n}"));
+                generate.params.n_predict = Some(usize::try_from(n).map_err(wrong)?);
+            }
+        }
     }
     Ok(())
 }
@@ -245,6 +253,7 @@ mod tests {
         sampling(&mut fields, &mut generate)?;
         stop(&mut fields, "stop", &mut generate)?;
         n(&mut fields, &mut generate)?;
+        length(&mut fields, &["max_tokens", "num_predict"], &mut generate)?;
         grammar(&mut fields, &mut generate)?;
         fields.finish(&[])?;
         Ok(generate)
@@ -259,6 +268,17 @@ mod tests {
         check(r#"{"seed": 18446744073709551615}"#, Some(u64::MAX));
         check(r#"{"seed": -1}"#, None);
         check(r#"{"seed": null}"#, None);
+    }
+
+    #[test]
+    fn lengths() {
+        let check = |body: &str, expected: Option<usize>| {
+            assert_eq!(read(body).expect("read").params.n_predict, expected, "{body}");
+        };
+        check(r#"{"max_tokens": 5, "num_predict": 7}"#, Some(5));
+        check(r#"{"num_predict": 0}"#, Some(0));
+        check(r#"{"max_tokens": -1}"#, None);
+        check(r#"{"num_predict": -2}"#, None);
     }
 
     #[test]
@@ -283,6 +303,9 @@ mod tests {
         check(r#"{"temperature": 1e39}"#, "temperature");
         check(r#"{"n": 0}"#, "n");
         check(r#"{"n": 1000}"#, "n");
+        check(r#"{"max_tokens": -5}"#, "max_tokens");
+        check(r#"{"max_tokens": -2}"#, "max_tokens");
+        check(r#"{"num_predict": -3}"#, "num_predict");
         check(r#"{"stop": ""}"#, "stop");
         check(r#"{"stop": ["a", 1]}"#, "stop");
         check(r#"{"samplers": ["magic"]}"#, "samplers");

@@ -8,7 +8,6 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use browser::{Browser, wait};
-use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
 use hurtle_server::{Server, ServerOptions};
 use hurtle_text::ChatTemplate;
@@ -40,7 +39,7 @@ fn server(api_keys: &[&str]) -> Server {
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_body: 1 << 20,
         service: ServiceOptions { kv_bytes: Some(64 << 20), ..ServiceOptions::default() },
-        sampler: SamplerParams::default(),
+        ..ServerOptions::default()
     };
     Server::start(engine, template, options).expect("started")
 }

@@ -1,0 +1,213 @@
+//! llama.cpp's own routes, gaps, and prompts that are repeated.
+use crate::common::{ask, copy, expected, get, post, refused, server, server_of};
+use axum::http::StatusCode;
+use hurtle_gguf::Value as Meta;
+use hurtle_server::Server;
+use serde_json::{Value, json};
+
+/// The data of each event of a stream without a closing word.
+async fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
+    let (status, text) = post(server, path, body).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let event = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data"));
+    text.split_terminator("\n\n").map(|text| event(text).expect("JSON")).collect()
+}
+
+#[tokio::test]
+async fn a_completion_is_the_one_that_llama_cpp_gives() {
+    let server = server("llama");
+    let greedy = &expected("llama")["greedy"];
+    let text = ask(&server, "/detokenize", json!({"tokens": greedy["ids"]})).await;
+    let body = json!({"prompt": greedy["prompt"], "temperature": 0, "n_predict": 16, "ignore_eos": true, "seed": 5});
+    let whole = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(whole["content"], text["content"]);
+    assert_eq!((&whole["stop"], &whole["stop_type"]), (&json!(true), &json!("limit")));
+    assert_eq!((&whole["tokens_evaluated"], &whole["tokens_predicted"]), (&json!(7), &json!(16)));
+    assert_eq!(whole["timings"]["predicted_n"], 16);
+    assert_eq!(whole["generation_settings"]["n_predict"], 16);
+    assert_eq!(whole["generation_settings"]["seed"], 5);
+    let prompt = ask(&server, "/detokenize", json!({"tokens": greedy["prompt"]})).await;
+    assert_eq!(whole["prompt"], prompt["content"]);
+
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    let chunks = events(&server, "/completion", streamed).await;
+    let (last, pieces) = chunks.split_last().expect("chunks");
+    let streamed: String = pieces.iter().filter_map(|chunk| chunk["content"].as_str()).collect();
+    assert_eq!(whole["content"], streamed);
+    assert!(pieces.iter().all(|chunk| chunk["stop"] == json!(false)));
+    assert_eq!((&last["stop"], &last["has_new_line"]), (&json!(true), &whole["has_new_line"]));
+
+    // Several prompts have several replies; a stop string is told.
+    let content = whole["content"].as_str().expect("a text");
+    let stop: String = content.chars().skip(3).take(2).collect();
+    let mut several = body;
+    several["prompt"] = json!([greedy["prompt"], [greedy["prompt"][0]]]);
+    several["stop"] = json!([stop]);
+    let several = ask(&server, "/completions", several).await;
+    assert_eq!(several.as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        (&several[0]["stop_type"], &several[0]["stopping_word"]),
+        (&json!("word"), &json!(stop))
+    );
+    assert!(content.starts_with(several[0]["content"].as_str().expect("a text")));
+    assert_eq!(several[1]["index"], 1);
+}
+
+#[tokio::test]
+async fn probabilities_of_tokens() {
+    let server = server("llama");
+    let mut body =
+        json!({"prompt": "a", "temperature": 0, "n_predict": 5, "ignore_eos": true, "n_probs": 2});
+    let whole = ask(&server, "/completion", body.clone()).await;
+    let tokens = whole["completion_probabilities"].as_array().expect("tokens");
+    assert_eq!(tokens.len(), 5);
+    for token in tokens {
+        let top = token["top_logprobs"].as_array().expect("the best");
+        // Without a temperature the most probable token is taken.
+        assert_eq!((top.len(), &top[0]["id"]), (2, &token["id"]), "{token}");
+        assert!(top[0]["logprob"].as_f64() >= top[1]["logprob"].as_f64(), "{token}");
+    }
+    body["stream"] = true.into();
+    let chunks = events(&server, "/completion", body).await;
+    let streamed = chunks.iter().filter_map(|chunk| chunk["completion_probabilities"].as_array());
+    assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), tokens);
+}
+
+#[tokio::test]
+async fn lengths_are_limits_or_refused() {
+    let server = server("llama");
+    for (path, name) in [
+        ("/completion", "n_predict"),
+        ("/v1/completions", "max_tokens"),
+        ("/v1/chat/completions", "max_tokens"),
+    ] {
+        let messages = json!([{"role": "user", "content": "a"}]);
+        let mut body = json!({"temperature": 0});
+        match path.contains("chat") {
+            true => body["messages"] = messages,
+            false => body["prompt"] = "a".into(),
+        }
+        body[name] = (-5).into();
+        refused(&server, path, body.clone(), 400, &[name, "found -5"]).await;
+        body[name] = 0.into();
+        ask(&server, path, body).await;
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_is_repeated() {
+    let server = server("llama");
+    let mut body = json!({"prompt": ["one", "two"], "n": 2, "max_tokens": 4, "seed": 3});
+    let plain = ask(&server, "/v1/completions", body.clone()).await;
+    body["echo"] = true.into();
+    let echoed = ask(&server, "/v1/completions", body.clone()).await;
+    for (i, prompt) in ["one", "one", "two", "two"].iter().enumerate() {
+        let text = plain["choices"][i]["text"].as_str().expect("a text");
+        let found = echoed["choices"][i]["text"].as_str().expect("a text");
+        assert!(found.ends_with(&format!("{prompt}{text}")), "{i}: {found:?}, {text:?}");
+    }
+    assert_eq!(plain["usage"]["total_tokens"], echoed["usage"]["total_tokens"]);
+    body["stream"] = true.into();
+    let (_, stream) = post(&server, "/v1/completions", body).await;
+    let data = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let mut texts = vec![String::new(); 4];
+    for data in data {
+        let chunk: Value = serde_json::from_str(&format!("{{{data}")).expect("JSON");
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().expect("an index") as usize;
+        texts[index] += choice["text"].as_str().expect("a text");
+    }
+    for (i, text) in texts.iter().enumerate() {
+        assert_eq!(&echoed["choices"][i]["text"], text);
+    }
+}
+
+#[tokio::test]
+async fn a_gap_is_filled_by_models_that_can() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("coder.gguf");
+    let key = |name: &str| format!("tokenizer.ggml.fim_{name}_token_id");
+    let writer = copy("llama", |metadata| {
+        for (name, id) in [("pre", 260_u32), ("suf", 261), ("mid", 262), ("sep", 263)] {
+            metadata.insert(key(name), Meta::U32(id));
+        }
+    });
+    writer.write(&path).expect("written");
+    let coder = server_of(&path, crate::common::options());
+    let tokens = async |text: &str| {
+        let reply =
+            ask(&coder, "/tokenize", json!({"content": text, "parse_special": false})).await;
+        reply["tokens"].as_array().expect("tokens").clone()
+    };
+    let extra = json!([{"filename": "a.rs", "text": "fn a() {}"}]);
+    let body = json!({"input_prefix": "let x", "prompt": " = ", "input_suffix": ";\n", "n_predict": 8, "temperature": 0, "ignore_eos": true});
+    let mut with_files = body.clone();
+    with_files["input_extra"] = extra;
+    let bos = expected("llama")["tokenize"]["parse_special"][0].clone();
+    let first = ask(&coder, "/tokenize", json!({"content": "", "add_special": true})).await;
+    let first = first["tokens"].as_array().expect("tokens").clone();
+    assert!(first.is_empty() || first == [bos]);
+    let check = async |body: Value, files: Vec<Value>| {
+        let mut ids = first.clone();
+        ids.extend(files);
+        ids.push(263.into());
+        ids.extend(tokens("filename\n").await);
+        ids.push(260.into());
+        ids.extend(tokens("let x = ").await);
+        ids.push(261.into());
+        ids.extend(tokens(";\n").await);
+        ids.push(262.into());
+        let expected = json!({"prompt": ids, "n_predict": 8, "temperature": 0, "ignore_eos": true});
+        let expected = ask(&coder, "/completion", expected).await;
+        let found = ask(&coder, "/infill", body).await;
+        assert_eq!(found["prompt"], expected["prompt"]);
+        assert_eq!(found["tokens_evaluated"], ids.len());
+        assert_eq!(found["content"], expected["content"]);
+        found["content"].clone()
+    };
+    let plain = check(body.clone(), Vec::new()).await;
+    let mut file = vec![json!(263)];
+    file.extend(tokens("a.rs\n").await);
+    file.extend(tokens("fn a() {}").await);
+    check(with_files, file).await;
+    let openai = json!({"prompt": "let x = ", "suffix": ";\n", "max_tokens": 8, "temperature": 0, "ignore_eos": true});
+    let openai = ask(&coder, "/v1/completions", openai).await;
+    assert_eq!(openai["choices"][0]["text"], plain);
+    let options = json!({"num_predict": 8, "temperature": 0, "ignore_eos": true});
+    let ollama = json!({"model": "tiny", "prompt": "let x = ", "suffix": ";\n", "options": options, "stream": false});
+    assert_eq!(ask(&coder, "/api/generate", ollama).await["response"], plain);
+    let show = ask(&coder, "/api/show", json!({"model": "tiny"})).await;
+    assert_eq!(show["capabilities"], json!(["completion", "insert"]));
+
+    let cannot = server("llama");
+    refused(&cannot, "/infill", body, 400, &["cannot fill in", "prefix"]).await;
+    let body = json!({"prompt": "a", "suffix": "b"});
+    refused(&cannot, "/v1/completions", body, 400, &["suffix: model 'tiny' cannot fill in"]).await;
+}
+
+#[tokio::test]
+async fn what_the_server_is_and_what_prompts_become() {
+    let server = server("llama");
+    let props = get(&server, "/props").await;
+    assert_eq!(props["total_slots"], 16);
+    assert_eq!(props["model_alias"], "tiny");
+    assert!(props["default_generation_settings"]["n_ctx"].as_u64().is_some_and(|n| n > 0));
+    assert!(props["chat_template"].as_str().is_some_and(|template| template.contains("message")));
+    let (status, text) =
+        crate::common::method(&server, axum::http::Method::GET, "/props?model=other", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{text}");
+
+    let messages = json!([{"role": "user", "content": "Hello"}]);
+    let prompt = ask(&server, "/apply-template", json!({"messages": messages})).await;
+    let prompt = prompt["prompt"].as_str().expect("a text");
+    assert!(prompt.contains("Hello"), "{prompt}");
+    // It is what a chat is answered to.
+    let chat = json!({"messages": messages, "max_tokens": 6, "temperature": 0});
+    let chat = ask(&server, "/v1/chat/completions", chat).await;
+    let tokens = json!({"content": prompt, "add_special": true});
+    let tokens = ask(&server, "/tokenize", tokens).await["tokens"].clone();
+    let raw = json!({"prompt": tokens, "n_predict": 6, "temperature": 0});
+    let raw = ask(&server, "/completion", raw).await;
+    assert_eq!(raw["content"], chat["choices"][0]["message"]["content"]);
+}
