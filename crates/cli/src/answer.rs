@@ -19,7 +19,7 @@ pub(crate) fn extras(
     logprobs: Option<usize>,
 ) -> Extras {
     let constraint = constraint.cloned().map(|constraint| match thinking {
-        true => Box::new(constraint.after(CLOSE)) as _,
+        true => Box::new(constraint.after(CLOSE, None)) as _,
         false => Box::new(constraint) as _,
     });
     Extras { constraint, logprobs }

@@ -317,6 +317,8 @@ pub struct GenerationParams {
     pub stop: Vec<String>,
     /// Show control tokens in the text.
     pub special: bool,
+    /// Control tokens that are shown in any case: those that structure an answer.
+    pub shown: Vec<u32>,
 }
 
 /// What the callback hears.

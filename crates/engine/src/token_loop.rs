@@ -53,7 +53,7 @@ impl<'e> TokenLoop<'e> {
             sampler,
             constrained: None,
             logprobs: None,
-            decoder: StreamDecoder::new(engine.tokenizer(), params.special),
+            decoder: StreamDecoder::new(engine.tokenizer(), params.special).showing(&params.shown),
             decoded: String::new(),
             stop: StopMatcher::new(&params.stop),
             n_predict: params.n_predict.unwrap_or(usize::MAX),

@@ -87,6 +87,7 @@ fn in_generation(engine: &Engine) -> Vec<usize> {
         n_predict: Some(N_TOKENS),
         stop: vec!["no such text".into()],
         special: true,
+        shown: Vec::new(),
     };
     let mut counts = Vec::with_capacity(N_TOKENS + 2);
     let mut session = engine.session();

@@ -16,6 +16,7 @@ pub mod output;
 pub mod request;
 pub mod wire;
 
+mod messages;
 mod routes;
 mod worker;
 

@@ -89,6 +89,8 @@ pub struct Usage {
     pub cached: usize,
     /// Of the answer.
     pub generated: usize,
+    /// Of these, reasoning; a token that completes no character is not counted.
+    pub reasoning: usize,
 }
 
 impl Usage {
@@ -98,6 +100,7 @@ impl Usage {
             prompt: self.prompt.max(other.prompt),
             cached: self.cached.max(other.cached),
             generated: self.generated + other.generated,
+            reasoning: self.reasoning + other.reasoning,
         }
     }
 }
@@ -116,6 +119,8 @@ pub struct Message {
 /// A call of a tool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolCall {
+    /// Which call of its answer, from 0.
+    pub index: usize,
     /// Unique name of the call.
     pub id: String,
     /// The tool.
@@ -130,7 +135,8 @@ impl Message {
         match delta {
             Delta::Content(text) => self.content.push_str(text),
             Delta::Reasoning(text) => self.reasoning.push_str(text),
-            Delta::ToolCallBegin { id, name, .. } => self.tool_calls.push(ToolCall {
+            Delta::ToolCallBegin { index, id, name } => self.tool_calls.push(ToolCall {
+                index: *index,
                 id: id.clone(),
                 name: name.clone(),
                 arguments: String::new(),

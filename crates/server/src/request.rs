@@ -66,8 +66,8 @@ pub struct Generate {
     pub format: Option<Grammar>,
     /// The parameter that says so.
     pub format_param: &'static str,
-    /// Whether the prompt has opened a section of reasoning: the form is that of what follows it.
-    pub thinking: bool,
+    /// What ends the section of reasoning that the prompt has opened: the form is that of what follows it.
+    pub reasoning_end: Option<&'static str>,
     /// Biases for tokens that only the model's tokenizer can name.
     pub text_bias: Vec<(String, f32)>,
     /// Most tokens of prompt and answer together; `None`: as many as the context holds.
@@ -86,7 +86,7 @@ impl Default for Generate {
             logprobs: None,
             format: None,
             format_param: "response_format",
-            thinking: false,
+            reasoning_end: None,
             text_bias: Vec::new(),
             n_ctx: None,
             cache_prompt: true,

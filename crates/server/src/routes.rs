@@ -1,12 +1,15 @@
 //! The routes, and what holds for all of them.
 mod anthropic;
+mod chat;
 mod ollama;
 mod page;
+mod responses;
 
 use crate::ServerOptions;
 use crate::error::{ApiError, ErrorKind};
-use crate::output::{Delta, FinishReason, Logprobs, Message, Outcome, Usage};
-use crate::request::{Chat, Completion, Generate, Prompt, Reply};
+use crate::messages::{Messages, Reading};
+use crate::output::{FinishReason, Logprobs, Outcome, Usage};
+use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
 use crate::wire::openai::Head;
 use crate::wire::{SSE_DONE, llama_cpp, openai};
 use crate::worker::{self, Answers, Event};
@@ -17,17 +20,21 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hurtle_engine::constraint::{Grammar, GrammarConstraint};
+use hurtle_engine::constraint::{Grammar, GrammarConstraint, prepare_schema};
 use hurtle_engine::{Finished, Service, StopReason};
-use hurtle_text::{ChatTemplate, Encode, RenderInput};
+use hurtle_text::{
+    AnswerFormat, ChatTemplate, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError,
+    Tokenizer,
+};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
-use tokio_stream::StreamExt as _;
+use tokio_stream::{Stream, StreamExt as _};
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// What the routes share.
@@ -48,14 +55,14 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models", get(models))
         .route("/models", get(models))
         .route("/v1/completions", post(completions))
-        .route("/v1/chat/completions", post(chat))
-        .route("/chat/completions", post(chat))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/metrics", get(metrics))
         .route("/slots", get(slots))
         .merge(ollama::routes())
         .merge(anthropic::routes())
+        .merge(chat::routes())
+        .merge(responses::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check_key));
     Router::new()
         .route("/health", get(health))
@@ -206,14 +213,7 @@ async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<R
     let request = openai::parse_completion(&body, &shared.options.sampler)?;
     let how = request.reply;
     let (events, n_prompt) = shared.complete(request).await?;
-    reply(&shared, events, n_prompt, how, Shape::Completion).await
-}
-
-async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let request = openai::parse_chat(&body, &shared.options.sampler)?;
-    let how = request.reply;
-    let (events, n_prompt) = shared.converse(request).await?;
-    reply(&shared, events, vec![n_prompt], how, Shape::Chat).await
+    reply(&shared, events, n_prompt, how).await
 }
 
 impl Shared {
@@ -243,34 +243,54 @@ impl Shared {
     }
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
-    async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Answers, usize), ApiError> {
-        let (ids, generation) = self.render(request).await?;
+    async fn converse(self: &Arc<Self>, request: Chat) -> Result<(Messages, usize), ApiError> {
+        let (ids, mut generation, mut reading) = self.render(request).await?;
         let n_prompt = ids.len();
-        Ok((self.submit(vec![ids], generation).await?, n_prompt))
+        let (tok, tools) = (self.service.engine().tokenizer(), !reading.how.tools.is_empty());
+        generation.params.shown = reading.format.special_tokens(tok, tools);
+        let stop = &mut generation.params.stop;
+        let call_end = reading.format.closes_call().filter(|_| tools && reading.how.single_call);
+        if let Some(end) = call_end.filter(|end| !stop.iter().any(|text| text == end)) {
+            stop.push(end.to_owned());
+            reading.call_end = Some(end.to_owned());
+        }
+        let answers = self.submit(vec![ids], generation).await?;
+        Ok((Messages::new(answers, Some(reading)), n_prompt))
     }
 
-    /// The prompt of a conversation, and how it is to be answered.
-    async fn render(self: &Arc<Self>, request: Chat) -> Result<(Vec<u32>, Generate), ApiError> {
+    /// The prompt of a conversation, how it is to be answered, and how the answer is to be read.
+    async fn render(
+        self: &Arc<Self>,
+        request: Chat,
+    ) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
         self.check_model(request.model.as_deref())?;
-        if !request.tools.is_empty() {
-            return Err(ApiError::invalid("tools", "tools are not supported"));
-        }
         let input = RenderInput {
             messages: request.messages,
+            tools: Some(request.tools.clone()).filter(|tools| !tools.is_empty()),
             add_generation_prompt: true,
             extra: request.template,
             ..RenderInput::default()
         };
         let render = {
             let shared = Arc::clone(self);
-            move || shared.template.prompt(shared.service.engine().tokenizer(), &input, false)
+            move || {
+                let prompt =
+                    shared.template.prompt(shared.service.engine().tokenizer(), &input, false)?;
+                Ok::<_, TemplateError>((prompt, shared.template.answer_format()))
+            }
         };
         // Templates may take a while.
-        let prompt = tokio::task::spawn_blocking(render)
+        let (prompt, format) = tokio::task::spawn_blocking(render)
             .await
             .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-        Ok((prompt.ids, Generate { thinking: prompt.thinking, ..request.generation }))
+        let single_call = !request.parallel_tool_calls;
+        let how = ReadAnswer { thinking: prompt.thinking, tools: request.tools, single_call };
+        let mut generation = request.generation;
+        generation.reasoning_end = prompt.thinking.then_some(format.reasoning().1);
+        let tok = self.service.engine().tokenizer();
+        force_call(tok, &format, &how, &request.tool_choice, &mut generation)?;
+        Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
@@ -327,9 +347,13 @@ impl Shared {
             Some(grammar) => Some(constraint(&self.service, grammar, generate.format_param).await?),
             None => None,
         };
-        let constraint = match generate.thinking {
-            true => constraint.map(|constraint| constraint.after("</think>")),
-            false => constraint,
+        let constraint = match generate.reasoning_end {
+            Some(end) => {
+                let tok = engine.tokenizer();
+                let token = tok.token_id(end).filter(|&id| tok.is_control(id));
+                constraint.map(|constraint| constraint.after(end, token))
+            }
+            None => constraint,
         };
         let requests = prompts.iter().flat_map(|prompt| {
             (0..generate.n).map(|k| {
@@ -362,6 +386,59 @@ impl Shared {
     }
 }
 
+/// Lets an answer be only what `tool_choice` wants, and a call of a tool where only JSON is wanted.
+fn force_call(
+    tok: &Tokenizer,
+    format: &AnswerFormat,
+    how: &ReadAnswer,
+    choice: &ToolChoice,
+    generation: &mut Generate,
+) -> Result<(), ApiError> {
+    let conflict = |with: &str| {
+        let param = generation.format_param;
+        let message = format!("{param}: an answer cannot have this form together with {with}");
+        Err(ApiError::invalid(param, message))
+    };
+    let schema = match (&generation.format, choice) {
+        (None, ToolChoice::Auto) => return Ok(()),
+        _ if how.tools.is_empty() => return Ok(()),
+        (None, _) => None,
+        (Some(_), ToolChoice::Required | ToolChoice::Named(_)) => {
+            return conflict("a tool_choice that asks for a call");
+        }
+        (Some(Grammar::JsonObject), ToolChoice::Auto) => Some(json!({"type": "object"})),
+        (Some(Grammar::JsonSchema(schema)), ToolChoice::Auto) => Some(schema.clone()),
+        (Some(_), ToolChoice::Auto) => return conflict("tools"),
+    };
+    let named = |tool: &&Value| match choice {
+        ToolChoice::Named(name) => tool["function"]["name"] == name.as_str(),
+        ToolChoice::Auto | ToolChoice::Required => true,
+    };
+    let mut tools: Vec<Value> = how.tools.iter().filter(named).cloned().collect();
+    for (i, tool) in tools.iter_mut().enumerate() {
+        let schema = tool["function"]["parameters"].take();
+        let schema = if schema.is_null() { json!({"type": "object"}) } else { schema };
+        tool["function"]["parameters"] = prepare_schema(schema).map_err(|error| {
+            let param = format!("tools[{i}].function.parameters");
+            ApiError::invalid(param.clone(), format!("{param}: {error}"))
+        })?;
+    }
+    let schema = schema.map(prepare_schema).transpose().map_err(|error| {
+        let param = generation.format_param;
+        ApiError::invalid(param, format!("{param}: {error}"))
+    })?;
+    let answer = ForcedAnswer {
+        tools: &tools,
+        single_call: how.single_call || matches!(choice, ToolChoice::Named(_)),
+        or_schema: schema.as_ref(),
+    };
+    generation.format = Some(Grammar::Lark(format.grammar(tok, answer)));
+    if schema.is_none() {
+        generation.format_param = "tools";
+    }
+    Ok(())
+}
+
 /// Compiles a grammar. It may be a large one: one at a time, and not on the threads that serve connections.
 async fn constraint(
     service: &Service,
@@ -375,36 +452,6 @@ async fn constraint(
     let compile = move || service.engine().constraint(&grammar);
     let compiled = tokio::task::spawn_blocking(compile).await.map_err(|_| failed())?;
     compiled.map_err(|error| ApiError::invalid(param, format!("{param}: {error}")))
-}
-
-/// Which reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    Chat,
-    Completion,
-}
-
-impl Shape {
-    /// Log-probabilities of tokens that begin at `offset`, which is moved behind them.
-    fn logprobs(self, tokens: &[Logprobs], offset: &mut usize) -> Value {
-        match self {
-            Shape::Chat => openai::chat_logprobs(tokens),
-            Shape::Completion => openai::completion_logprobs(tokens, offset),
-        }
-    }
-
-    fn take_logprobs(self, (tokens, offset): &mut (Vec<Logprobs>, usize)) -> Value {
-        self.logprobs(&std::mem::take(tokens), offset)
-    }
-
-    /// A chunk of text.
-    fn piece(self, head: &Head, index: usize, text: String, logprobs: Option<Value>) -> String {
-        let chunk = match self {
-            Shape::Chat => head.chat_delta(index, &Delta::Content(text), logprobs),
-            Shape::Completion => Some(head.completion_chunk(index, &text, logprobs, None)),
-        };
-        chunk.map(|chunk| chunk.encode()).unwrap_or_default()
-    }
 }
 
 /// Seconds since 1970.
@@ -424,6 +471,7 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
         prompt: finished.n_prompt,
         cached: finished.n_cached,
         generated: finished.n_generated,
+        reasoning: 0,
     };
     Outcome { reason, stop_string, usage, timings }
 }
@@ -447,11 +495,10 @@ async fn reply(
     mut events: Answers,
     n_prompt: Vec<usize>,
     how: Reply,
-    shape: Shape,
 ) -> Result<Response, ApiError> {
-    let head = shared.head(if shape == Shape::Chat { "chatcmpl" } else { "cmpl" });
+    let head = shared.head("cmpl");
     if how.stream {
-        return Ok(stream(head, events, n_prompt, how, shape));
+        return Ok(stream(head, events, n_prompt, how));
     }
     let mut texts: Vec<String> = Vec::new();
     let mut tokens: Vec<Vec<Logprobs>> = Vec::new();
@@ -480,58 +527,38 @@ async fn reply(
     let answers = answers.into_iter().map(|(index, outcome)| {
         let text = texts.get_mut(index).map(std::mem::take).unwrap_or_default();
         let tokens = tokens.get(index).filter(|tokens| !tokens.is_empty());
-        (text, outcome, tokens.map(|tokens| shape.logprobs(tokens, &mut 0)))
+        (text, outcome, tokens.map(|tokens| openai::completion_logprobs(tokens, &mut 0)))
     });
-    let value = match shape {
-        Shape::Completion => {
-            let texts: Vec<_> = answers.collect();
-            head.completion(&texts, sum)
-        }
-        Shape::Chat => {
-            let message = |text| Message { content: text, ..Message::default() };
-            let messages: Vec<_> = answers
-                .map(|(text, outcome, logprobs)| (message(text), outcome, logprobs))
-                .collect();
-            head.chat(&messages)
-        }
-    };
-    Ok(with_json(&value))
+    let texts: Vec<_> = answers.collect();
+    Ok(with_json(&head.completion(&texts, sum)))
 }
 
 /// Server-sent events, encoded as the pieces come.
-fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply, shape: Shape) -> Response {
-    let mut opened = Vec::new();
+fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Response {
     // Tokens whose text has not come yet, and where in the answer it begins.
     let mut tokens: HashMap<usize, (Vec<Logprobs>, usize)> = HashMap::new();
+    let take = |(tokens, offset): &mut (Vec<Logprobs>, usize)| {
+        openai::completion_logprobs(&std::mem::take(tokens), offset)
+    };
     let mut sum = Usage::default();
     let encode = move |(index, event): (usize, Event)| {
         let mut out = String::new();
-        if shape == Shape::Chat && !opened.contains(&index) {
-            opened.push(index);
-            out += &head.chat_start(index).encode();
-        }
         match event {
             Event::Logprobs(token) => tokens.entry(index).or_default().0.push(token),
             Event::Text(text) => {
-                let logprobs = tokens.get_mut(&index).map(|waiting| shape.take_logprobs(waiting));
-                out += &shape.piece(&head, index, text, logprobs);
+                let logprobs = tokens.get_mut(&index).map(take);
+                out += &head.completion_chunk(index, &text, logprobs, None).encode();
             }
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => out += &format!("data: {}\n\n", error.openai()),
                 None => {
                     if let Some(waiting) = tokens.get_mut(&index).filter(|w| !w.0.is_empty()) {
-                        let logprobs = shape.take_logprobs(waiting);
-                        out += &shape.piece(&head, index, String::new(), Some(logprobs));
+                        let logprobs = Some(take(waiting));
+                        out += &head.completion_chunk(index, "", logprobs, None).encode();
                     }
                     let outcome = outcome(finished);
                     sum = sum.and(outcome.usage);
-                    out += &match shape {
-                        Shape::Chat => head.chat_end(index, &outcome),
-                        Shape::Completion => {
-                            head.completion_chunk(index, "", None, Some(outcome.reason))
-                        }
-                    }
-                    .encode();
+                    out += &head.completion_chunk(index, "", None, Some(outcome.reason)).encode();
                 }
             },
             Event::Failed(error) => out += &format!("data: {}\n\n", error.openai()),
@@ -552,18 +579,19 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply, shape: 
                     && how.include_usage
                 {
                     let sum = total(&n_prompt, std::iter::once(*sum));
-                    text += &match shape {
-                        Shape::Chat => head.chat_usage(sum),
-                        Shape::Completion => head.completion_usage(sum),
-                    }
-                    .encode();
+                    text += &head.completion_usage(sum).encode();
                 }
                 text + SSE_DONE
             }
         };
-        Ok::<_, std::convert::Infallible>(Bytes::from(text))
+        Ok(Bytes::from(text))
     });
+    server_sent(closed)
+}
+
+/// A response of server-sent events.
+fn server_sent(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(closed)).into_response()
+    (headers, Body::from_stream(pieces)).into_response()
 }

@@ -7,8 +7,7 @@
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
 use crate::error::{ApiError, ErrorKind};
-use crate::output::{Logprobs, Outcome, TokenLogprob};
-use crate::routes::{broken_off, outcome};
+use crate::output::{Logprobs, TokenLogprob};
 use hurtle_engine::sampler::{self, Sampled};
 use hurtle_engine::{
     EngineError, Event as EngineEvent, Finished, Request, Service, SubmitError, Ticket,
@@ -17,7 +16,7 @@ use hurtle_text::Tokenizer;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::Stream;
 
 /// News of an answer.
 #[derive(Debug)]
@@ -47,25 +46,6 @@ pub(crate) struct Answers {
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
     service: Service,
-}
-
-impl Answers {
-    /// The text, the log-probabilities and the end of an answer that is the only one.
-    pub(crate) async fn one(&mut self) -> Result<(String, Vec<Logprobs>, Outcome), ApiError> {
-        let (mut text, mut logprobs) = (String::new(), Vec::new());
-        while let Some((_, event)) = self.next().await {
-            match event {
-                Event::Text(piece) => text += &piece,
-                Event::Logprobs(token) => logprobs.push(token),
-                Event::Finished(finished) => match broken_off(&finished) {
-                    Some(error) => return Err(error),
-                    None => return Ok((text, logprobs, outcome(finished))),
-                },
-                Event::Failed(error) => return Err(error),
-            }
-        }
-        Err(ApiError::new(ErrorKind::Internal, "the engine ended without an answer"))
-    }
 }
 
 impl Stream for Answers {

@@ -11,12 +11,14 @@ mod json;
 mod python;
 mod source;
 
-use crate::{Encode, Tokenizer};
+use crate::tools::history::Abilities;
+use crate::{AnswerFormat, Encode, Tokenizer};
 use guard::Guard;
 use hurtle_gguf::Metadata;
 use minijinja::Environment;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 /// Why a template could not be compiled or rendered.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,8 @@ pub struct ChatTemplate {
     source: String,
     bos: String,
     eos: String,
+    /// Found out when it is first asked for.
+    abilities: Arc<OnceLock<Abilities>>,
 }
 
 impl ChatTemplate {
@@ -167,7 +171,8 @@ impl ChatTemplate {
                 message: message(&e),
             })
         })?;
-        Ok(Self { env, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+        let (bos, eos) = (bos.to_owned(), eos.to_owned());
+        Ok(Self { env, source: source.to_owned(), bos, eos, abilities: Arc::default() })
     }
 
     /// The Jinja source.
@@ -229,8 +234,7 @@ impl ChatTemplate {
         Ok((self.render(&guard.apply(input))?, guard.mark))
     }
 
-    /// The prompt of a conversation. A system prompt goes into the first message where the template knows no
-    /// system role. What the conversation says cannot become a control token, unless
+    /// The prompt of a conversation, as far as necessary [adapted](Self::adapt) to the template. What the conversation says cannot become a control token, unless
     /// `parse_special` allows it.
     pub fn prompt(
         &self,
@@ -238,7 +242,7 @@ impl ChatTemplate {
         input: &RenderInput,
         parse_special: bool,
     ) -> Result<ChatPrompt, TemplateError> {
-        let input = &*self.adapt(input);
+        let input = &self.adapt(input);
         let (text, mut ids) = if parse_special {
             let text = self.render(input)?;
             let ids = tok.encode(&text, Encode { add_special: false, parse_special: true });
@@ -252,47 +256,42 @@ impl ChatTemplate {
         if let Some(bos) = tok.bos().filter(|bos| tok.adds_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
-        Ok(ChatPrompt { ids, thinking: text.trim_end().ends_with("<think>") })
+        Ok(ChatPrompt { ids, thinking: self.answer_format().opens_reasoning(&text) })
+    }
+
+    fn abilities(&self) -> Abilities {
+        *self.abilities.get_or_init(|| Abilities::of(self))
     }
 
     /// Whether the template shows tools to the model.
     pub fn supports_tools(&self) -> bool {
-        let probe = "probe_of_tool_support";
-        let tool = json!({"type": "function", "function": {
-            "name": probe,
-            "description": "",
-            "parameters": {"type": "object", "properties": {}, "required": []},
-        }});
-        let input = RenderInput {
-            messages: vec![json!({"role": "user", "content": "u"})],
-            tools: Some(vec![tool]),
-            add_generation_prompt: true,
-            ..Default::default()
-        };
-        self.render(&input).is_ok_and(|text| text.contains(probe))
+        self.abilities().tools
     }
 
     /// Whether the template accepts a system message and shows it to the model.
     pub fn supports_system_role(&self) -> bool {
-        let probe = "probe of system support";
-        let input = RenderInput {
-            messages: vec![
-                json!({"role": "system", "content": probe}),
-                json!({"role": "user", "content": "u"}),
-            ],
-            add_generation_prompt: true,
-            ..Default::default()
-        };
-        self.render(&input).is_ok_and(|text| text.contains(probe))
+        self.abilities().system
     }
 
-    /// The conversation as this template can take it: with [`RenderInput::merge_system`] if it has
-    /// no system role. [`Self::render`] itself never does this.
-    pub fn adapt<'a>(&self, input: &'a RenderInput) -> Cow<'a, RenderInput> {
-        if input.messages.iter().any(is_system) && !self.supports_system_role() {
-            Cow::Owned(input.merge_system())
-        } else {
-            Cow::Borrowed(input)
+    /// Whether the template knows reasoning.
+    pub fn supports_reasoning(&self) -> bool {
+        let format = self.answer_format();
+        format.name() == "gpt-oss" || self.source.contains(format.reasoning().0)
+    }
+
+    /// How the model writes reasoning and calls of tools.
+    pub fn answer_format(&self) -> AnswerFormat {
+        AnswerFormat::of_template(&self.source, self.supports_tools())
+    }
+
+    /// The conversation as this template can take it: tools, their calls and results in a form that it shows,
+    /// and with [`RenderInput::merge_system`] if it has no system role. [`Self::render`] itself never
+    /// does this.
+    pub fn adapt(&self, input: &RenderInput) -> RenderInput {
+        let input = input.with_tools_for(&self.answer_format(), self.abilities());
+        match input.messages.iter().any(is_system) && !self.supports_system_role() {
+            true => input.merge_system(),
+            false => input,
         }
     }
 }

@@ -176,6 +176,8 @@ struct Opening {
     end: Vec<u8>,
     /// The last bytes of it, as many as can be a part of `end`.
     tail: Vec<u8>,
+    /// The control token that ends it, which has no text.
+    token: Option<u32>,
     /// Tokens that may end it and go on with what the grammar would have to see.
     beyond: Vec<u32>,
 }
@@ -190,13 +192,13 @@ impl Opening {
 
 impl GrammarConstraint {
     /// The same behind a free text that ends with `end`, such as the reasoning that a prompt has opened. A token
-    /// that ends it may bring white space along.
-    pub fn after(mut self, end: &str) -> Self {
+    /// that ends it may bring white space along. `token`: the control token that `end` is, if it is one.
+    pub fn after(mut self, end: &str, token: Option<u32>) -> Self {
         let env = self.matcher.tok_env().ok().filter(|_| !end.is_empty());
         let Some(env) = env else { return self };
         let trie = env.tok_trie();
         let (end, tail) = (end.as_bytes().to_vec(), Vec::new());
-        let mut opening = Opening { end, tail, beyond: Vec::new() };
+        let mut opening = Opening { end, tail, token, beyond: Vec::new() };
         let beyond = |id: &u32| {
             let token = trie.token(*id);
             (0..opening.end.len()).any(|n| {
@@ -252,7 +254,7 @@ impl Constraint for GrammarConstraint {
         if let Some(opening) = &mut self.opening {
             let env = self.matcher.tok_env().map_err(|e| told(&e))?;
             opening.tail.extend_from_slice(env.tok_trie().token(id));
-            if opening.rest(&opening.tail).is_some() {
+            if opening.token == Some(id) || opening.rest(&opening.tail).is_some() {
                 self.opening = None;
             } else {
                 let n = opening.tail.len().saturating_sub(opening.end.len() - 1);
@@ -350,7 +352,7 @@ mod tests {
         let grammars = Grammars::new(&tok).expect("grammars");
         let digits = grammars.compile(&Grammar::Regex("[0-9]+".into()), &tok).expect("compiled");
         let check = |text: &str, valid: bool| {
-            let mut grammar = digits.clone().after("</think>");
+            let mut grammar = digits.clone().after("</think>", None);
             let mut mask = TokenMask::new(tok.n_tokens());
             let ids = tok.encode(text, hurtle_text::Encode::default());
             let found = ids.into_iter().all(|id| {

@@ -36,7 +36,16 @@ const NAMED_SCHEMAS: [&str; 5] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"];
 
 /// The grammar of a schema's documents.
-pub(super) fn grammar(mut schema: Value) -> Result<TopLevelGrammar, ConstraintError> {
+pub(super) fn grammar(schema: Value) -> Result<TopLevelGrammar, ConstraintError> {
+    prepare_schema(schema).map(TopLevelGrammar::from_json_schema)
+}
+
+/// A schema as a part of a [`Lark`](super::Grammar::Lark) grammar, behind `%json`: its documents are those of
+/// [`JsonSchema`](super::Grammar::JsonSchema).
+///
+/// # Errors
+/// If it asks for what is not supported.
+pub fn prepare_schema(mut schema: Value) -> Result<Value, ConstraintError> {
     // Objects have the properties that the schema names and no others, unless it says otherwise, as in
     // llama.cpp: a model that may invent properties does not end. Where schemas are intersected, the
     // properties of one are additional ones of the other.
@@ -77,7 +86,7 @@ pub(super) fn grammar(mut schema: Value) -> Result<TopLevelGrammar, ConstraintEr
         };
         options.entry("whitespace_pattern").or_insert_with(|| WHITE_SPACE.into());
     }
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(schema)
 }
 
 /// Digits of the longest `multipleOf`: llguidance counts in 32 bits.

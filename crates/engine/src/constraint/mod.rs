@@ -5,6 +5,7 @@ mod json;
 
 pub(crate) use grammar::Grammars;
 pub use grammar::{Grammar, GrammarConstraint};
+pub use json::prepare_schema;
 
 /// A set of tokens: one bit for each token of the vocabulary, 32 to a word, lowest bit first.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,15 +1,14 @@
 //! Anthropic's routes.
-use super::{Shared, broken_off, outcome, refusal, with_json};
+use super::{Shared, refusal, server_sent, with_json};
 use crate::error::ApiError;
-use crate::output::{Delta, Message, Usage};
+use crate::messages::{Answer, News};
+use crate::output::Usage;
 use crate::wire::SseEvent;
 use crate::wire::anthropic::{self, Stream};
-use crate::worker::Event;
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::post;
 use std::sync::Arc;
 use tokio_stream::StreamExt as _;
@@ -28,7 +27,7 @@ fn in_shape(reply: Result<Response, ApiError>) -> Response {
 async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, true)?;
-        let (ids, _) = shared.render(chat).await?;
+        let (ids, ..) = shared.render(chat).await?;
         Ok(with_json(&anthropic::count(ids.len())))
     };
     in_shape(answer.await)
@@ -39,32 +38,25 @@ async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let chat = anthropic::parse(&body, &shared.options.sampler, false)?;
         let (id, reply) = (shared.head("msg").id, chat.reply);
         let model = chat.model.clone().unwrap_or_else(|| shared.options.model.clone());
-        let (mut answers, n_prompt) = shared.converse(chat).await?;
+        let (messages, n_prompt) = shared.converse(chat).await?;
         if !reply.stream {
-            let (content, _, outcome) = answers.one().await?;
-            let message = Message { content, ..Message::default() };
+            let Answer { message, outcome, .. } = messages.one().await?;
             return Ok(with_json(&anthropic::message(&id, &model, &message, &outcome)));
         }
         let mut stream = Stream::default();
         let usage = Usage { prompt: n_prompt, ..Usage::default() };
         let start = stream.start(&id, &model, usage).encode();
-        let pieces = answers.map(move |(_, event)| {
-            let events = match event {
-                Event::Text(text) => stream.delta(&Delta::Content(text)),
-                Event::Logprobs(_) => Vec::new(),
-                Event::Finished(finished) => match broken_off(&finished) {
-                    Some(error) => vec![Stream::error(&error)],
-                    None => stream.finish(&outcome(finished)),
-                },
-                Event::Failed(error) => vec![Stream::error(&error)],
+        let pieces = messages.map(move |(_, news)| {
+            let events = match news {
+                News::Delta(delta) => stream.delta(&delta),
+                News::Logprobs(_) => Vec::new(),
+                News::Finished(outcome) => stream.finish(&outcome),
+                News::Failed(error) => vec![Stream::error(&error)],
             };
-            events.iter().map(SseEvent::encode).collect::<String>()
+            events.iter().map(SseEvent::encode).collect()
         });
         let pieces = tokio_stream::once(start).chain(pieces);
-        let pieces = pieces.map(|text| Ok::<_, std::convert::Infallible>(Bytes::from(text)));
-        let headers =
-            [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-        Ok((headers, Body::from_stream(pieces)).into_response())
+        Ok(server_sent(pieces.map(|text| Ok(Bytes::from(text)))))
     };
     in_shape(answer.await)
 }

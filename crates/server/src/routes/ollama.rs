@@ -1,11 +1,11 @@
 //! Ollama's routes, for tools that know only its API. The model that is served is the only one, and stays
 //! loaded as long as the server runs.
-use super::{Shared, broken_off, outcome, refusal, with_json};
+use super::{Shared, refusal, with_json};
 use crate::error::{ApiError, ErrorKind};
-use crate::output::{Message, Outcome};
+use crate::messages::{Answer, Messages, News};
+use crate::output::{Delta, Message, Outcome};
 use crate::request::{Chat, Reply};
 use crate::wire::ollama::{self, Ask, Head, KeepAlive};
-use crate::worker::{Answers, Event};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -50,7 +50,7 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
                 let (head, reply) =
                     (shared.ollama_head(completion.model.as_deref()), completion.reply);
                 let (answers, _) = shared.complete(completion).await?;
-                respond(head, answers, reply, Shape::Generate).await
+                respond(head, Messages::new(answers, None), reply, Shape::Generate).await
             }
         }
     };
@@ -85,8 +85,8 @@ impl Shared {
             self.check_model(chat.model.as_deref())?;
             return Ok(with_json(&head.loaded(shape == Shape::Chat, false)));
         }
-        let (answers, _) = self.converse(chat).await?;
-        respond(head, answers, reply, shape).await
+        let (messages, _) = self.converse(chat).await?;
+        respond(head, messages, reply, shape).await
     }
 
     fn ollama_head(&self, model: Option<&str>) -> Head {
@@ -108,7 +108,7 @@ impl Shared {
 
 async fn respond(
     head: Head,
-    mut answers: Answers,
+    messages: Messages,
     reply: Reply,
     shape: Shape,
 ) -> Result<Response, ApiError> {
@@ -119,35 +119,41 @@ async fn respond(
         };
         ollama::with_logprobs(line, logprobs)
     };
-    if reply.stream {
-        let mut tokens = Vec::new();
-        let lines = answers.filter_map(move |(_, event)| {
-            let value = match event {
-                Event::Logprobs(token) => {
-                    tokens.push(token);
-                    return None;
-                }
-                Event::Text(content) => {
-                    let message = Message { content, ..Message::default() };
-                    line(&message, &std::mem::take(&mut tokens), None)
-                }
-                Event::Finished(finished) => match broken_off(&finished) {
-                    Some(error) => error.ollama(),
-                    None => {
-                        let tokens = std::mem::take(&mut tokens);
-                        line(&Message::default(), &tokens, Some(&outcome(finished)))
-                    }
-                },
-                Event::Failed(error) => error.ollama(),
-            };
-            Some(Ok::<_, std::convert::Infallible>(Bytes::from(format!("{value}\n"))))
-        });
-        let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
-        return Ok((headers, Body::from_stream(lines)).into_response());
+    if !reply.stream {
+        let Answer { message, logprobs, outcome } = messages.one().await?;
+        return Ok(with_json(&line(&message, &logprobs, Some(&outcome))));
     }
-    let (content, tokens, outcome) = answers.one().await?;
-    let message = Message { content, ..Message::default() };
-    Ok(with_json(&line(&message, &tokens, Some(&outcome))))
+    // A call comes in one piece, and log-probabilities with what their tokens say.
+    let (mut call, mut tokens) = (Message::default(), Vec::new());
+    let lines = messages.filter_map(move |(_, news)| {
+        let mut message = Message::default();
+        let value = match news {
+            News::Delta(delta @ (Delta::Content(_) | Delta::Reasoning(_))) => {
+                message.push(&delta);
+                line(&message, &std::mem::take(&mut tokens), None)
+            }
+            News::Delta(Delta::ToolCallEnd { .. }) => {
+                line(&std::mem::take(&mut call), &std::mem::take(&mut tokens), None)
+            }
+            News::Delta(Delta::ToolCallArguments { text, .. }) => {
+                call.push(&Delta::ToolCallArguments { index: 0, text });
+                return None;
+            }
+            News::Delta(begin @ Delta::ToolCallBegin { .. }) => {
+                call.push(&begin);
+                return None;
+            }
+            News::Logprobs(token) => {
+                tokens.push(token);
+                return None;
+            }
+            News::Finished(outcome) => line(&message, &std::mem::take(&mut tokens), Some(&outcome)),
+            News::Failed(error) => error.ollama(),
+        };
+        Some(Ok::<_, std::convert::Infallible>(Bytes::from(format!("{value}\n"))))
+    });
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((headers, Body::from_stream(lines)).into_response())
 }
 
 async fn tags(State(shared): State<Arc<Shared>>) -> Response {
@@ -173,7 +179,7 @@ async fn show(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         Ok(with_json(&json!({
             "details": shared.ollama_model()["details"],
             "template": shared.template.source(),
-            "capabilities": ["completion"],
+            "capabilities": capabilities(&shared),
             "model_info": {
                 "general.architecture": family,
                 (format!("{family}.context_length")): hparams.n_ctx_train,
@@ -186,4 +192,12 @@ async fn show(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 
 async fn version() -> Response {
     with_json(&json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// What programs that know only Ollama look at before they offer tools or show reasoning.
+fn capabilities(shared: &Shared) -> Vec<&'static str> {
+    let (template, mut capabilities) = (&shared.template, vec!["completion"]);
+    capabilities.extend(template.supports_tools().then_some("tools"));
+    capabilities.extend(template.supports_reasoning().then_some("thinking"));
+    capabilities
 }

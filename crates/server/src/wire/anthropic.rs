@@ -1,7 +1,7 @@
 //! Anthropic's messages.
 use super::fields::Fields;
 use super::openai::{function_call, read_format, read_tool_choice};
-use super::{SseEvent, arguments_value, content_text, options};
+use super::{SseEvent, arguments_object, arguments_value, content_text, options};
 use crate::error::ApiError;
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
 use crate::request::{Chat, Reply};
@@ -205,7 +205,7 @@ pub fn message(id: &str, model: &str, message: &Message, outcome: &Outcome) -> V
         content.push(json!({"type": "text", "text": message.content}));
     }
     content.extend(message.tool_calls.iter().map(|call| {
-        json!({"type": "tool_use", "id": call.id, "name": call.name, "input": object(&call.arguments)})
+        json!({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_object(&call.arguments)})
     }));
     json!({
         "id": id,
@@ -217,14 +217,6 @@ pub fn message(id: &str, model: &str, message: &Message, outcome: &Outcome) -> V
         "stop_sequence": outcome.stop_string,
         "usage": usage_json(outcome.usage),
     })
-}
-
-/// Arguments must be an object here; what the model broke off is given under a name that says so.
-fn object(arguments: &str) -> Value {
-    match arguments_value(&Value::String(arguments.to_owned())) {
-        object @ Value::Object(_) => object,
-        text => json!({"unparsed": text}),
-    }
 }
 
 /// The reply to `count_tokens`.
@@ -410,7 +402,7 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
             stop_string: None,
-            usage: Usage { prompt: 10, cached: 4, generated: 2 },
+            usage: Usage { prompt: 10, cached: 4, generated: 2, reasoning: 0 },
             timings: Default::default(),
         };
         let mut events: Vec<SseEvent> = deltas.iter().flat_map(|d| stream.delta(d)).collect();

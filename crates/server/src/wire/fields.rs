@@ -54,6 +54,11 @@ impl Fields {
         }
     }
 
+    /// The field `name` as it was sent, read or not yet.
+    pub(super) fn sent(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
     /// The first of several names for one field that is there.
     pub(super) fn any<T: DeserializeOwned>(
         &mut self,

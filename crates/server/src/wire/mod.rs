@@ -5,9 +5,10 @@ pub mod llama_cpp;
 pub mod ollama;
 pub mod openai;
 mod options;
+pub mod responses;
 
 use crate::error::ApiError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// One message of a stream of server-sent events.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +73,14 @@ fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String
         texts.push(text);
     }
     Ok(texts.join("\n"))
+}
+
+/// Arguments where they have to be an object; what is none is given under a name that says so.
+fn arguments_object(arguments: &str) -> Value {
+    match arguments_value(&Value::String(arguments.to_owned())) {
+        object @ Value::Object(_) => object,
+        text => json!({"unparsed": text}),
+    }
 }
 
 /// Arguments of an earlier call as templates want them: an object if they are one, else the text as it is.

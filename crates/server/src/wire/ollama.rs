@@ -1,9 +1,9 @@
 //! Ollama's chat and generate.
 use super::fields::Fields;
 use super::openai::{function_call, read_tools};
-use super::{arguments_value, options};
+use super::{arguments_object, arguments_value, options};
 use crate::error::ApiError;
-use crate::output::{FinishReason, Logprobs, Message, Outcome, TokenLogprob};
+use crate::output::{FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall};
 use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
@@ -282,12 +282,12 @@ impl Head {
             out["thinking"] = message.reasoning.as_str().into();
         }
         if !message.tool_calls.is_empty() {
-            let call = |(index, call): (usize, &crate::output::ToolCall)| {
-                let arguments = arguments_value(&Value::String(call.arguments.clone()));
-                json!({"id": call.id,
-                    "function": {"index": index, "name": call.name, "arguments": arguments}})
+            let call = |call: &ToolCall| {
+                let arguments = arguments_object(&call.arguments);
+                json!({"id": call.id, "function":
+                    {"index": call.index, "name": call.name, "arguments": arguments}})
             };
-            out["tool_calls"] = message.tool_calls.iter().enumerate().map(call).collect();
+            out["tool_calls"] = message.tool_calls.iter().map(call).collect();
         }
         self.line("message", out, outcome)
     }
@@ -436,7 +436,7 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::Stop,
             stop_string: None,
-            usage: Usage { prompt: 3, cached: 0, generated: 2 },
+            usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },
         };
         let last = head.generate(&Message::default(), Some(&outcome));

@@ -59,6 +59,12 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     let choice = fields.opt("tool_choice")?;
     let (tools, tool_choice) = read_tool_choice(tools, choice)?;
     fields.only("modalities", json!(["text"]), "models answer with text only")?;
+    // llama.cpp's: both of these keep reasoning apart.
+    if let Some(format) = fields.opt::<String>("reasoning_format")?
+        && !["auto", "deepseek"].contains(&format.as_str())
+    {
+        return Err(fields.wrong("reasoning_format", "expected auto or deepseek"));
+    }
     for (old, new) in [("functions", "tools"), ("function_call", "tool_choice")] {
         fields.only(old, json!([]), &format!("use {new}"))?;
     }
@@ -324,6 +330,7 @@ pub(super) fn usage(usage: Usage) -> Value {
         "completion_tokens": usage.generated,
         "total_tokens": usage.prompt + usage.generated,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     })
 }
 
@@ -573,6 +580,7 @@ mod tests {
         check("web_search_options", json!({}), "web_search_options");
         check("modalities", json!(["audio"]), "modalities");
         check("functions", json!([{"name": "f"}]), "functions");
+        check("reasoning_format", json!("none"), "reasoning_format");
         check("top_logprobs", json!(2), "top_logprobs");
         check("tool_choice", json!("required"), "tool_choice");
         check("tool_choice", json!("maybe"), "tool_choice");
@@ -646,7 +654,7 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
             stop_string: None,
-            usage: Usage { prompt: 3, cached: 1, generated: 2 },
+            usage: Usage { prompt: 3, cached: 1, generated: 2, reasoning: 0 },
             timings: Default::default(),
         };
         let begin = Delta::ToolCallBegin { index: 0, id: "c".into(), name: "f".into() };
@@ -659,6 +667,7 @@ mod tests {
         let whole = head.chat(&[(
             Message {
                 tool_calls: vec![ToolCall {
+                    index: 0,
                     id: "c".into(),
                     name: "f".into(),
                     arguments: "{}".into(),

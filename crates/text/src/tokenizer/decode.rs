@@ -132,6 +132,8 @@ fn clean_spaces(text: &[u8]) -> Vec<u8> {
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     special: bool,
+    /// Control tokens that are shown nevertheless.
+    shown: Vec<u32>,
     /// The beginning of a character, up to three bytes.
     pending: Vec<u8>,
 }
@@ -140,12 +142,19 @@ impl<'a> StreamDecoder<'a> {
     /// A decoder that starts in the middle of a text (a continuation keeps its leading space);
     /// `special` shows control tokens.
     pub fn new(tokenizer: &'a Tokenizer, special: bool) -> Self {
-        Self { tokenizer, special, pending: Vec::new() }
+        Self { tokenizer, special, shown: Vec::new(), pending: Vec::new() }
+    }
+
+    /// The same, but these control tokens are shown in any case.
+    pub fn showing(mut self, ids: &[u32]) -> Self {
+        self.shown = ids.to_vec();
+        self
     }
 
     /// Appends to `text` what became complete with this token, perhaps nothing.
     pub fn push(&mut self, id: u32, text: &mut String) {
-        self.tokenizer.push_bytes(id, self.special, &mut self.pending);
+        let special = self.special || self.shown.contains(&id);
+        self.tokenizer.push_bytes(id, special, &mut self.pending);
         let mut n_done = 0;
         for chunk in self.pending.utf8_chunks() {
             text.push_str(chunk.valid());

@@ -115,7 +115,7 @@ mod tests {
 
     fn defaults() -> GenerationParams {
         let sampler = SamplerParams::default();
-        GenerationParams { sampler, n_predict: None, stop: Vec::new(), special: false }
+        GenerationParams { sampler, ..GenerationParams::default() }
     }
 
     #[test]

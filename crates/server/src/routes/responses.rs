@@ -1,0 +1,43 @@
+//! OpenAI's responses.
+use super::{Shared, server_sent, with_json};
+use crate::error::ApiError;
+use crate::messages::{Answer, News};
+use crate::wire::SseEvent;
+use crate::wire::responses::{self, Stream};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use std::sync::Arc;
+use tokio_stream::StreamExt as _;
+
+pub(super) fn routes() -> Router<Arc<Shared>> {
+    Router::new().route("/v1/responses", post(respond)).route("/responses", post(respond))
+}
+
+async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
+    let (request, echo) = responses::parse(&body, &shared.options.sampler)?;
+    let stream = request.reply.stream;
+    let head = shared.head("resp");
+    let id = head.id.replacen('-', "_", 1);
+    let head = responses::Head { id, created: head.created, model: head.model, echo };
+    let (messages, _) = shared.converse(request).await?;
+    if !stream {
+        let Answer { message, outcome, .. } = messages.one().await?;
+        return Ok(with_json(&head.response(&message, &outcome)));
+    }
+    let mut stream = Stream::new(head);
+    let start: String = stream.start().iter().map(SseEvent::encode).collect();
+    let pieces = messages.map(move |(_, news)| {
+        let events = match news {
+            News::Delta(delta) => stream.delta(&delta),
+            News::Logprobs(_) => Vec::new(),
+            News::Finished(outcome) => stream.finish(&outcome),
+            News::Failed(error) => vec![stream.error(&error)],
+        };
+        events.iter().map(SseEvent::encode).collect()
+    });
+    let pieces = tokio_stream::once(start).chain(pieces);
+    Ok(server_sent(pieces.map(|text| Ok(Bytes::from(text)))))
+}

@@ -1,0 +1,265 @@
+//! A grammar of the calls that a model may make, for answers that have to call a tool.
+use super::format::{AnswerFormat, Calls, HARMONY, Tags};
+use crate::Tokenizer;
+use serde_json::{Map, Value, json};
+
+/// What an answer must be.
+#[derive(Debug, Clone, Copy)]
+pub struct ForcedAnswer<'a> {
+    /// The tools that may be called, in OpenAI's shape.
+    pub tools: &'a [Value],
+    /// No more than one call.
+    pub single_call: bool,
+    /// JSON of this schema is an answer as well.
+    pub or_schema: Option<&'a Value>,
+}
+
+impl AnswerFormat {
+    /// Lark, as llguidance reads it, of an answer that calls tools. What the model thinks before, if the prompt has
+    /// opened a section of reasoning, is no part of it.
+    pub fn grammar(&self, tok: &Tokenizer, answer: ForcedAnswer<'_>) -> String {
+        let token = |text: &str| tok.token_id(text).filter(|&id| tok.is_control(id));
+        self.lark(&token, answer)
+    }
+
+    fn lark(&self, token: &dyn Fn(&str) -> Option<u32>, answer: ForcedAnswer<'_>) -> String {
+        let mut lark = Lark { token, rules: String::new() };
+        let tools: Vec<(&str, &Value)> = answer.tools.iter().map(name_and_schema).collect();
+        let n = tools.len();
+        let (before, between, after);
+        match &self.row.calls {
+            Calls::Json { open, close, name, arguments, list } => {
+                // Around each call, or around all of them.
+                let marked = !list && !close.is_empty();
+                let (open_one, close_one, line) =
+                    if marked { (*open, *close, "\n") } else { ("", "", "") };
+                for (i, (tool, schema)) in tools.iter().enumerate() {
+                    let head =
+                        format!("{line}{{{}: {}, {}: ", json!(name), json!(tool), json!(arguments));
+                    let foot = format!("}}{line}");
+                    lark.call(i, &[open_one, &head], schema, &[&foot, close_one]);
+                }
+                (before, between, after) = match list {
+                    true => (lark.text(&[open, "["]), ", ", lark.text(&["]", close])),
+                    false if marked => (String::new(), "\n", String::new()),
+                    // A call must not begin like another answer.
+                    false if answer.or_schema.is_some() => {
+                        (lark.text(&[open]), "; ", String::new())
+                    }
+                    false => (String::new(), "; ", String::new()),
+                };
+            }
+            Calls::Python { open, close } => {
+                // The arguments of lists in JSON can be given a schema.
+                for (i, (tool, schema)) in tools.iter().enumerate() {
+                    let head = format!("{{\"name\": {}, \"arguments\": ", json!(tool));
+                    lark.call(i, &[&head], schema, &["}"]);
+                }
+                (before, between, after) =
+                    (lark.text(&[open, "["]), ", ", lark.text(&["]", close]));
+            }
+            Calls::Named { open, separator, close, .. } => {
+                for (i, (tool, schema)) in tools.iter().enumerate() {
+                    lark.call(i, &[open, tool, separator], schema, &[close]);
+                }
+                let (begin, end) = match self.row.dropped {
+                    [begin, end] => (*begin, *end),
+                    _ => ("", ""),
+                };
+                (before, between, after) = (lark.text(&[begin]), "", lark.text(&[end]));
+            }
+            Calls::Tagged(tags) => {
+                tools.iter().enumerate().for_each(|(i, tool)| lark.tagged(i, tags, *tool));
+                (before, between, after) = (String::new(), "\n", String::new());
+            }
+            Calls::Gemma { open, close, quote } => {
+                let marks = (*open, *close, *quote);
+                tools.iter().enumerate().for_each(|(i, tool)| lark.gemma(i, marks, *tool));
+                (before, between, after) = (String::new(), "", String::new());
+            }
+            Calls::Harmony => {
+                for (i, (tool, schema)) in tools.iter().enumerate() {
+                    let to = format!("commentary to=functions.{tool} ");
+                    let head = [HARMONY[5], &to, HARMONY[6], "json", HARMONY[0]];
+                    lark.call(i, &head, schema, &[]);
+                }
+                lark.until("thought", HARMONY[1]);
+                let analysis = lark.text(&[HARMONY[5], "analysis", HARMONY[0]]);
+                let next = lark.text(&[HARMONY[4], "assistant"]);
+                (before, between, after) =
+                    (format!("({analysis} thought {next})?"), "", String::new());
+            }
+        }
+        let single = answer.single_call || self.row.calls == Calls::Harmony;
+        let more =
+            if single { String::new() } else { format!("({} call)*", lark.text(&[between])) };
+        let or = if answer.or_schema.is_some() { "(calls | answer)" } else { "calls" };
+        let mut out = format!("start: {or}\n");
+        let call: Vec<String> = (0..n).map(|i| format!("call{i}")).collect();
+        out += &format!("calls: {before} call {more} {after}\n");
+        out += &format!("call: {}\n", call.join(" | "));
+        if let Some(schema) = answer.or_schema {
+            out += &format!("answer: %json {schema}\n");
+        }
+        out + &lark.rules
+    }
+}
+
+/// The rules of a grammar as they are written.
+struct Lark<'a> {
+    /// The ids of control tokens, which are no texts for a grammar.
+    token: &'a dyn Fn(&str) -> Option<u32>,
+    rules: String,
+}
+
+impl Lark<'_> {
+    /// Texts one after another.
+    fn text(&self, parts: &[&str]) -> String {
+        let mut out: Vec<String> = Vec::new();
+        let mut text = String::new();
+        for part in parts {
+            match (self.token)(part) {
+                None => text += part,
+                Some(id) => {
+                    out.extend((!text.is_empty()).then(|| json!(text).to_string()));
+                    text.clear();
+                    out.push(format!("<[{id}]>"));
+                }
+            }
+        }
+        out.extend((!text.is_empty()).then(|| json!(text).to_string()));
+        out.join(" ")
+    }
+
+    fn rule(&mut self, name: &str, body: &str) {
+        self.rules += &format!("{name}: {body}\n");
+    }
+
+    /// A call whose arguments are JSON.
+    fn call(&mut self, i: usize, before: &[&str], schema: &Value, after: &[&str]) {
+        let (before, after) = (self.text(before), self.text(after));
+        self.rule(&format!("call{i}"), &format!("{before} arguments{i} {after}"));
+        self.rule(&format!("arguments{i}"), &format!("%json {schema}"));
+    }
+
+    /// Any text until `end`, and that.
+    fn until(&mut self, name: &str, end: &str) {
+        match (self.token)(end) {
+            Some(id) => self.rule(name, &format!("/(?s:.*)/ <[{id}]>")),
+            None => self.rule(&format!("{name}[lazy]"), &format!("/(?s:.*){}/", escaped(end))),
+        }
+    }
+
+    fn tagged(&mut self, i: usize, tags: &Tags, (tool, schema): (&str, &Value)) {
+        let ([a, b, c], end) = tags.around();
+        let mut body = self.text(&[a, b, c, tool, tags.name_end]);
+        let (line, line_end) = tags.line();
+        let space = if line.is_empty() { "\n" } else { "" };
+        for (k, (key, schema, required)) in properties(schema).into_iter().enumerate() {
+            let value = format!("value{i}_{k}");
+            let head = self.text(&["\n", tags.key, &key, tags.key_end, space, tags.value, line]);
+            let argument = if is_text(schema) {
+                self.until(&value, tags.value_end);
+                format!("{head} {value}")
+            } else {
+                self.rule(&value, &format!("%json {schema}"));
+                format!("{head} {value} {}", self.text(&[line_end, tags.value_end]))
+            };
+            body += &if required { format!(" {argument}") } else { format!(" ({argument})?") };
+        }
+        let end = self.text(&end);
+        self.rule(&format!("call{i}"), &format!("{body} {end}"));
+    }
+
+    fn gemma(&mut self, i: usize, marks: (&str, &str, &str), (tool, schema): (&str, &Value)) {
+        let (open, close, quote) = marks;
+        let (mut required, mut optional) = (Vec::new(), Vec::new());
+        for (k, (key, schema, needed)) in properties(schema).into_iter().enumerate() {
+            let value = format!("value{i}_{k}");
+            let argument = if is_text(schema) {
+                self.until(&value, quote);
+                format!("{} {value}", self.text(&[&key, ":", quote]))
+            } else {
+                self.rule(&value, &format!("%json {schema}"));
+                format!("{} {value}", self.text(&[&key, ":"]))
+            };
+            if needed { &mut required } else { &mut optional }.push(argument);
+        }
+        // Commas stand between arguments only.
+        let rest = |k: usize| format!("rest{i}_{k}");
+        for (k, argument) in optional.iter().enumerate() {
+            self.rule(&rest(k), &format!("(\",\" {argument})? {}", rest(k + 1)));
+        }
+        self.rule(&rest(optional.len()), "\"\"");
+        let body = if required.is_empty() {
+            let first = |(k, argument): (usize, &String)| format!("{argument} {}", rest(k + 1));
+            let any: Vec<String> = optional.iter().enumerate().map(first).collect();
+            if any.is_empty() { String::new() } else { format!("({})?", any.join(" | ")) }
+        } else {
+            required.join(" \",\" ") + " " + &rest(0)
+        };
+        let head = self.text(&[open, "call:", tool, "{"]);
+        let foot = self.text(&["}", close]);
+        self.rule(&format!("call{i}"), &format!("{head} {body} {foot}"));
+    }
+}
+
+/// Name and schema of a tool.
+fn name_and_schema(tool: &Value) -> (&str, &Value) {
+    static ANY: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| json!({"type": "object"}));
+    let function = &tool["function"];
+    let schema = function.get("parameters").filter(|schema| schema.is_object());
+    (function["name"].as_str().unwrap_or_default(), schema.unwrap_or(&ANY))
+}
+
+/// The properties of an object's schema, and whether they must be there.
+fn properties(schema: &Value) -> Vec<(String, &Value, bool)> {
+    static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    let required = |key: &str| {
+        schema["required"].as_array().is_some_and(|required| required.iter().any(|r| r == key))
+    };
+    let properties = schema["properties"].as_object().unwrap_or(&NONE);
+    properties.iter().map(|(key, schema)| (key.clone(), schema, required(key))).collect()
+}
+
+/// Whether a value is any text.
+fn is_text(schema: &Value) -> bool {
+    schema["type"] == "string" && schema.get("enum").is_none() && schema.get("pattern").is_none()
+}
+
+/// A text as a regular expression between slashes.
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$#&-~/".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::format::tests::by_name;
+
+    #[test]
+    fn a_grammar_of_calls() {
+        let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
+        let tools = [tool, json!({"type": "function", "function": {"name": "g"}})];
+        let answer = ForcedAnswer { tools: &tools, single_call: false, or_schema: None };
+        let token = |text: &str| (text == "</tool_call>").then_some(7);
+        assert_eq!(
+            by_name("hermes").lark(&token, answer),
+            r#"start: calls
+calls:  call ("\n" call)* 
+call: call0 | call1
+call0: "<tool_call>\n{\"name\": \"f\", \"arguments\": " arguments0 "}\n" <[7]>
+arguments0: %json {"type":"object"}
+call1: "<tool_call>\n{\"name\": \"g\", \"arguments\": " arguments1 "}\n" <[7]>
+arguments1: %json {"type":"object"}
+"#
+        );
+    }
+}
