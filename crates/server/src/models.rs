@@ -8,7 +8,7 @@
 //! A model is loaded by the first request that names it, on a thread of its own; requests for it wait
 //! meanwhile. It leaves when nobody has asked for it for its `keep_alive`, or when another model needs its
 //! place or its memory: then new requests for it wait until it can be loaded again, so that the others have
-//! their turn, and it goes as soon as its last answer is written. What holds a [`Lease`] is never unloaded. One
+//! their turn, and it goes as soon as its last answer is written. What holds a `Lease` is never unloaded. One
 //! thread frees what leaves, so that no thread that serves connections does.
 use crate::Limits;
 use crate::embedder::Embedder;
