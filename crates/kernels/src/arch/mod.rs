@@ -65,7 +65,6 @@ pub(crate) trait IntLanes: Copy {
     /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
     const LIMIT: usize;
     unsafe fn load(line: &Line) -> Self;
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     unsafe fn store(self, line: &mut Line);
     unsafe fn splat(x: i32) -> Self;
     unsafe fn and(self, other: Self) -> Self;
@@ -252,6 +251,26 @@ macro_rules! int_shells {
             unsafe { $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out) }
         }
 
+        /// Panels of packed rows times many tokens; see [`crate::packed::swept::sweep`].
+        $(#[target_feature(enable = $feature)])?
+        #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
+        pub(crate) fn sweep<K: $crate::packed::Kernel>(
+            panels: &[$crate::memory::Line],
+            n_panels: usize,
+            x: &[K::Activations],
+            n_tokens: usize,
+            tokens: std::ops::Range<usize>,
+            buffer: &mut [$crate::memory::Line],
+            out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]),
+        ) {
+            // SAFETY: this function has the features that its lanes need.
+            unsafe {
+                $crate::packed::swept::sweep::<$lanes, K>(
+                    panels, n_panels, x, n_tokens, tokens, buffer, out,
+                );
+            }
+        }
+
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             read_lines(lines: &[$crate::memory::Line], ahead: usize) -> [f32; $crate::arch::LANES]
             = $crate::roofline::read_lines::<$lanes>(lines, ahead));
@@ -281,7 +300,7 @@ macro_rules! tile_shell {
         /// The tiles' instructions are present.
         $(#[target_feature(enable = $feature)])?
         pub(crate) unsafe fn multiply_tiles<
-            K: $crate::packed::tiles::SuperBlocks,
+            K: $crate::packed::super_blocks::SuperBlocks,
             M: $crate::packed::tiles::Tiles,
         >(
             panels: &[$crate::memory::Line],

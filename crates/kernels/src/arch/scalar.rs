@@ -120,7 +120,6 @@ impl IntLanes for Dwords {
         let (dwords, _) = line.0.as_chunks();
         Self(std::array::from_fn(|i| u32::from_le_bytes(dwords[i])))
     }
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
     unsafe fn store(self, line: &mut Line) {
         for (bytes, dword) in line.0.as_chunks_mut().0.iter_mut().zip(self.0) {

@@ -185,7 +185,6 @@ macro_rules! two_ymm_ints {
                 // bytes.
                 unsafe { Self(_mm256_load_si256(line), _mm256_load_si256(line.add(1))) }
             }
-            #[cfg(target_os = "linux")]
             #[inline(always)]
             unsafe fn store(self, line: &mut $crate::memory::Line) {
                 let line = line.0.as_mut_ptr().cast::<__m256i>();
@@ -384,7 +383,6 @@ macro_rules! zmm_ints {
                 // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned bytes.
                 unsafe { Self(_mm512_load_si512(line.0.as_ptr().cast())) }
             }
-            #[cfg(target_os = "linux")]
             #[inline(always)]
             unsafe fn store(self, line: &mut $crate::memory::Line) {
                 // SAFETY: see `load`.

@@ -11,8 +11,7 @@
 //! ```
 //! The quants are the file's bytes, a dword at a time.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::tiles::Factors;
+use super::super_blocks::{self, Factors, SuperBlocks};
 use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -84,6 +83,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = Q::HIGH_LINES + 32;
+    const UNPACKED: usize = super_blocks::UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()
@@ -193,11 +193,27 @@ impl<Q: Quants> Kernel for Affine<Q> {
         }
         out
     }
+
+    #[inline(always)]
+    unsafe fn unpack<L: IntLanes>(block: &[Line], _: usize, to: &mut [Line]) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::unpack::<L, Self>(block, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<L: IntLanes, const T: usize>(
+        unpacked: &[Line],
+        x: &[SuperBlock; T],
+        sums: &mut [L::Floats; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
+    }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl<Q: Quants> super::tiles::SuperBlocks for Affine<Q> {
+impl<Q: Quants> SuperBlocks for Affine<Q> {
     const OFFSET: i32 = 0;
+    const MAX: Option<usize> = Some(Q::MAX);
     const GROUP_LINES: usize = 8;
 
     #[inline(always)]

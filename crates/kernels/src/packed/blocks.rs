@@ -182,6 +182,90 @@ pub(crate) trait Type {
     /// Whether the scales are bf16.
     const BF16: bool = false;
     fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_>;
+
+    /// The scales of the `slot`-th block of a header line.
+    #[inline(always)]
+    unsafe fn scale<L: IntLanes>(header: &Line, slot: usize) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set, here and below.
+        unsafe {
+            if Self::BF16 {
+                L::load(header).shr(16 * slot as u32).shl(16).as_floats()
+            } else {
+                L::Floats::load_f16(halves(header, slot))
+            }
+        }
+    }
+
+    /// The minima of a header line, if there are any.
+    #[inline(always)]
+    unsafe fn minima<L: IntLanes>(header: &Line) -> L::Floats {
+        // SAFETY: see `scale`.
+        unsafe {
+            if Self::OFFSET.is_some() {
+                L::Floats::splat(0.0)
+            } else {
+                L::Floats::load_f16(halves(header, 1))
+            }
+        }
+    }
+
+    /// The sums of quants times activations of a block, whose lines may be unpacked.
+    #[inline(always)]
+    unsafe fn dots<L: IntLanes, const T: usize, const UNPACKED: bool>(
+        lines: &[Line],
+        x: &[Block; T],
+    ) -> [L; T] {
+        // SAFETY: see `scale`.
+        unsafe {
+            let mut dots = [L::splat(0); T];
+            if let Some(max) = Self::Quants::MAX {
+                for t in 0..T {
+                    dots[t] = L::splat(-Self::OFFSET.unwrap_or(0) * x[t].sum);
+                }
+                // Dots that sums have room for.
+                let room = (L::LIMIT / max).min(8);
+                let mut parts = [L::no_sums(); T];
+                unroll8!(I => {
+                    let w = if UNPACKED { L::load(&lines[I]) } else { Self::Quants::quants(lines, I) };
+                    for t in 0..T {
+                        parts[t] = L::dot(parts[t], w, x[t].qs[I]);
+                        L::pin_sums(&mut parts[t]);
+                    }
+                    if (I + 1).is_multiple_of(room) || I == 7 {
+                        for t in 0..T {
+                            dots[t] = dots[t].add_sums(parts[t]);
+                            parts[t] = L::no_sums();
+                        }
+                    }
+                });
+            } else {
+                for t in 0..T {
+                    dots[t] = L::start_biased(x[t].sum);
+                }
+                unroll8!(I => {
+                    let w = if UNPACKED { L::load(&lines[I]) } else { Self::Quants::quants(lines, I) };
+                    for t in 0..T {
+                        dots[t] = dots[t].dot_biased(w, x[t].qs[I]);
+                        dots[t].pin();
+                    }
+                });
+            }
+            dots
+        }
+    }
+
+    /// What a block adds to the result of a token.
+    #[inline(always)]
+    unsafe fn value<L: IntLanes>(d: L::Floats, minima: L::Floats, x: &Block, dots: L) -> L::Floats {
+        // SAFETY: see `scale`.
+        unsafe {
+            let value = dots.to_floats().mul(d.mul(L::Floats::splat(x.d)));
+            if Self::OFFSET.is_some() {
+                return value;
+            }
+            value.add(minima.mul(L::Floats::splat(x.scaled_sum)))
+        }
+    }
 }
 
 macro_rules! types {
@@ -241,6 +325,8 @@ impl<W: Type> Kernel for Blocks<W> {
     const SHARE: usize = if W::OFFSET.is_some() { 2 } else { 1 };
     const HEADER: usize = 1;
     const LINES: usize = W::Quants::LINES;
+    /// Quants, scale, minimum.
+    const UNPACKED: usize = 8 + 2;
 
     fn activations(x: &QuantizedActivations) -> &[Block] {
         x.blocks()
@@ -277,52 +363,11 @@ impl<W: Type> Kernel for Blocks<W> {
                 for (slot, lines) in quants.chunks_exact(Self::LINES).enumerate() {
                     let b = u * Self::SHARE + slot;
                     let x = tokens.block(b);
-                    let mut dots = [L::splat(0); T];
-                    if let Some(max) = W::Quants::MAX {
-                        for t in 0..T {
-                            dots[t] = L::splat(-W::OFFSET.unwrap_or(0) * x[t].sum);
-                        }
-                        // Dots that sums have room for.
-                        let room = (L::LIMIT / max).min(8);
-                        let mut parts = [L::no_sums(); T];
-                        unroll8!(I => {
-                            let w = W::Quants::quants::<L>(lines, I);
-                            for t in 0..T {
-                                parts[t] = L::dot(parts[t], w, x[t].qs[I]);
-                                L::pin_sums(&mut parts[t]);
-                            }
-                            if (I + 1).is_multiple_of(room) || I == 7 {
-                                for t in 0..T {
-                                    dots[t] = dots[t].add_sums(parts[t]);
-                                    parts[t] = L::no_sums();
-                                }
-                            }
-                        });
-                    } else {
-                        for t in 0..T {
-                            dots[t] = L::start_biased(x[t].sum);
-                        }
-                        unroll8!(I => {
-                            let w = W::Quants::quants::<L>(lines, I);
-                            for t in 0..T {
-                                dots[t] = dots[t].dot_biased(w, x[t].qs[I]);
-                                dots[t].pin();
-                            }
-                        });
-                    }
-                    let d = if W::BF16 {
-                        L::load(&header[0]).shr(16 * slot as u32).shl(16).as_floats()
-                    } else {
-                        L::Floats::load_f16(halves(&header[0], slot))
-                    };
+                    let dots = W::dots::<L, T, false>(lines, x);
+                    let d = W::scale::<L>(&header[0], slot);
+                    let minima = W::minima::<L>(&header[0]);
                     for t in 0..T {
-                        let scale = d.mul(L::Floats::splat(x[t].d));
-                        let mut value = dots[t].to_floats().mul(scale);
-                        if W::OFFSET.is_none() {
-                            let m = L::Floats::load_f16(halves(&header[0], 1));
-                            value = value.add(m.mul(L::Floats::splat(x[t].scaled_sum)));
-                        }
-                        sums[t] = sums[t].add(value);
+                        sums[t] = sums[t].add(W::value::<L>(d, minima, &x[t], dots[t]));
                     }
                 }
             }
@@ -331,5 +376,36 @@ impl<W: Type> Kernel for Blocks<W> {
             }
         }
         out
+    }
+    #[inline(always)]
+    unsafe fn unpack<L: IntLanes>(lines: &[Line], slot: usize, to: &mut [Line]) {
+        let (header, quants) = lines.split_at(1);
+        let (to, factors) = to.split_at_mut(8);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            W::scale::<L>(&header[0], slot).store(factors[0].floats_mut());
+            W::minima::<L>(&header[0]).store(factors[1].floats_mut());
+            for (i, to) in to.iter_mut().enumerate() {
+                W::Quants::quants::<L>(&quants[slot * Self::LINES..], i).store(to);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<L: IntLanes, const T: usize>(
+        unpacked: &[Line],
+        x: &[Block; T],
+        sums: &mut [L::Floats; T],
+    ) {
+        let (quants, factors) = unpacked.split_at(8);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let dots = W::dots::<L, T, true>(quants, x);
+            let d = L::Floats::load(factors[0].floats());
+            let minima = L::Floats::load(factors[1].floats());
+            for t in 0..T {
+                sums[t] = sums[t].add(W::value::<L>(d, minima, &x[t], dots[t]));
+            }
+        }
     }
 }

@@ -7,8 +7,7 @@
 //! ```
 
 use super::blocks::{Iq4Levels, Levels};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::tiles::Factors;
+use super::super_blocks::{self, Factors, SuperBlocks};
 use super::{Kernel, Tile, prefetch, set_dword, set_dwords, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -30,6 +29,7 @@ impl Kernel for Iq4Xs {
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = LINES;
+    const UNPACKED: usize = super_blocks::UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()
@@ -94,12 +94,28 @@ impl Kernel for Iq4Xs {
         }
         out
     }
+
+    #[inline(always)]
+    unsafe fn unpack<L: IntLanes>(block: &[Line], _: usize, to: &mut [Line]) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::unpack::<L, Self>(block, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<L: IntLanes, const T: usize>(
+        unpacked: &[Line],
+        x: &[SuperBlock; T],
+        sums: &mut [L::Floats; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
+    }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl super::tiles::SuperBlocks for Iq4Xs {
+impl SuperBlocks for Iq4Xs {
     /// That of the table.
     const OFFSET: i32 = 128;
+    const MAX: Option<usize> = None;
     const GROUP_LINES: usize = 8;
 
     #[inline(always)]

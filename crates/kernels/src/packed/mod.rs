@@ -23,6 +23,8 @@ mod blocks;
 mod floats;
 mod iq4_xs;
 mod sixteens;
+pub(crate) mod super_blocks;
+pub(crate) mod swept;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod tiles;
 
@@ -55,6 +57,8 @@ pub(crate) trait Kernel {
     const LINES: usize;
     /// Registers that hold a token's sums, compared with the integer kernels.
     const SUMS: usize = 1;
+    /// Lines of a block that is unpacked for many tokens. 0: many tokens are like few.
+    const UNPACKED: usize = 0;
     /// The products by tiles (AMX), for types that have them.
     const TILES: Option<MultiplyTiles<Self::Activations>> = None;
 
@@ -72,6 +76,26 @@ pub(crate) trait Kernel {
         panel: &[Line],
         x: Tile<'_, Self::Activations, T>,
     ) -> [[f32; LANES]; T];
+
+    /// Unpacks the `slot`-th of the blocks that share a header, which `lines` begin with.
+    ///
+    /// # Safety
+    /// The lanes' instruction set is present.
+    unsafe fn unpack<L: IntLanes>(_lines: &[Line], _slot: usize, _to: &mut [Line]) {
+        unreachable!("these blocks are not unpacked");
+    }
+
+    /// Adds the products of an unpacked block with `T` tokens to their sums, in the arithmetic of `tile`.
+    ///
+    /// # Safety
+    /// The lanes' instruction set is present.
+    unsafe fn add_products<L: IntLanes, const T: usize>(
+        _unpacked: &[Line],
+        _x: &[Self::Activations; T],
+        _sums: &mut [L::Floats; T],
+    ) {
+        unreachable!("these blocks are not unpacked");
+    }
 }
 
 /// See `tiles::multiply`. Only for processors that have tiles.
@@ -85,17 +109,26 @@ type MultiplyTiles<A> = unsafe fn(
     &mut dyn FnMut(usize, usize, &[f32; LANES]),
 );
 
-/// Tokens from which unpacking for tiles is won back. From counts of instructions: unpacking takes
-/// some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors take some 90 a
-/// token.
-const TILES_FROM: usize = 12;
+/// How many tokens and panels meet at a time where weights are unpacked first.
+#[derive(Clone, Copy)]
+struct Blocking {
+    /// Tokens from which unpacking is won back.
+    from: usize,
+    /// Up to so many tokens meet one panel after the other, as it comes from memory.
+    few: usize,
+    /// Most tokens, and panels, whose activations, weights and results stay in L2.
+    tokens: usize,
+    panels: usize,
+}
 
-/// Tokens and panels that meet by tiles at a time. With 512 tokens, 160 KiB of a super-block's activations,
-/// 70 KiB of weights and 256 KiB of results stay in an L2 cache of 2 MiB. Few tokens meet one panel after
-/// the other, as it comes from memory.
-const TILES_TOKENS: usize = 512;
-const TILES_PANELS: usize = 8;
-const TILES_FEW: usize = 64;
+/// By tiles. Unpacking takes some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors
+/// take some 90 a token (from counts of instructions). 160 KiB of a super-block's activations, 70 KiB of
+/// weights and 256 KiB of results stay in an L2 cache of 2 MiB.
+const BY_TILES: Blocking = Blocking { from: 12, few: 64, tokens: 512, panels: 8 };
+
+/// By vectors. 80 KiB of a super-block's activations, 25 KiB of weights and 64 KiB of results stay in an L2
+/// cache of 512 KiB.
+const BY_VECTORS: Blocking = Blocking { from: 8, few: 16, tokens: 256, panels: 4 };
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
 /// reach them.
@@ -494,17 +527,8 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
             let (start, end) = (taken.start.max(first), taken.end.min(last));
             if start < end {
                 let (ty, panels) = (product.weights.ty, start - first..end - first);
-                let done = with_kernel!(ty, K => {
-                    let many = exec.isa.has_tiles() && product.tokens.len() >= TILES_FROM;
-                    match K::TILES.filter(|_| many) {
-                        // SAFETY: `Isa::has_tiles` proves that the processor has them.
-                        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                        Some(multiply) => unsafe {
-                            panels_by_tiles::<K>(product, panels, x, multiply, worker);
-                        },
-                        _ => panels_as::<K>(exec, product, panels, x),
-                    }
-                });
+                let done =
+                    with_kernel!(ty, K => some_panels::<K>(exec, product, panels, x, worker));
                 done.expect("packed matrices have a kernel");
             }
             first = last;
@@ -512,7 +536,32 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
     });
 }
 
-/// Some panels of a product.
+/// Some panels of a product, in the way that suits the number of tokens.
+fn some_panels<K: Kernel>(
+    exec: Exec<'_>,
+    product: &Product<'_>,
+    panels: Range<usize>,
+    x: &QuantizedActivations,
+    worker: &mut Worker,
+) {
+    let n_tokens = product.tokens.len();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if exec.isa.has_tiles()
+        && n_tokens >= BY_TILES.from
+        && let Some(multiply) = K::TILES
+    {
+        // SAFETY: `Isa::has_tiles` proves that the processor has them.
+        unsafe { panels_by_tiles::<K>(product, panels, x, multiply, worker) };
+        return;
+    }
+    if K::UNPACKED > 0 && n_tokens >= BY_VECTORS.from {
+        panels_by_vectors::<K>(exec, product, panels, x, worker);
+    } else {
+        panels_as::<K>(exec, product, panels, x);
+    }
+}
+
+/// Some panels of a product, as they come.
 fn panels_as<K: Kernel>(
     exec: Exec<'_>,
     product: &Product<'_>,
@@ -554,34 +603,85 @@ unsafe fn panels_by_tiles<K: Kernel>(
     multiply: MultiplyTiles<K::Activations>,
     worker: &mut Worker,
 ) {
+    unpacked_panels::<K>(
+        product,
+        panels,
+        x,
+        worker,
+        BY_TILES,
+        tiles::buffer_lines,
+        |lines, n_panels, x, n_tokens, tokens, buffer, out| {
+            // SAFETY: the caller has the instructions.
+            unsafe { multiply(lines, n_panels, x, n_tokens, tokens, buffer, out) }
+        },
+    );
+}
+
+/// Some panels of a product with many tokens, by vectors.
+fn panels_by_vectors<K: Kernel>(
+    exec: Exec<'_>,
+    product: &Product<'_>,
+    panels: Range<usize>,
+    x: &QuantizedActivations,
+    worker: &mut Worker,
+) {
+    unpacked_panels::<K>(
+        product,
+        panels,
+        x,
+        worker,
+        BY_VECTORS,
+        swept::buffer_lines::<K>,
+        |lines, n_panels, x, n_tokens, tokens, buffer, out| {
+            dispatch_int!(exec.isa, sweep[K](lines, n_panels, x, n_tokens, tokens, buffer, out));
+        },
+    );
+}
+
+/// Some panels of a product, a few at a time, whose weights `multiply` unpacks.
+fn unpacked_panels<K: Kernel>(
+    product: &Product<'_>,
+    panels: Range<usize>,
+    x: &QuantizedActivations,
+    worker: &mut Worker,
+    blocking: Blocking,
+    buffer_lines: fn(usize, usize) -> usize,
+    multiply: impl Fn(
+        &[Line],
+        usize,
+        &[K::Activations],
+        usize,
+        Range<usize>,
+        &mut [Line],
+        &mut dyn FnMut(usize, usize, &[f32; LANES]),
+    ),
+) {
     let Product { weights, part, ref tokens, .. } = *product;
     let blocks = product.activations::<K>(x);
-    let at_once = if tokens.len() <= TILES_FEW { 1 } else { TILES_PANELS };
+    let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
     let steps = panels.len().div_ceil(at_once).max(1);
     let n_panels = panels.len().div_ceil(steps);
     for first in panels.clone().step_by(n_panels.max(1)) {
         let n_panels = n_panels.min(panels.end - first);
-        for token in tokens.clone().step_by(TILES_TOKENS) {
-            let group = token..tokens.end.min(token + TILES_TOKENS);
+        for token in tokens.clone().step_by(blocking.tokens) {
+            let group = token..tokens.end.min(token + blocking.tokens);
             // One line more than there have to be, for those that are aligned.
-            let n_lines = tiles::buffer_lines(n_panels, group.len()) + 1;
+            let n_lines = buffer_lines(n_panels, group.len()) + 1;
             let scratch = worker.scratch(n_lines * LANES);
             let (_, buffer, _) = bytemuck::pod_align_to_mut::<f32, Line>(scratch);
             let lines = weights.panels(part, first, n_panels);
-            // SAFETY: the caller has the instructions, and each panel is visited by one thread.
-            unsafe {
-                multiply(
-                    lines,
-                    n_panels,
-                    blocks,
-                    x.n_tokens(),
-                    group,
-                    buffer,
-                    &mut |p, token, dots| {
-                        product.write(first + p, token, dots);
-                    },
-                );
-            }
+            multiply(
+                lines,
+                n_panels,
+                blocks,
+                x.n_tokens(),
+                group,
+                buffer,
+                &mut |p, token, dots| {
+                    // SAFETY: each panel is visited by one thread.
+                    unsafe { product.write(first + p, token, dots) }
+                },
+            );
         }
     }
 }

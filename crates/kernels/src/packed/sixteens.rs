@@ -18,8 +18,7 @@
 //! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
 //! and 32 higher than they are; what that makes too much is taken off at the end.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::tiles::Factors;
+use super::super_blocks::{self, Factors, SuperBlocks};
 use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
@@ -211,6 +210,7 @@ impl<W: Type> Kernel for Sixteens<W> {
     const SHARE: usize = 1;
     const HEADER: usize = W::HEADER;
     const LINES: usize = W::LINES;
+    const UNPACKED: usize = super_blocks::UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()
@@ -289,11 +289,27 @@ impl<W: Type> Kernel for Sixteens<W> {
         }
         out
     }
+
+    #[inline(always)]
+    unsafe fn unpack<L: IntLanes>(block: &[Line], _: usize, to: &mut [Line]) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::unpack::<L, Self>(block, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<L: IntLanes, const T: usize>(
+        unpacked: &[Line],
+        x: &[SuperBlock; T],
+        sums: &mut [L::Floats; T],
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
+    }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl<W: Type> super::tiles::SuperBlocks for Sixteens<W> {
+impl<W: Type> SuperBlocks for Sixteens<W> {
     const OFFSET: i32 = W::OFFSET;
+    const MAX: Option<usize> = Some(W::MAX);
     const GROUP_LINES: usize = 4;
 
     #[inline(always)]

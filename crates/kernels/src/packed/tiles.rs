@@ -21,7 +21,8 @@
 //! weights, 4 of sums, and 4 loads serve 4 products. Between the products, vectors turn the sums of the
 //! 32 tokens before into results, since they would otherwise take as long again.
 
-use super::{Kernel, PANEL_ROWS};
+use super::PANEL_ROWS;
+use super::super_blocks::{Factors, QUANT_LINES as DIGIT_LINES, SuperBlocks};
 use crate::activations::SuperBlock;
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -36,12 +37,8 @@ mod tests;
 pub(crate) const TILE_TOKENS: usize = 16;
 /// Tokens that are multiplied at a time.
 pub(crate) const AT_ONCE: usize = 2 * TILE_TOKENS;
-/// Lines of one digit of a super-block.
-pub(crate) const DIGIT_LINES: usize = 64;
 /// High digits, then low ones.
 pub(crate) type Digits = [Line; 2 * DIGIT_LINES];
-/// Scales and minima of a super-block, as [`SuperBlocks::finish`] needs them.
-pub(crate) type Factors = [Line; 10];
 
 /// A super-block of a panel, unpacked.
 #[repr(C)]
@@ -75,35 +72,6 @@ pub(crate) trait Tiles {
     unsafe fn add_quarter(tokens: &[SuperBlock], digits: &Digits, k: usize);
     /// The sums: those of the tokens there are; the others keep what they held.
     unsafe fn finish(n_tokens: usize, sums: &mut Sums);
-}
-
-/// Weight types in super-blocks, for tiles.
-pub(crate) trait SuperBlocks: Kernel<Activations = SuperBlock> {
-    /// How much higher than their values the quants are stored.
-    const OFFSET: i32;
-    /// Lines with one scale.
-    const GROUP_LINES: usize;
-
-    /// Line `i < 64` of a super-block: 4 stored quants of each row, a byte each.
-    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L;
-
-    /// The scales of groups `4q` to `4q + 3`, a signed byte each.
-    unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L;
-
-    /// What the sums are multiplied with.
-    unsafe fn factors<L: IntLanes>(block: &[Line], factors: &mut Factors);
-
-    /// The factors in registers.
-    type Held<L: IntLanes>: Copy;
-    unsafe fn hold<L: IntLanes>(factors: &Factors) -> Self::Held<L>;
-
-    /// What a super-block adds to the result of a token, given the sum of quants times scales times
-    /// activations.
-    unsafe fn finish<L: IntLanes>(
-        factors: &Self::Held<L>,
-        x: &SuperBlock,
-        products: L,
-    ) -> L::Floats;
 }
 
 /// Unpacks a super-block to digits, and fetches the one after the next of the panel.

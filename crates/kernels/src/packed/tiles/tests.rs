@@ -6,7 +6,7 @@ use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{MultiplyTiles, PackedMatrix, Product, TILES_TOKENS};
+use crate::packed::{BY_TILES, MultiplyTiles, PackedMatrix, Product};
 use crate::packed::{affine, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
@@ -140,7 +140,7 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
         }
     }
     // More tokens, and more panels, than meet at a time.
-    let n_tokens = TILES_TOKENS + 70;
+    let n_tokens = BY_TILES.tokens + 70;
     let long = Case::new(T::Q4_K, 150, 512, n_tokens);
     long.check::<affine::Q4K, M>(tiles, 1..n_tokens);
     check::<affine::Q4K, M>(T::Q4_K, tiles, token_counts.clone());

@@ -1,0 +1,164 @@
+//! Weight types in super-blocks of 256 values with integer scales, unpacked for many tokens.
+
+use super::{Kernel, unroll8};
+use crate::activations::SuperBlock;
+use crate::arch::{IntLanes, Lanes};
+use crate::memory::Line;
+
+/// Lines of quants: 4 values of each row, a byte each.
+pub(crate) const QUANT_LINES: usize = 64;
+/// Scales and minima of a super-block, as [`SuperBlocks::finish`] needs them.
+pub(crate) type Factors = [Line; 10];
+
+/// What the many-token kernels have to know of a type.
+pub(crate) trait SuperBlocks: Kernel<Activations = SuperBlock> {
+    /// How much higher than their values the quants are stored.
+    const OFFSET: i32;
+    /// The largest stored quant, if it is small. `None`: they are signed bytes, stored 128 higher.
+    const MAX: Option<usize>;
+    /// Lines with one scale: 4 or 8.
+    const GROUP_LINES: usize;
+
+    /// Line `i < 64` of a super-block: 4 stored quants of each row, a byte each.
+    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L;
+
+    /// The scales of groups `4q` to `4q + 3`, a signed byte each.
+    unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L;
+
+    /// What the sums are multiplied with.
+    unsafe fn factors<L: IntLanes>(block: &[Line], factors: &mut Factors);
+
+    /// The factors in registers.
+    type Held<L: IntLanes>: Copy;
+    unsafe fn hold<L: IntLanes>(factors: &Factors) -> Self::Held<L>;
+
+    /// What a super-block adds to the result of a token, given the sum of quants times scales times
+    /// activations.
+    unsafe fn finish<L: IntLanes>(
+        factors: &Self::Held<L>,
+        x: &SuperBlock,
+        products: L,
+    ) -> L::Floats;
+}
+
+/// A super-block of a panel, unpacked for vectors.
+#[repr(C)]
+struct Unpacked {
+    quants: [Line; QUANT_LINES],
+    /// In the form that [`IntLanes::add_scaled`] takes, or as lanes.
+    scales: [Line; 16],
+    /// Scales as 16-bit numbers, to take off what makes the quants too high.
+    excess: [Line; 8],
+    factors: Factors,
+}
+
+/// See [`Kernel::UNPACKED`].
+pub(crate) const UNPACKED: usize = size_of::<Unpacked>() / size_of::<Line>();
+
+const fn n_groups<K: SuperBlocks>() -> usize {
+    QUANT_LINES / K::GROUP_LINES
+}
+
+/// Whether sums of stored quants have an excess that comes off at the end.
+const fn has_excess<K: SuperBlocks>() -> bool {
+    K::OFFSET != 0 && K::MAX.is_some()
+}
+
+/// See [`Kernel::unpack`]; `block` is header and quants.
+#[inline(always)]
+pub(crate) unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut [Line]) {
+    let (quants, rest) = to.split_at_mut(QUANT_LINES);
+    let (scales, rest) = rest.split_at_mut(16);
+    let (excess, factors) = rest.split_at_mut(8);
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        K::factors::<L>(block, factors.first_chunk_mut().expect("an unpacked super-block"));
+        for q in 0..n_groups::<K>() / 4 {
+            let bytes = K::scales::<L>(block, q);
+            for i in 0..4 {
+                // Sums of signed bytes are lanes everywhere.
+                let lanes = || bytes.shl(24 - 8 * i as u32).sar(24);
+                let scale = if K::MAX.is_some() { bytes.scale(i) } else { lanes() };
+                scale.store(&mut scales[4 * q + i]);
+            }
+            if has_excess::<K>() {
+                let halves = bytes.halves();
+                halves[0].store(&mut excess[2 * q]);
+                halves[1].store(&mut excess[2 * q + 1]);
+            }
+        }
+        for (i, line) in quants.iter_mut().enumerate() {
+            K::quants::<L>(block, i).store(line);
+        }
+    }
+}
+
+/// See [`Kernel::add_products`].
+#[inline(always)]
+pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
+    unpacked: &[Line],
+    x: &[SuperBlock; T],
+    sums: &mut [L::Floats; T],
+) {
+    let (quants, rest) = unpacked.split_at(QUANT_LINES);
+    let (scales, rest) = rest.split_at(16);
+    let (excess, factors) = rest.split_at(8);
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        let mut products = [L::splat(0); T];
+        for (g, lines) in quants.chunks_exact(K::GROUP_LINES).enumerate() {
+            let scale = L::load(&scales[g]);
+            let Some(max) = K::MAX else {
+                let mut dots = [L::splat(0); T];
+                for t in 0..T {
+                    dots[t] = L::start_biased(x[t].sum_of_32(g));
+                }
+                unroll8!(I => {
+                    if I < K::GROUP_LINES {
+                        let w = L::load(&lines[I]);
+                        for t in 0..T {
+                            dots[t] = dots[t].dot_biased(w, x[t].qs[K::GROUP_LINES * g + I]);
+                            dots[t].pin();
+                        }
+                    }
+                });
+                for t in 0..T {
+                    products[t] = products[t].add(scale.mul(dots[t]));
+                }
+                continue;
+            };
+            // Dots that sums have room for.
+            let room = (L::LIMIT / max).min(K::GROUP_LINES);
+            let mut dots = [L::no_sums(); T];
+            unroll8!(I => {
+                if I < K::GROUP_LINES {
+                    let w = L::load(&lines[I]);
+                    for t in 0..T {
+                        dots[t] = L::dot(dots[t], w, x[t].qs[K::GROUP_LINES * g + I]);
+                        L::pin_sums(&mut dots[t]);
+                    }
+                    if (I + 1).is_multiple_of(room) || I + 1 == K::GROUP_LINES {
+                        for t in 0..T {
+                            products[t] = products[t].add_scaled(dots[t], scale);
+                            dots[t] = L::no_sums();
+                        }
+                    }
+                }
+            });
+        }
+        if has_excess::<K>() {
+            for t in 0..T {
+                let mut sum = L::splat(0);
+                for (i, scales) in excess[..n_groups::<K>() / 2].iter().enumerate() {
+                    let x = if K::GROUP_LINES == 4 { x[t].sums[i] } else { x[t].sums_32[i] };
+                    sum = sum.dot_halves(L::load(scales), x);
+                }
+                products[t] = products[t].add(sum.mul(L::splat(-K::OFFSET)));
+            }
+        }
+        let factors = K::hold::<L>(factors.first_chunk().expect("an unpacked super-block"));
+        for t in 0..T {
+            sums[t] = sums[t].add(K::finish::<L>(&factors, &x[t], products[t]));
+        }
+    }
+}
