@@ -180,8 +180,15 @@ fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
 /// Prompts are worked on in groups of tokens and panels that fit the caches.
 #[test]
 fn long_prompts_and_wide_matrices_agree() {
-    for ty in [T::Q4_0, T::Q6_K] {
-        let (n_rows, n_cols, n_tokens) = (70, 8192, 60);
+    let cases = [
+        (T::Q4_0, 70, 8192, 60),
+        (T::Q6_K, 70, 8192, 60),
+        // More tokens and panels than meet at a time, and blocks that fill no unit of 256.
+        (T::Q5_K, 150, 512, 300),
+        (T::Q4_1, 150, 32 * 19, 300),
+        (T::Q8_0, 33, 32 * 11, 270),
+    ];
+    for (ty, n_rows, n_cols, n_tokens) in cases {
         check(ty, n_rows, n_cols, &encoded(ty, 1, n_rows * n_cols), &noise(2, n_tokens * n_cols));
     }
 }

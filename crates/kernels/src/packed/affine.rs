@@ -139,32 +139,34 @@ impl<Q: Quants> Kernel for Affine<Q> {
                 let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
                 // Dots that sums have room for.
                 let room = (L::LIMIT / Q::MAX).min(8);
-                // Group by group: the sums of two groups of several tokens would not fit the
-                // registers. One token has two sums, since each addition waits for the last.
-                for g in 0..8 {
+                // With one token, two groups share their lines; the sums of two groups of several tokens
+                // would not fit the registers.
+                let at_once = if T == 1 { 2 } else { 1 };
+                for g in (0..8).step_by(at_once) {
                     let low = &low[8 * (g / 2)..8 * (g / 2) + 8];
-                    let scale = scales[g / 4].scale(g % 4);
+                    let last = g + at_once - 1;
+                    let scale = [scales[g / 4].scale(g % 4), scales[last / 4].scale(last % 4)];
                     let mut dots = [[L::no_sums(); T]; 2];
                     unroll8!(I => {
-                        let s = if T == 1 { I % 2 } else { 0 };
                         if g % 2 == 0 {
                             prefetch::<L>(&low[I..I + 1]);
                         }
-                        let mut w = L::load(&low[I]).shr(4 * (g % 2) as u32).and(nibble);
-                        if Q::HIGH_LINES > 0 {
-                            w = w.or(L::load(&high[I]).shr(g as u32).shl(4).and(fifth));
-                        }
-                        for t in 0..T {
-                            dots[s][t] = L::dot(dots[s][t], w, x[t].qs[8 * g + I]);
-                            L::pin_sums(&mut dots[s][t]);
+                        for i in 0..at_once {
+                            let g = g + i;
+                            let mut w = L::load(&low[I]).shr(4 * (g % 2) as u32).and(nibble);
+                            if Q::HIGH_LINES > 0 {
+                                w = w.or(L::load(&high[I]).shr(g as u32).shl(4).and(fifth));
+                            }
+                            for t in 0..T {
+                                dots[i][t] = L::dot(dots[i][t], w, x[t].qs[8 * g + I]);
+                                L::pin_sums(&mut dots[i][t]);
+                            }
                         }
                         if (I + 1).is_multiple_of(room) || I == 7 {
-                            for t in 0..T {
-                                products[t] = products[t].add_scaled(dots[0][t], scale);
-                                dots[0][t] = L::no_sums();
-                                if T == 1 {
-                                    products[t] = products[t].add_scaled(dots[1][t], scale);
-                                    dots[1][t] = L::no_sums();
+                            for i in 0..at_once {
+                                for t in 0..T {
+                                    products[t] = products[t].add_scaled(dots[i][t], scale[i]);
+                                    dots[i][t] = L::no_sums();
                                 }
                             }
                         }

@@ -238,31 +238,45 @@ impl<W: Type> Kernel for Sixteens<W> {
                 let mut offsets = [L::splat(0); T];
                 // Dots that sums have room for.
                 let room = (L::LIMIT / W::MAX).min(4);
+                // With one token, groups G and G + 4 share their lines.
+                let at_once = if T == 1 { 2 } else { 1 };
                 for h in 0..2 {
-                    unroll8!(G => {
-                        let part = W::LINES * (8 * h + G) / 16..W::LINES * (8 * h + G + 1) / 16;
-                        prefetch::<L>(&lines[part]);
-                        let q = 2 * h + G / 4;
-                        if G.is_multiple_of(4) {
-                            let factors = W::factors::<L>(header, q).halves();
-                            for t in 0..T {
-                                let sums = &x[t].sums[2 * q..2 * q + 2];
-                                offsets[t] = offsets[t].dot_halves(factors[0], sums[0]);
-                                offsets[t] = offsets[t].dot_halves(factors[1], sums[1]);
-                            }
+                    for q in 2 * h..2 * h + 2 {
+                        let factors = W::factors::<L>(header, q).halves();
+                        for t in 0..T {
+                            let sums = &x[t].sums[2 * q..2 * q + 2];
+                            offsets[t] = offsets[t].dot_halves(factors[0], sums[0]);
+                            offsets[t] = offsets[t].dot_halves(factors[1], sums[1]);
                         }
-                        let scale = W::scales::<L>(header, q).scale(G % 4);
-                        let mut dots = [L::no_sums(); T];
-                        for i in 0..4 {
-                            let w = W::quants::<L>(lines, h, G, i);
-                            for t in 0..T {
-                                dots[t] = L::dot(dots[t], w, x[t].qs[32 * h + 4 * G + i]);
-                                L::pin_sums(&mut dots[t]);
+                    }
+                    let scales = [W::scales::<L>(header, 2 * h), W::scales::<L>(header, 2 * h + 1)];
+                    unroll8!(G => {
+                        if G < 8 / at_once {
+                            let part = |g| W::LINES * (8 * h + at_once * g) / 16;
+                            prefetch::<L>(&lines[part(G)..part(G + 1)]);
+                            let mut scale = [scales[G / 4].scale(G % 4); 2];
+                            if T == 1 {
+                                scale[1] = scales[1].scale(G % 4);
                             }
-                            if (i + 1).is_multiple_of(room) || i == 3 {
-                                for t in 0..T {
-                                    products[t] = products[t].add_scaled(dots[t], scale);
-                                    dots[t] = L::no_sums();
+                            let mut dots = [[L::no_sums(); T]; 2];
+                            for i in 0..4 {
+                                for j in 0..at_once {
+                                    let g = G + 4 * j;
+                                    let w = W::quants::<L>(lines, h, g, i);
+                                    for t in 0..T {
+                                        let x = x[t].qs[32 * h + 4 * g + i];
+                                        dots[j][t] = L::dot(dots[j][t], w, x);
+                                        L::pin_sums(&mut dots[j][t]);
+                                    }
+                                }
+                                if (i + 1).is_multiple_of(room) || i == 3 {
+                                    for j in 0..at_once {
+                                        for t in 0..T {
+                                            products[t] =
+                                                products[t].add_scaled(dots[j][t], scale[j]);
+                                            dots[j][t] = L::no_sums();
+                                        }
+                                    }
                                 }
                             }
                         }
