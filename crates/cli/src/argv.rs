@@ -99,6 +99,11 @@ struct Known {
 fn lookup(arg: &OsStr, scopes: &[&Command]) -> Option<Known> {
     let arg = arg.to_str()?;
     let options = || scopes.iter().flat_map(|command| command.get_arguments());
+    // What may follow and need not is looked at as any other argument.
+    let takes_value = |option: &clap::Arg| {
+        let needs_one = option.get_num_args().is_none_or(|n| n.min_values() > 0);
+        option.get_action().takes_values() && needs_one
+    };
     if let Some(long) = arg.strip_prefix("--") {
         let (name, attached) = match long.split_once('=') {
             Some((name, _)) => (name, true),
@@ -108,14 +113,14 @@ fn lookup(arg: &OsStr, scopes: &[&Command]) -> Option<Known> {
             option.get_long() == Some(name)
                 || option.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
         })?;
-        return Some(Known { value_follows: option.get_action().takes_values() && !attached });
+        return Some(Known { value_follows: takes_value(option) && !attached });
     }
     // `-vp TEXT`: flags in one word, of which the last may take a value.
     let mut letters = arg.strip_prefix('-')?.chars();
     let mut known = None;
     while let Some(letter) = letters.next() {
         let option = options().find(|option| option.get_short() == Some(letter))?;
-        if option.get_action().takes_values() {
+        if takes_value(option) {
             return Some(Known { value_follows: letters.as_str().is_empty() });
         }
         known = Some(Known { value_follows: false });
@@ -181,6 +186,11 @@ mod tests {
         check(
             &["bench", "-np", "1,4", "-pg", "512,128"],
             &["bench", "--parallel", "1,4", "--prompt-gen", "512,128"],
+        );
+        // A value that may be missing does not hide the next flag.
+        check(
+            &["profile", "--prefill", "-ub", "8"],
+            &["profile", "--prefill", "--ubatch-size", "8"],
         );
         // What clap reads by itself stays as it is.
         check(&["-c512", "-t=2", "-n", "-1"], &["run", "-c512", "-t=2", "-n", "-1"]);

@@ -31,17 +31,21 @@ const PIECE_LINES: usize = (2 << 20) / size_of::<Line>();
 const PAGE_LINES: usize = 4096 / size_of::<Line>();
 
 /// Tokens of the register tiles that are tried: few would wait for the latency of the
-/// instructions, and many do not fit every register file.
-const TILES: [usize; 3] = [4, 8, 12];
-/// How often each tile is measured, and how long.
-const WINDOWS: usize = 4;
-const WINDOW: Duration = Duration::from_millis(8);
+/// instructions, and many do not fit every register file. The last is the largest.
+const TILES: [usize; 4] = [4, 6, 8, 12];
+/// How often each tile is measured, and how long: a window is shorter than what a scheduler gives to other
+/// processes, so that some lie where all threads have a processor to themselves.
+const WINDOWS: usize = 32;
+const WINDOW: Duration = Duration::from_millis(1);
 /// Lines of weights that are multiplied over and over, 4 KiB.
 const TILE_LINES: usize = 64;
 /// Lines whose products are added up before they leave the narrow sums, as in Q4_K.
 const GROUP_LINES: usize = 8;
 /// Passes over them between two looks at the clock.
-const ROUNDS: usize = 50;
+const ROUNDS: usize = 10;
+/// Rounds of AMX's products, which have to be configured before.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const TILE_ROUNDS: usize = 100;
 
 /// What some threads of this machine reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,22 +100,20 @@ impl Probe {
     /// Measures what `exec`'s threads reach with its instruction set: for about half a second, or
     /// three passes over the buffer if they take longer.
     pub fn measure(&self, exec: Exec<'_>) -> Roofline {
-        let best = |rates: &mut dyn Iterator<Item = f64>| rates.fold(0.0, f64::max);
         Roofline {
-            read_bytes: best(&mut PREFETCH_LINES.iter().map(|ahead| self.read(exec, *ahead))),
-            integer_ops: tile_ops(exec).max(best(&mut TILES.iter().map(|tile| {
+            read_bytes: PREFETCH_LINES
+                .map(|ahead| self.read(exec, ahead))
+                .into_iter()
+                .fold(0.0, f64::max),
+            integer_ops: tile_ops(exec).max(peak(exec, &|operands, tile| {
+                black_box(dispatch_int!(exec.isa, integer_products(operands, tile, ROUNDS)));
                 // A dword of each lane is 4 products.
-                let ops = (2 * 4 * LANES * tile * TILE_LINES * ROUNDS) as f64;
-                ops * calls_per_second(exec, &|operands| {
-                    black_box(dispatch_int!(exec.isa, integer_products(operands, *tile, ROUNDS)));
-                })
-            }))),
-            float_ops: best(&mut TILES.iter().map(|tile| {
-                let ops = (2 * LANES * tile * TILE_LINES * ROUNDS) as f64;
-                ops * calls_per_second(exec, &|operands| {
-                    black_box(dispatch_int!(exec.isa, float_products(operands, *tile, ROUNDS)));
-                })
+                2 * 4 * LANES * tile * TILE_LINES * ROUNDS
             })),
+            float_ops: peak(exec, &|operands, tile| {
+                black_box(dispatch_int!(exec.isa, float_products(operands, tile, ROUNDS)));
+                2 * LANES * tile * TILE_LINES * ROUNDS
+            }),
         }
     }
 
@@ -135,32 +137,33 @@ fn tile_ops(exec: Exec<'_>) -> f64 {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if exec.isa.has_tiles() {
         use crate::arch::amx;
-        let calls = calls_per_second(exec, &|_| {
+        return peak(exec, &|_, _| {
             // SAFETY: `Isa::has_tiles` proves that the processor has them.
-            unsafe { amx::products(ROUNDS) }
+            unsafe { amx::products(TILE_ROUNDS) };
+            amx::ROUND_OPS * TILE_ROUNDS
         });
-        return (amx::ROUND_OPS * ROUNDS) as f64 * calls;
     }
     0.0
 }
 
-/// How often a second all threads together can call `f`, in the best of several windows of time.
-fn calls_per_second(exec: Exec<'_>, f: &(dyn Fn(&Operands) + Sync)) -> f64 {
+/// Operations a second that all threads together reach with `f`, which is given each of [`TILES`] and tells how
+/// many operations a call did: in the best window of time. The tiles take turns, so that nothing that
+/// lasts longer than a window falls on one of them alone.
+fn peak(exec: Exec<'_>, f: &(dyn Fn(&Operands, usize) -> usize + Sync)) -> f64 {
     let operands = Operands::new();
-    let window = || {
-        let calls = AtomicU64::new(0);
+    let window = |tile| {
+        let ops = AtomicU64::new(0);
         let start = Instant::now();
         exec.pool.run(exec.n_threads, |_| {
             let mut mine = 0;
             while mine == 0 || start.elapsed() < WINDOW {
-                f(&operands);
-                mine += 1;
+                mine += f(&operands, tile) as u64;
             }
-            calls.fetch_add(mine, Ordering::Relaxed);
+            ops.fetch_add(mine, Ordering::Relaxed);
         });
-        calls.into_inner() as f64 / start.elapsed().as_secs_f64().max(1e-9)
+        ops.into_inner() as f64 / start.elapsed().as_secs_f64().max(1e-9)
     };
-    (0..WINDOWS).map(|_| window()).fold(0.0, f64::max)
+    (0..WINDOWS).flat_map(|_| TILES).map(window).fold(0.0, f64::max)
 }
 
 /// A panel of weights and the activations that it meets, small enough for L1.
@@ -168,11 +171,11 @@ pub(crate) struct Operands {
     /// 4 weights of 16 rows in each line.
     lines: [Line; TILE_LINES],
     /// `[TILE_LINES, tokens]`, 4 activations in each.
-    dwords: [[u32; TILES[2]]; TILE_LINES],
+    dwords: [[u32; TILES[3]]; TILE_LINES],
     /// A weight of 16 rows in each.
     rows: [[f32; LANES]; TILE_LINES],
     /// `[TILE_LINES, tokens]`
-    floats: [[f32; TILES[2]]; TILE_LINES],
+    floats: [[f32; TILES[3]]; TILE_LINES],
 }
 
 impl Operands {
@@ -232,6 +235,7 @@ pub(crate) unsafe fn integer_products<L: IntLanes>(
     unsafe {
         match tokens {
             4 => integer_tile::<L, 4>(operands, rounds),
+            6 => integer_tile::<L, 6>(operands, rounds),
             8 => integer_tile::<L, 8>(operands, rounds),
             _ => integer_tile::<L, 12>(operands, rounds),
         }
@@ -283,6 +287,7 @@ pub(crate) unsafe fn float_products<L: Lanes>(
     unsafe {
         match tokens {
             4 => float_tile::<L, 4>(operands, rounds),
+            6 => float_tile::<L, 6>(operands, rounds),
             8 => float_tile::<L, 8>(operands, rounds),
             _ => float_tile::<L, 12>(operands, rounds),
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 use unicode_width::UnicodeWidthStr as _;
 
 /// Measures how fast a model runs on this machine: prompts, single tokens, several sequences at once.
@@ -24,11 +25,15 @@ Examples:
   hurtle bench -m x.gguf -p 0 -d 0,4096,16384     how it slows down as the context fills
   hurtle bench -m x.gguf -p 0 -np 1,4,16          several sequences at once, all rates together
   hurtle bench -m x.gguf -pg 2048,256 -o json     an answer from end to end
+  hurtle bench -m x.gguf -p 0 -n 0 --mixed 2048,4 -ub 32,128,512
+                                                  4 sequences generate while a prompt of 2048 tokens comes in
 
 Flags that take a list (1,2,4) measure all combinations. Each test warms up and then runs -r \
 times. Tests: pp512 is a prompt of 512 tokens, tg128 are 128 tokens one by one, tg128@d4096 the same after \
-4096 others, tg128x16 in 16 sequences. Rates are tokens a second, those of all sequences together; tps in \
-JSON and CSV is their median. first_token_ms is the time until every sequence could choose a token. \
+4096 others, tg128x16 in 16 sequences, pp2048&tgx4 a prompt beside which 4 sequences generate, a token each for every \
+-ub prompt tokens. Rates are tokens a second, those of all sequences together; tps in \
+JSON and CSV is their median, and prompt_tps and gen_tps are those of the two parts of a mixed test. first_token_ms is the time until every \
+sequence could choose a token, longest_pause_ms the longest between two tokens of a sequence. \
 peak_rss_bytes is the most memory in RAM until the test's end, the mapped model included.")]
 pub(crate) struct BenchArgs {
     /// Prompt tokens; 0: no such test
@@ -40,6 +45,9 @@ pub(crate) struct BenchArgs {
     /// A prompt and generated tokens in one test (also -pg); may be repeated
     #[arg(long, value_name = "P,G")]
     prompt_gen: Vec<PromptGen>,
+    /// A prompt of P tokens while N sequences generate, a token each for every chunk of the prompt; may be repeated
+    #[arg(long, value_name = "P,N")]
+    mixed: Vec<Mixed>,
     /// Tokens that the context holds before
     #[arg(short = 'd', long, value_name = "N,...", value_delimiter = ',', default_value = "0", value_parser = tokens())]
     n_depth: Vec<u64>,
@@ -114,13 +122,36 @@ struct PromptGen {
 impl FromStr for PromptGen {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let count = |text: &str| text.trim().parse().ok().filter(|n| (1..=1 << 24).contains(n));
-        let parts = text.split_once(',').and_then(|(p, g)| Some((count(p)?, count(g)?)));
-        let (n_prompt, n_gen) = parts.ok_or(
+        let (n_prompt, n_gen) = two_counts(text, 1 << 24).ok_or(
             "expected two numbers above 0, of prompt tokens and of tokens to generate: 512,128",
         )?;
         Ok(Self { n_prompt, n_gen })
     }
+}
+
+/// `2048,4`.
+#[derive(Debug, Clone, Copy)]
+struct Mixed {
+    n_prompt: u64,
+    n_beside: u64,
+}
+
+impl FromStr for Mixed {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (n_prompt, n_beside) = two_counts(text, 1 << 16).ok_or(
+            "expected two numbers above 0, of prompt tokens and of sequences (at most 65536) that generate \
+             meanwhile: 2048,4",
+        )?;
+        Ok(Self { n_prompt, n_beside })
+    }
+}
+
+/// `P,N`: up to 2^24 tokens, and a number from 1 to `most`.
+fn two_counts(text: &str, most: u64) -> Option<(u64, u64)> {
+    let count = |text: &str, most| text.trim().parse().ok().filter(|n| (1..=most).contains(n));
+    let (first, second) = text.split_once(',')?;
+    Some((count(first, 1 << 24)?, count(second, most)?))
 }
 
 /// A result.
@@ -145,6 +176,12 @@ struct Row {
     model: String,
     model_params: u64,
     activations: &'static str,
+    n_beside: usize,
+    /// Of a test that mixes prompts with generating: the prompts' tokens a second, and the others'.
+    prompt_tps: Option<f64>,
+    gen_tps: Option<f64>,
+    /// Of all repetitions; of tests that generate.
+    longest_pause_ms: Option<f64>,
 }
 
 pub(crate) fn execute(args: &BenchArgs, globals: &GlobalArgs) -> Result<()> {
@@ -187,10 +224,15 @@ impl BenchArgs {
     /// All combinations.
     fn tests(&self) -> Vec<BenchTest> {
         let size = |n: &u64| usize::try_from(*n).unwrap_or(usize::MAX);
-        let mut kinds: Vec<(usize, usize)> = self.n_prompt.iter().map(|n| (size(n), 0)).collect();
-        kinds.extend(self.n_gen.iter().map(|n| (0, size(n))));
-        kinds.extend(self.prompt_gen.iter().map(|both| (size(&both.n_prompt), size(&both.n_gen))));
-        kinds.retain(|kind| *kind != (0, 0));
+        // Prompt tokens, tokens to generate, sequences beside.
+        let mut kinds: Vec<(usize, usize, usize)> =
+            self.n_prompt.iter().map(|n| (size(n), 0, 0)).collect();
+        kinds.extend(self.n_gen.iter().map(|n| (0, size(n), 0)));
+        kinds.extend(
+            self.prompt_gen.iter().map(|both| (size(&both.n_prompt), size(&both.n_gen), 0)),
+        );
+        kinds.retain(|kind| *kind != (0, 0, 0));
+        kinds.extend(self.mixed.iter().map(|both| (size(&both.n_prompt), 0, size(&both.n_beside))));
 
         let batches = combinations(&self.batch_size, &self.ubatch_size);
         let caches = combinations(&self.cache_type_k, &self.cache_type_v);
@@ -200,11 +242,12 @@ impl BenchArgs {
                 combinations(&self.threads, &combinations(&self.n_depth, &self.parallel))
             {
                 let threads = usize::try_from(threads).ok().filter(|n| *n > 0);
-                let test = |&(n_prompt, n_gen): &(usize, usize)| BenchTest {
+                let test = |&(n_prompt, n_gen, n_beside): &(usize, usize, usize)| BenchTest {
                     n_prompt,
                     n_gen,
                     depth: size(&depth),
                     n_seqs: size(&n_seqs),
+                    n_beside,
                     threads: threads.unwrap_or_else(Pool::available_threads),
                     batch_size: size(&batch.min(ubatch)),
                     kv_types: (cache_k.into(), cache_v.into()),
@@ -242,13 +285,19 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
     status.set(&format!("{place}: warm-up"));
     let mut bench = engine.bench(test, !args.no_warmup)?;
     let (mut rates, mut first_tokens) = (Vec::new(), Vec::new());
+    let mut longest_pause = Duration::ZERO;
     for i in 1..=args.repetitions {
         let sample = bench.repeat()?;
+        longest_pause = longest_pause.max(sample.longest_pause);
         rates.push(test.n_tokens() as f64 / sample.total.as_secs_f64());
         first_tokens.push(1e3 * sample.first_token.as_secs_f64());
         let rate = median(&rates);
         status.set(&format!("{place}: {i} of {} repetitions, {rate:.2} t/s", args.repetitions));
     }
+    // Both parts take the same time.
+    let part = |n_tokens: usize| {
+        (test.n_beside > 0).then(|| median(&rates) * n_tokens as f64 / test.n_tokens() as f64)
+    };
     Ok(Row {
         test: test.to_string(),
         n_prompt: test.n_prompt,
@@ -257,6 +306,8 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
         n_seqs: test.n_seqs,
         threads: test.threads,
         tps: median(&rates),
+        prompt_tps: part(test.n_prompt_tokens()),
+        gen_tps: part(test.n_gen_tokens()),
         tps_all: rates,
         load_ms: 1e3 * engine.load_time().as_secs_f64(),
         first_token_ms: median(&first_tokens),
@@ -269,6 +320,8 @@ fn measure(engine: &Engine, test: &BenchTest, args: &BenchArgs, place: &str) -> 
         model: model_name(engine),
         model_params: engine.gguf().n_params(),
         activations: args.activations.name(),
+        n_beside: test.n_beside,
+        longest_pause_ms: (test.n_gen_tokens() > 0).then_some(1e3 * longest_pause.as_secs_f64()),
     })
 }
 
@@ -292,6 +345,11 @@ fn mean_and_sd(values: &[f64]) -> (f64, f64) {
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
     (mean, if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
+/// A rate, where there is one.
+fn rate(tps: Option<f64>) -> String {
+    tps.map(|tps| format!("{tps:.2}")).unwrap_or_default()
 }
 
 /// A Markdown table that is written line by line, as results come.
@@ -333,6 +391,13 @@ impl Table {
             format!("{mean:.2} ± {sd:.2}")
         });
         column("median", 8, false, |row| format!("{:.2}", row.tps));
+        if tests.iter().any(|test| test.n_beside > 0) {
+            column("prompt t/s", 0, false, |row| rate(row.prompt_tps));
+            column("beside t/s", 0, false, |row| rate(row.gen_tps));
+            column("longest pause", 0, false, |row| {
+                row.longest_pause_ms.map(duration).unwrap_or_default()
+            });
+        }
         column("first token", 0, false, |row| duration(row.first_token_ms));
         column("peak memory", 0, false, |row| row.peak_rss_bytes.map(bytes).unwrap_or_default());
         Self(columns)
@@ -419,6 +484,12 @@ mod tests {
         check(&["-p", "0", "-n", "0"], &[]);
         check(&["-p", "0", "-n", "1", "-p", "2"], &["pp2", "tg1"]);
         check(&["--prompt-gen", "5,6", "-n", "0", "-p0"], &["pp5+tg6"]);
+        let mixed = ["-p", "0", "-n", "0", "--mixed", "5,6"];
+        check(&mixed, &["pp5&tgx6"]);
+        check(
+            &[&mixed[..], &["--parallel", "1,2", "-d", "3", "--mixed", "9,1"]].concat(),
+            &["pp5@d3&tgx6", "pp9@d3&tgx1", "pp5@d3x2&tgx6", "pp9@d3x2&tgx1"],
+        );
         check(
             &["-p", "4", "-n", "1", "-d", "0,2", "--parallel", "1,3"],
             &["pp4", "tg1", "pp4x3", "tg1x3", "pp4@d2", "tg1@d2", "pp4@d2x3", "tg1@d2x3"],
@@ -434,6 +505,9 @@ mod tests {
             ["-r", "0"],
             ["--prompt-gen", "5"],
             ["--prompt-gen", "5,0"],
+            ["--mixed", "5"],
+            ["--mixed", "0,4"],
+            ["--mixed", "5,65537"],
             ["-n", "1,,2"],
             ["--cache-type-k", "q4_0"],
         ] {

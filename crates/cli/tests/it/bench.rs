@@ -3,7 +3,7 @@
 use crate::common::{model, run};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 23] = [
     "test",
     "n_prompt",
     "n_gen",
@@ -23,6 +23,10 @@ const KEYS: [&str; 19] = [
     "model",
     "model_params",
     "activations",
+    "n_beside",
+    "prompt_tps",
+    "gen_tps",
+    "longest_pause_ms",
 ];
 
 fn bench(args: &[&str]) -> Vec<&'static str> {
@@ -99,6 +103,39 @@ fn every_flag_shows_in_the_results() {
     assert_eq!(found[0]["tps_all"].as_array().map(Vec::len), Some(1));
 }
 
+/// A prompt of 20 tokens in chunks of 8 beside 3 sequences that get a token with each.
+#[test]
+fn prompts_beside_generation() {
+    let args = ["-p", "8", "-n", "2", "--mixed", "20,3", "-ub", "8", "-d", "0,5", "-r", "3"];
+    let found = rows(&args);
+    let tests: Vec<&Value> = found.iter().map(|row| &row["test"]).collect();
+    assert_eq!(tests, ["pp8", "tg2", "pp20&tgx3", "pp8@d5", "tg2@d5", "pp20@d5&tgx3"]);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{row}"));
+    for row in &found {
+        let name = row["test"].as_str().expect("a name");
+        assert_eq!(row["longest_pause_ms"].is_null(), !name.contains("tg"), "{row}");
+        if !name.contains('&') {
+            assert_eq!(row["n_beside"], 0);
+            assert!(row["prompt_tps"].is_null() && row["gen_tps"].is_null(), "{row}");
+            continue;
+        }
+        assert_eq!((&row["n_prompt"], &row["n_gen"]), (&json!(20), &json!(0)));
+        assert_eq!((&row["n_seqs"], &row["n_beside"]), (&json!(1), &json!(3)));
+        let [tps, prompt, generated] = ["tps", "prompt_tps", "gen_tps"].map(|key| number(row, key));
+        assert!((prompt + generated - tps).abs() < 1e-6 * tps, "{row}");
+        assert!((prompt / generated - 20.0 / 9.0).abs() < 1e-6, "{row}");
+        // Three passes, of which the longest takes at least a third.
+        let fastest = row["tps_all"].as_array().expect("rates").iter().filter_map(Value::as_f64);
+        let fastest = fastest.fold(0.0, f64::max);
+        assert!(number(row, "longest_pause_ms") > 0.99 * 1e3 * 29.0 / fastest / 3.0, "{row}");
+    }
+    let table = run(&bench(&["-p", "0", "-n", "2", "--mixed", "20,3", "-r", "1"])).ok();
+    for part in ["| prompt t/s |", "| beside t/s |", "| longest pause |", "| pp20&tgx3 |"] {
+        assert!(table.contains(part), "{part:?} in {table}");
+    }
+    assert!(!run(&bench(&["-p", "4", "-r", "1"])).ok().contains("longest pause"));
+}
+
 #[test]
 fn other_forms_tell_the_same() {
     let args = ["-p", "8", "-n", "2", "-r", "2", "-o"];
@@ -142,6 +179,8 @@ fn what_cannot_be_measured_is_refused() {
     };
     check(&["-p", "0", "-n", "0"], 2, &["nothing to measure"]);
     check(&["-pg", "5"], 2, &["--prompt-gen", "512,128"]);
+    check(&["--mixed", "5"], 2, &["--mixed", "2048,4"]);
+    check(&["--mixed", "5,0"], 2, &["--mixed", "2048,4"]);
     check(&["-ctk", "q4_0"], 2, &["--cache-type-k", "q8_0", "f16"]);
     check(&["-np", "0"], 2, &["--parallel"]);
     check(&["-r", "0"], 2, &["--repetitions"]);
@@ -150,5 +189,7 @@ fn what_cannot_be_measured_is_refused() {
     if cfg!(target_os = "linux") {
         let most = ["-p", "0", "-n", "16777216", "-np", "65536"];
         check(&most, 1, &["tg16777216x65536", "TB", "available", "hint: "]);
+        let most = ["-p", "0", "-n", "0", "--mixed", "16777216,65536"];
+        check(&most, 1, &["pp16777216&tgx65536", "TB", "available", "hint: "]);
     }
 }

@@ -31,7 +31,8 @@ fn the_parts_make_the_whole() {
         (&["-n", "4", "-t", "2"][..], "tg4", 4),
         (&["-n", "3", "-t", "1", "-d", "70", "-ctk", "f16", "-ctv", "f16"], "tg3@d70", 3),
         (&["-n", "2", "--activations", "q8"], "tg2", 2),
-        (&["--prefill", "-p", "20", "-ub", "8"], "pp20", 20),
+        (&["--prefill", "20", "-ub", "8"], "pp20", 20),
+        (&["--prefill", "-ub", "64"], "pp512", 512),
     ] {
         let found = json(&[args, &["--layers"]].concat());
         assert_eq!((&found["test"], &found["n_tokens"]), (&test.into(), &n_tokens.into()));
@@ -98,7 +99,9 @@ fn pages_and_plots_need_nothing_else() {
 #[test]
 fn text_for_people() {
     let text = output(&["-n", "2", "-t", "2", "--layers"]);
-    for part in ["llama, tg2, 2 threads", "GB/s", "OPERATION", "sampling", "total", "LAYER"] {
+    for part in
+        ["llama, tg2, 2 threads", "GB/s", "OPERATION", "sampling", "total", "LAYER", "BOUND"]
+    {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert!(!text.contains("NaN"), "{text}");
@@ -123,7 +126,8 @@ fn nonsense_is_refused() {
     };
     check(&["-n", "0"], 2, &["--n-gen", "0"]);
     check(&["-n", "4", "--prefill"], 2, &["cannot be used with"]);
-    check(&["-p", "4"], 2, &["--prefill"]);
+    check(&["--prefill", "0"], 2, &["--prefill"]);
+    check(&["--prefill", "many"], 2, &["--prefill", "many"]);
     check(&["--layers", "-o", "svg"], 2, &["--layers", "hint: "]);
     check(&["-o", "yaml"], 2, &["yaml", "html"]);
     check(&["-t", "513"], 2, &["--threads 513"]);

@@ -1,4 +1,4 @@
-//! `hurtle profile`: where a token's time goes, operation by operation, against what the machine gives.
+//! `hurtle profile`: where the time of a token or of a prompt goes, operation by operation, against what the machine gives.
 mod page;
 mod plot;
 
@@ -18,29 +18,28 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Measures where a token's time goes: each operation with its time, the bytes it reads and how much that is
-/// of what memory and processor give on this machine.
+/// Measures where the time of a token, or of a prompt, goes: each operation with its time, the bytes it reads, its
+/// arithmetic, and how much that is of what memory and processor give on this machine.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hurtle profile -m qwen2.5-coder:1.5b                   32 tokens, one by one
   hurtle profile -m x.gguf -d 4096 --layers              behind 4096 others, layer by layer
-  hurtle profile -m x.gguf --prefill -p 512              a prompt of 512 tokens
+  hurtle profile -m x.gguf --prefill                     a prompt of 512 tokens
+  hurtle profile -m x.gguf --prefill 2048 -d 4096        one of 2048 tokens behind 4096 others
   hurtle profile -m x.gguf -o html --output profile.html a page with a roofline plot
 
 Tokens are random, and each is followed by a run of the default sampler chain. Times are those of the calling \
 thread, waiting for the others included; WAIT is that part. '% READ' compares with the read bandwidth \
-that is measured before, '% PEAK' with the products that the instruction set can do.")]
+that is measured before, '% PEAK' with the products that the instruction set can do (8-bit integers for projections unless --activations is f32, f32 for \
+all else), BOUND says which of the two an operation would meet first.")]
 pub(crate) struct ProfileArgs {
     /// Tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=1 << 24), conflicts_with = "prefill")]
     n_gen: u64,
-    /// Process a prompt instead of generating
-    #[arg(long)]
-    prefill: bool,
-    /// Tokens of the prompt
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 24), requires = "prefill")]
-    n_prompt: u64,
+    /// Process a prompt of N tokens (512 if N is missing) instead of generating
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "512", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    prefill: Option<u64>,
     /// Tokens that the context holds before
     #[arg(short = 'd', long, value_name = "N", default_value_t = 0, value_parser = bench::tokens())]
     n_depth: u64,
@@ -140,13 +139,16 @@ impl ProfileArgs {
 
     fn test(&self, threads: usize, types: Types) -> BenchTest {
         let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let (n_prompt, n_gen) =
-            if self.prefill { (size(self.n_prompt), 0) } else { (0, size(self.n_gen)) };
+        let (n_prompt, n_gen) = match self.prefill {
+            Some(n_prompt) => (size(n_prompt), 0),
+            None => (0, size(self.n_gen)),
+        };
         BenchTest {
             n_prompt,
             n_gen,
             depth: size(self.n_depth),
             n_seqs: 1,
+            n_beside: 0,
             threads,
             batch_size: size(self.ubatch_size),
             kv_types: (types.cache_type_k.into(), types.cache_type_v.into()),
@@ -208,6 +210,15 @@ struct Layer {
 enum Bound {
     Memory,
     Arithmetic,
+}
+
+impl Bound {
+    fn name(self) -> &'static str {
+        match self {
+            Bound::Memory => "memory",
+            Bound::Arithmetic => "arithmetic",
+        }
+    }
 }
 
 /// An operation, in numbers a token where nothing else is said.
@@ -373,7 +384,7 @@ impl Report {
     }
 }
 
-const HEADINGS: [&str; 10] = [
+const HEADINGS: [&str; 11] = [
     "OPERATION",
     "CALLS",
     "µs/TOKEN",
@@ -384,10 +395,11 @@ const HEADINGS: [&str; 10] = [
     "% READ",
     "Gop/s",
     "% PEAK",
+    "BOUND",
 ];
 
-const LAYER_HEADINGS: [&str; 9] =
-    ["LAYER", "µs/TOKEN", "QKV", "ATTENTION", "OUTPUT", "GATE/UP", "DOWN", "REST", "GB/s"];
+const LAYER_HEADINGS: [&str; 10] =
+    ["LAYER", "µs/TOKEN", "QKV", "ATTENTION", "OUTPUT", "GATE/UP", "DOWN", "REST", "GB/s", "Gop/s"];
 
 /// `12 %`.
 fn percent(fraction: f64) -> String {
@@ -396,7 +408,7 @@ fn percent(fraction: f64) -> String {
 
 impl Row {
     /// The cells below [`HEADINGS`]; empty where an operation has no such number.
-    fn cells(&self) -> [String; 10] {
+    fn cells(&self) -> [String; 11] {
         let if_any = |x: f64, show: &dyn Fn(f64) -> String| {
             if x > 0.0 { show(x) } else { String::new() }
         };
@@ -412,13 +424,14 @@ impl Row {
             of(self.read_fraction),
             if_any(self.ops_per_second, &|rate| format!("{:.1}", rate / 1e9)),
             of(self.peak_fraction),
+            self.bound.map(Bound::name).unwrap_or_default().into(),
         ]
     }
 }
 
 impl Layer {
     /// The cells below [`LAYER_HEADINGS`], times in µs.
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let ops = [Op::Qkv, Op::Attention, Op::AttnOutput, Op::GateUp, Op::Down];
         let times = ops.map(|op| {
             self.operations.iter().find(|row| row.name == op.name()).map_or(0.0, |row| row.time_us)
@@ -426,9 +439,10 @@ impl Layer {
         let rest = self.total.time_us - times.iter().sum::<f64>();
         let us = |time: f64| format!("{:.1}", time.max(0.0));
         let [qkv, attention, output, gate_up, down] = times.map(us);
-        let rate = format!("{:.2}", self.total.bytes_per_second / 1e9);
+        let read = format!("{:.2}", self.total.bytes_per_second / 1e9);
+        let computed = format!("{:.1}", self.total.ops_per_second / 1e9);
         let (layer, total) = (self.layer.to_string(), us(self.total.time_us));
-        [layer, total, qkv, attention, output, gate_up, down, us(rest), rate]
+        [layer, total, qkv, attention, output, gate_up, down, us(rest), read, computed]
     }
 }
 
@@ -549,6 +563,7 @@ pub(super) mod tests {
         assert_eq!((down.bytes, down.ops, down.bytes_per_second), (3e6, 6e6, 7.5e9));
         assert_eq!((down.read_fraction, down.peak_fraction), (Some(0.75), Some(0.0375)));
         assert_eq!((down.bound, down.least_us), (Some(Bound::Memory), 300.0));
+        assert_eq!(down.cells()[10], "memory");
         let norm = row("norms");
         assert_eq!((norm.bound, norm.read_fraction, norm.share), (None, None, 0.1));
         assert_eq!(row("sampling").time_us, 30.0);
@@ -562,7 +577,7 @@ pub(super) mod tests {
         assert_eq!((layers[1].total.time_us, layers[1].total.share), (225.0, 0.45));
         assert_eq!(
             layers[1].cells(),
-            ["1", "225.0", "0.0", "0.0", "0.0", "0.0", "200.0", "25.0", "6.67"]
+            ["1", "225.0", "0.0", "0.0", "0.0", "0.0", "200.0", "25.0", "6.67", "13.3"]
         );
         // The same in f32 meets a lower peak.
         let found = report(&costs, 60, 1000, Activations::F32);

@@ -25,7 +25,7 @@ pub(super) fn html(report: &Report) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{heading}</title>\n\
-         <style>{STYLE}</style>\n<h1>Where a token's time goes</h1>\n<p>{summary}</p>\n\
+         <style>{STYLE}</style>\n<h1>Where the time goes</h1>\n<p>{summary}</p>\n\
          <p class=\"faint\">This machine: {machine}.</p>\n{plot}{tables}</html>\n",
         heading = escape(&report.heading()),
         summary = escape(&report.summary),
