@@ -13,15 +13,29 @@
 //! ```
 //! Where the cuts lie depends on the position alone, so a token's bits do not depend on how the work
 //! is split: over tokens and heads if there are enough of them, else over spans as well, so that a
-//! single token keeps all threads busy. The query heads of a KV head share each of its reads.
+//! single token keeps all threads busy.
+//!
+//! Successive tokens of a sequence are a block, and the rows of a block, the query heads of a KV head
+//! of each token, meet a span together. Two vectors at a time of its keys, and then of its values,
+//! are widened to f32 and stay in L1 while all rows pass, as many at a time as registers hold sums
+//! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order, those that its
+//! neighbours don't see by itself, so its sums are the same in any block.
 
 use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
-use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, with_kv};
+use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, with_kv};
 use crate::share::Shared;
+use std::ops::Range;
 
 /// Positions whose scores are at hand at a time.
 const SPAN: usize = 2 * PAGE_TOKENS;
+
+/// Vectors that are widened at a time: of keys and of values, they fit L1 beside some queries.
+const VECTORS: usize = 2;
+
+/// Rows of a block, about: with them a span's keys and values are widened seldom, and scores, queries
+/// and sums still fit L2.
+const BLOCK_ROWS: usize = 96;
 
 /// What is the same for all tokens of a layer.
 #[derive(Debug, Clone, Copy)]
@@ -50,17 +64,70 @@ pub struct Token<'a> {
     pub pos: usize,
 }
 
-/// A span of one KV head of one token.
+/// A span of one KV head, and the queries of a block that see some of it.
 pub(crate) struct Task<'a> {
     layer: &'a Layer<'a>,
     pages: &'a KvPages,
     page_ids: &'a [u32],
     kv_head: usize,
-    /// Positions, within one span.
-    first: usize,
-    end: usize,
-    /// `[n_group, dim_k]`
+    /// The span's first position.
+    start: usize,
+    /// The last position that each query sees, ascending.
+    positions: &'a [usize],
+    /// `[n_queries, n_heads, dim_k]`, of which the first heads are those of the group.
     queries: &'a [f32],
+}
+
+impl Task<'_> {
+    /// Query heads that share the KV head.
+    fn n_group(&self) -> usize {
+        self.layer.n_heads / self.layer.kv.n_kv_heads
+    }
+
+    /// Query heads of all queries.
+    fn n_rows(&self) -> usize {
+        self.positions.len() * self.n_group()
+    }
+
+    /// The positions of the span that a query sees.
+    fn seen(&self, query: usize) -> Range<usize> {
+        clip(&seen(self.layer, self.positions[query]), self.start)
+    }
+
+    /// The positions of the span that some query sees.
+    fn seen_by_any(&self) -> Range<usize> {
+        self.seen(0).start..self.seen(self.positions.len() - 1).end
+    }
+
+    /// The query of a row: `[dim_k]`.
+    #[inline(always)]
+    fn query(&self, row: usize) -> &[f32] {
+        let (n_group, dim) = (self.n_group(), self.layer.kv.dim_k);
+        let at = (row / n_group * self.layer.n_heads + row % n_group) * dim;
+        &self.queries[at..at + dim]
+    }
+
+    /// The page of a position.
+    #[inline(always)]
+    fn page(&self, pos: usize) -> &[u8] {
+        self.pages.page(self.page_ids[pos / PAGE_TOKENS])
+    }
+}
+
+/// The positions that a token sees whose last is `pos`.
+fn seen(layer: &Layer<'_>, pos: usize) -> Range<usize> {
+    let end = pos + 1;
+    layer.window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// Those of them that lie in the span that begins at `start`; perhaps none.
+fn clip(seen: &Range<usize>, start: usize) -> Range<usize> {
+    seen.start.max(start)..seen.end.min(start + SPAN)
+}
+
+/// The spans of some positions, counted from the sequence's beginning.
+fn spans(seen: &Range<usize>) -> Range<usize> {
+    seen.start / SPAN..seen.end.div_ceil(SPAN)
 }
 
 /// Values of a head in a partial result, filled up to whole vectors.
@@ -68,10 +135,24 @@ fn padded(dim_v: usize) -> usize {
     dim_v.next_multiple_of(LANES)
 }
 
-/// A partial result: `[n_group]` largest scores, `[n_group]` sums of weights, then weighted sums,
-/// `[n_group, padded(dim_v)]`.
-fn partial_len(n_group: usize, dim_v: usize) -> usize {
-    n_group * (2 + padded(dim_v))
+/// A row of a partial result: the weighted sums, `[padded(dim_v)]`, the largest score, the sum of
+/// weights.
+fn row_len(dim_v: usize) -> usize {
+    padded(dim_v) + 2
+}
+
+/// What a thread works with: the scores of some rows, and vectors that were widened.
+fn scratch_lens(kv: &KvLayer, n_rows: usize) -> (usize, usize) {
+    (n_rows * SPAN, VECTORS * LANES * kv.dim_k.max(SPAN))
+}
+
+/// Computes the partial results of a task: `partial` is `[n_rows, row_len]`, `scratch` as long as
+/// [`scratch_lens`] says.
+fn attend(exec: Exec<'_>, task: &Task<'_>, scratch: &mut [f32], partial: &mut [f32]) {
+    let kv = task.layer.kv;
+    let (scores, vectors) = scratch.split_at_mut(task.n_rows() * SPAN);
+    with_kv!(kv.type_k, K => dispatch!(exec.isa, weigh[K](task, vectors, scores, partial)));
+    with_kv!(kv.type_v, V => dispatch!(exec.isa, add_values[V](task, vectors, scores, partial)));
 }
 
 /// `out[token, head] = softmax(q · K^T · scale) · V` over the positions that each token sees.
@@ -102,180 +183,256 @@ pub fn attention<'a>(
     assert_eq!(out.len(), n_tokens * n_heads * dim_v, "output");
     assert!(layer.sinks.is_none_or(|sinks| sinks.len() == n_heads), "sinks");
 
-    let seen = |token: &Token<'_>| {
-        let end = token.pos + 1;
-        layer.window.map_or(0, |window| end.saturating_sub(window))..end
-    };
-    // The positions of span `i` that a token sees.
-    let span = |seen: &std::ops::Range<usize>, i: usize| {
-        let start = (seen.start / SPAN + i) * SPAN;
-        seen.start.max(start)..seen.end.min(start + SPAN)
-    };
-    let n_spans = |seen: &std::ops::Range<usize>| seen.end.div_ceil(SPAN) - seen.start / SPAN;
-    let partial_len = partial_len(n_group, dim_v);
-    let scores_len = n_group * SPAN;
+    let row_len = row_len(dim_v);
     let out = Shared::new(out);
-    // Query heads of KV head `item % n_kv_heads` of token `item / n_kv_heads`.
-    let heads = |item: usize| item * n_group;
-    let attend = |item: usize,
-                  token: &Token<'_>,
-                  span: std::ops::Range<usize>,
-                  scores: &mut [f32],
-                  partial: &mut [f32]| {
-        let task = Task {
-            layer,
-            pages,
-            page_ids: token.page_ids,
-            kv_head: item % n_kv_heads,
-            first: span.start,
-            end: span.end,
-            queries: &q[heads(item) * dim_k..(heads(item) + n_group) * dim_k],
-        };
-        let (scores_of, values) = partial.split_at_mut(2 * n_group);
-        with_kv!(layer.kv.type_k, K => dispatch!(exec.isa, weigh[K](&task, scores, scores_of)));
-        with_kv!(layer.kv.type_v, V => dispatch!(exec.isa, add_values[V](&task, scores, values)));
+    // The partial results of the whole block, from token `first` on, become its output.
+    let finish = |first: usize, kv_head: usize, state: &[f32]| {
+        let head = kv_head * n_group;
+        let sinks = layer.sinks.map(|sinks| &sinks[head..head + n_group]);
+        for (t, state) in state.chunks_exact(n_group * row_len).enumerate() {
+            let at = ((first + t) * n_heads + head) * dim_v;
+            // SAFETY: each piece writes its own heads of its own tokens.
+            let out = unsafe { out.range(at, n_group * dim_v) };
+            finish(state, sinks, dim_v, out);
+        }
     };
-    let finish = |item: usize, partial: &mut [f32]| {
-        let sinks = layer.sinks.map(|sinks| &sinks[heads(item % n_kv_heads)..][..n_group]);
-        // SAFETY: each item writes its own heads of its own token.
-        let out = unsafe { out.range(heads(item) * dim_v, n_group * dim_v) };
-        finish(partial, sinks, n_group, dim_v, out);
-    };
+    // The queries of a KV head from token `first` on.
+    let queries =
+        |first: usize, kv_head: usize| &q[(first * n_heads + kv_head * n_group) * dim_k..];
 
     let n_items = n_tokens * n_kv_heads;
     if n_items >= 4 * exec.n_threads || exec.n_threads == 1 {
-        exec.for_chunks(n_items, 1, |items, worker| {
-            let scratch = worker.scratch(scores_len + 2 * partial_len);
-            let (scores, partials) = scratch.split_at_mut(scores_len);
+        // Long blocks, but enough of them for all threads.
+        let longest = (BLOCK_ROWS / n_group).max(1);
+        let block = (n_items / (8 * exec.n_threads)).clamp(1, longest);
+        let (scores_len, vectors_len) = scratch_lens(layer.kv, block * n_group);
+        let n_pieces = n_tokens.div_ceil(block) * n_kv_heads;
+        exec.for_chunks(n_pieces, 1, |pieces, worker| {
+            let partial_len = block * n_group * row_len;
+            let scratch = worker.scratch(scores_len + vectors_len + 2 * partial_len);
+            let (scratch, partials) = scratch.split_at_mut(scores_len + vectors_len);
             let (state, next) = partials.split_at_mut(partial_len);
-            for item in items {
-                let token = token(item / n_kv_heads);
-                let seen = seen(&token);
-                attend(item, &token, span(&seen, 0), scores, state);
-                for i in 1..n_spans(&seen) {
-                    attend(item, &token, span(&seen, i), scores, next);
-                    merge(state, next, n_group);
+            for piece in pieces {
+                // The last tokens of a prompt see most: with them first, threads end together.
+                let piece = n_pieces - 1 - piece;
+                let (kv_head, tokens) = (piece % n_kv_heads, piece / n_kv_heads * block);
+                let end = n_tokens.min(tokens + block);
+                let mut first = tokens;
+                while first < end {
+                    // As many tokens as follow one another in a sequence.
+                    let Token { page_ids, pos } = token(first);
+                    let mut positions = [pos; BLOCK_ROWS];
+                    let mut n = 1;
+                    while first + n < end {
+                        let next = token(first + n);
+                        if !std::ptr::eq(next.page_ids, page_ids) || next.pos < positions[n - 1] {
+                            break;
+                        }
+                        positions[n] = next.pos;
+                        n += 1;
+                    }
+                    let positions = &positions[..n];
+                    let state = &mut state[..n * n_group * row_len];
+                    let seen_by = |i: usize| seen(layer, positions[i]);
+                    for span in spans(&(seen_by(0).start..seen_by(n - 1).end)) {
+                        // Who sees some of the span: the window ends before it for those in front.
+                        let sees = |i: &usize| !clip(&seen_by(*i), span * SPAN).is_empty();
+                        let some = (0..n).find(sees).unwrap_or(0);
+                        let len = (some..n).take_while(sees).count();
+                        if len == 0 {
+                            continue;
+                        }
+                        let next = &mut next[..len * n_group * row_len];
+                        let task = Task {
+                            layer,
+                            pages,
+                            page_ids,
+                            kv_head,
+                            start: span * SPAN,
+                            positions: &positions[some..some + len],
+                            queries: queries(first + some, kv_head),
+                        };
+                        attend(exec, &task, scratch, next);
+                        let per_token = n_group * row_len;
+                        let state = &mut state[some * per_token..(some + len) * per_token];
+                        let pairs =
+                            state.chunks_exact_mut(per_token).zip(next.chunks_exact(per_token));
+                        for (i, (state, next)) in pairs.enumerate() {
+                            if spans(&seen_by(some + i)).start == span {
+                                state.copy_from_slice(next);
+                            } else {
+                                dispatch!(exec.isa, merge(state, next, row_len));
+                            }
+                        }
+                    }
+                    finish(first, kv_head, state);
+                    first += n;
                 }
-                finish(item, state);
             }
         });
         return;
     }
     // Few tokens: every span is a piece of work.
-    let total: usize = (0..n_tokens).map(|t| n_spans(&seen(&token(t))) * n_kv_heads).sum();
+    let n_spans = |t: usize| spans(&seen(layer, token(t).pos)).len();
+    let total: usize = (0..n_tokens).map(|t| n_spans(t) * n_kv_heads).sum();
+    let partial_len = n_group * row_len;
     if scratch.len() < total * partial_len {
         scratch.resize(total * partial_len, 0.0);
     }
     let partials = Shared::new(&mut scratch[..]);
+    let (scores_len, vectors_len) = scratch_lens(layer.kv, n_group);
     exec.for_chunks(total, 1, |pieces, worker| {
         for piece in pieces {
             let (mut t, mut i) = (0, piece);
-            let (token, seen) = loop {
-                let token = token(t);
-                let seen = seen(&token);
-                let n = n_spans(&seen) * n_kv_heads;
-                if i < n {
-                    break (token, seen);
-                }
-                (t, i) = (t + 1, i - n);
-            };
+            while i >= n_spans(t) * n_kv_heads {
+                (t, i) = (t + 1, i - n_spans(t) * n_kv_heads);
+            }
+            let Token { page_ids, pos } = token(t);
+            let spans = spans(&seen(layer, pos));
             // Spans of a head lie side by side, to be merged in their order.
-            let (kv_head, i) = (i / n_spans(&seen), i % n_spans(&seen));
+            let (kv_head, span) = (i / spans.len(), spans.start + i % spans.len());
             // SAFETY: each piece has its own partial result.
             let partial = unsafe { partials.range(piece * partial_len, partial_len) };
-            let scores = worker.scratch(scores_len);
-            attend(t * n_kv_heads + kv_head, &token, span(&seen, i), scores, partial);
+            let scratch = worker.scratch(scores_len + vectors_len);
+            let task = Task {
+                layer,
+                pages,
+                page_ids,
+                kv_head,
+                start: span * SPAN,
+                positions: &[pos],
+                queries: queries(t, kv_head),
+            };
+            attend(exec, &task, scratch, partial);
         }
     });
     let mut rest = &mut scratch[..];
     for t in 0..n_tokens {
-        let n = n_spans(&seen(&token(t)));
+        let n = n_spans(t);
         for kv_head in 0..n_kv_heads {
             let (partials, after) = rest.split_at_mut(n * partial_len);
             let (state, others) = partials.split_at_mut(partial_len);
             for next in others.chunks_exact(partial_len) {
-                merge(state, next, n_group);
+                dispatch!(exec.isa, merge(state, next, row_len));
             }
-            finish(t * n_kv_heads + kv_head, state);
+            finish(t, kv_head, state);
             rest = after;
         }
     }
 }
 
-/// Adds the positions of `next` to those of `state`.
-fn merge(state: &mut [f32], next: &[f32], n_group: usize) {
-    let width = state.len() / n_group - 2;
-    let (maxima, rest) = state.split_at_mut(n_group);
-    let (sums, values) = rest.split_at_mut(n_group);
-    let (next_maxima, rest) = next.split_at(n_group);
-    let (next_sums, next_values) = rest.split_at(n_group);
-    for g in 0..n_group {
-        let max = maxima[g].max(next_maxima[g]);
-        let (a, b) = (all::exp(maxima[g] - max), all::exp(next_maxima[g] - max));
-        maxima[g] = max;
-        sums[g] = sums[g] * a + next_sums[g] * b;
-        let next_values = &next_values[g * width..(g + 1) * width];
-        for (x, y) in values[g * width..(g + 1) * width].iter_mut().zip(next_values) {
+/// Adds the positions of `next` to those of `state`, both `[n_rows, row_len]`.
+#[inline(always)]
+pub(crate) fn merge(state: &mut [f32], next: &[f32], row_len: usize) {
+    let width = row_len - 2;
+    for (state, next) in state.chunks_exact_mut(row_len).zip(next.chunks_exact(row_len)) {
+        let (values, totals) = state.split_at_mut(width);
+        let (next_values, next_totals) = next.split_at(width);
+        let max = totals[0].max(next_totals[0]);
+        let (a, b) = (all::exp(totals[0] - max), all::exp(next_totals[0] - max));
+        totals[0] = max;
+        totals[1] = totals[1] * a + next_totals[1] * b;
+        for (x, y) in values.iter_mut().zip(next_values) {
             *x = *x * a + *y * b;
         }
     }
 }
 
-/// Adds the sinks, divides by the sums of weights and writes the heads to `out`.
-fn finish(state: &[f32], sinks: Option<&[f32]>, n_group: usize, dim_v: usize, out: &mut [f32]) {
-    let (maxima, rest) = state.split_at(n_group);
-    let (sums, values) = rest.split_at(n_group);
-    let width = padded(dim_v);
-    for g in 0..n_group {
+/// Adds the sinks of a token's heads, divides by the sums of weights and writes the heads to `out`.
+fn finish(state: &[f32], sinks: Option<&[f32]>, dim_v: usize, out: &mut [f32]) {
+    let rows = state.chunks_exact(row_len(dim_v)).zip(out.chunks_exact_mut(dim_v));
+    for (g, (row, out)) in rows.enumerate() {
+        let (values, totals) = row.split_at(padded(dim_v));
         let factor = match sinks {
-            None => 1.0 / sums[g],
+            None => 1.0 / totals[1],
             Some(sinks) => {
-                let max = maxima[g].max(sinks[g]);
-                let scale = all::exp(maxima[g] - max);
-                scale / (sums[g] * scale + all::exp(sinks[g] - max))
+                let max = totals[0].max(sinks[g]);
+                let scale = all::exp(totals[0] - max);
+                scale / (totals[1] * scale + all::exp(sinks[g] - max))
             }
         };
-        let values = &values[g * width..g * width + dim_v];
-        for (out, value) in out[g * dim_v..(g + 1) * dim_v].iter_mut().zip(values) {
+        for (out, value) in out.iter_mut().zip(values) {
             *out = value * factor;
         }
     }
 }
 
-/// Turns the scores of a span into weights, `e^(score - max)`: `scores` is `[n_group, SPAN]`, of
-/// which the positions of the span's tiles are written, those that the token does not see as 0.
-/// `totals` receives the maxima and the sums, `[2, n_group]`.
+/// Does a step for as many of `rows` at a time as [`Lanes::SUMS`] allows: 6, 4, 2 or 1.
+macro_rules! by_rows {
+    ($L:ty, $rows:expr, |$row:ident, $H:ident| $step:expr) => {
+        let rows: Range<usize> = $rows;
+        let mut $row = rows.start;
+        while $row < rows.end {
+            let left = rows.end - $row;
+            if left >= 6 && <$L>::SUMS >= 6 {
+                const $H: usize = 6;
+                $step;
+                $row += $H;
+            } else if left >= 4 && <$L>::SUMS >= 4 {
+                const $H: usize = 4;
+                $step;
+                $row += $H;
+            } else if left >= 2 && <$L>::SUMS >= 2 {
+                const $H: usize = 2;
+                $step;
+                $row += $H;
+            } else {
+                const $H: usize = 1;
+                $step;
+                $row += $H;
+            }
+        }
+    };
+}
+
+/// Turns the scores of a span into weights, `e^(score - max)`: `scores` is `[n_rows, SPAN]`, of
+/// which the positions of a row's tiles are written, those that it does not see as 0. The maxima and
+/// the sums go to `partial`, `[n_rows, row_len]`.
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     task: &Task<'_>,
+    vectors: &mut [f32],
     scores: &mut [f32],
-    totals: &mut [f32],
+    partial: &mut [f32],
 ) {
-    let n_group = totals.len() / 2;
-    let start = task.first / SPAN * SPAN;
-    let tiles = task.first / TILE..task.end.div_ceil(TILE);
+    let (n_group, n_queries) = (task.n_group(), task.positions.len());
+    let seen = task.seen_by_any();
+    let tiles = seen.start / TILE..seen.end.div_ceil(TILE);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut tile = tiles.start;
         while tile < tiles.end {
-            if L::KEY_TILES == 2 && tile + 2 <= tiles.end {
-                score_heads::<L, K, 2>(task, tile, n_group, scores);
-                tile += 2;
-            } else {
-                score_heads::<L, K, 1>(task, tile, n_group, scores);
-                tile += 1;
+            let n = VECTORS.min(tiles.end - tile);
+            // Who sees some of these tiles.
+            let (first, end) = (tile * TILE, (tile + n) * TILE);
+            let mut queries = 0..n_queries;
+            while task.seen(queries.start).end <= first {
+                queries.start += 1;
             }
+            while task.seen(queries.end - 1).start >= end {
+                queries.end -= 1;
+            }
+            let rows = queries.start * n_group..queries.end * n_group;
+            if n == VECTORS {
+                score_tiles::<L, K, VECTORS>(task, tile, rows, vectors, scores);
+            } else {
+                score_tiles::<L, K, 1>(task, tile, rows, vectors, scores);
+            }
+            tile += n;
         }
-        for g in 0..n_group {
-            let row = &mut scores[g * SPAN..(g + 1) * SPAN];
-            let row = &mut row[tiles.start * TILE - start..tiles.end * TILE - start];
+        let row_len = row_len(task.layer.kv.dim_v);
+        let rows = scores.chunks_exact_mut(SPAN).zip(partial.chunks_exact_mut(row_len));
+        for (row, (scores, partial)) in rows.enumerate() {
+            let seen = task.seen(row / n_group);
+            let (start, end) = (seen.start / TILE * TILE, seen.end.next_multiple_of(TILE));
+            let row = &mut scores[start - task.start..end - task.start];
             if let Some(cap) = task.layer.soft_cap {
                 for score in row.iter_mut() {
                     *score = cap * all::tanh(*score / cap);
                 }
             }
-            row[..task.first - tiles.start * TILE].fill(f32::NEG_INFINITY);
-            row[task.end - tiles.start * TILE..].fill(f32::NEG_INFINITY);
+            row[..seen.start - start].fill(f32::NEG_INFINITY);
+            row[seen.end - start..].fill(f32::NEG_INFINITY);
             let mut max = L::splat(f32::NEG_INFINITY);
             for lanes in row.chunks_exact(LANES) {
                 max = max.max(L::load(lanes));
@@ -288,61 +445,70 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
             for lanes in row.chunks_exact(LANES) {
                 sum = sum.add(L::load(lanes));
             }
-            totals[g] = max;
-            totals[n_group + g] = all::fold(sum.to_array());
+            let totals = &mut partial[row_len - 2..];
+            (totals[0], totals[1]) = (max, all::fold(sum.to_array()));
         }
     }
 }
 
-/// Scores of `P` tiles for all query heads of the group.
+/// Scores of `N` tiles for some rows.
 #[inline(always)]
-unsafe fn score_heads<L: Lanes, K: Elem, const P: usize>(
+unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
     task: &Task<'_>,
     tile: usize,
-    n_group: usize,
-    scores: &mut [f32],
-) {
-    let mut g = 0;
-    while g < n_group {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            match n_group - g {
-                4.. => {
-                    score::<L, K, P, 4>(task, tile, g, scores);
-                    g += 4;
-                }
-                2.. => {
-                    score::<L, K, P, 2>(task, tile, g, scores);
-                    g += 2;
-                }
-                _ => {
-                    score::<L, K, P, 1>(task, tile, g, scores);
-                    g += 1;
-                }
-            }
-        }
-    }
-}
-
-/// Scores of `P` tiles for query heads `g` to `g + H - 1`.
-#[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name heads, tiles and vectors")]
-unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
-    task: &Task<'_>,
-    tile: usize,
-    g: usize,
+    rows: Range<usize>,
+    vectors: &mut [f32],
     scores: &mut [f32],
 ) {
     const PER_PAGE: usize = PAGE_TOKENS / TILE;
     let kv = task.layer.kv;
     let dim = kv.dim_k;
-    let keys: [_; P] = std::array::from_fn(|p| {
-        let tile = tile + p;
-        let page = task.pages.page(task.page_ids[tile / PER_PAGE]);
-        kv.keys::<K>(page, task.kv_head, tile % PER_PAGE)
+    let tiles: [_; N] = std::array::from_fn(|p| {
+        kv.keys::<K>(task.page((tile + p) * TILE), task.kv_head, (tile + p) % PER_PAGE)
     });
-    let queries: [&[f32]; H] =
-        std::array::from_fn(|h| &task.queries[(g + h) * dim..(g + h + 1) * dim]);
+    let keys = &mut vectors.as_chunks_mut::<TILE>().0[..N * dim];
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        for p in 0..N {
+            let keys = &mut keys[p * dim..(p + 1) * dim];
+            for d in 0..dim {
+                tiles[p].load::<L>(d).store(&mut keys[d]);
+            }
+        }
+        let keys = &*keys;
+        let at = tile * TILE - task.start;
+        by_rows!(L, rows, |row, H| {
+            if H * N <= L::SUMS {
+                let keys = std::array::from_fn(|p| &keys[p * dim..(p + 1) * dim]);
+                score::<L, K, N, H>(task, &tiles, keys, row, at, scores);
+            } else {
+                for p in 0..N {
+                    let keys = [&keys[p * dim..(p + 1) * dim]];
+                    let tile = std::array::from_ref(&tiles[p]);
+                    score::<L, K, 1, H>(task, tile, keys, row, at + p * TILE, scores);
+                }
+            }
+        });
+    }
+}
+
+/// Scores of `P` tiles for `H` rows, which go to their columns from `at` on. `keys` are those of
+/// `tiles`, widened: `[dim_k][16]`.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name rows, tiles and vectors")]
+unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
+    task: &Task<'_>,
+    tiles: &[Tile<'_, K>; P],
+    keys: [&[[f32; TILE]]; P],
+    row: usize,
+    at: usize,
+    scores: &mut [f32],
+) {
+    let dim = task.layer.kv.dim_k;
+    let mut queries = [&[][..]; H];
+    for h in 0..H {
+        queries[h] = task.query(row + h);
+    }
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut sums = [[L::splat(0.0); H]; P];
@@ -352,20 +518,9 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
             while start < dim {
                 let end = dim.min(start + 32);
                 let mut parts = [[L::splat(0.0); H]; P];
-                for d in start..end {
-                    let mut query = [L::splat(0.0); H];
-                    for h in 0..H {
-                        query[h] = L::splat(queries[h][d]);
-                    }
-                    for p in 0..P {
-                        let key: L = keys[p].load(d);
-                        for h in 0..H {
-                            parts[p][h] = key.mul_add(query[h], parts[p][h]);
-                        }
-                    }
-                }
+                add_products(&keys, &queries, start..end, &mut parts);
                 for p in 0..P {
-                    let scale: L = keys[p].scales(start);
+                    let scale: L = tiles[p].scales(start);
                     for h in 0..H {
                         sums[p][h] = parts[p][h].mul_add(scale, sums[p][h]);
                     }
@@ -373,134 +528,184 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
                 start = end;
             }
         } else {
-            for d in 0..dim {
-                let mut query = [L::splat(0.0); H];
-                for h in 0..H {
-                    query[h] = L::splat(queries[h][d]);
-                }
-                for p in 0..P {
-                    let key: L = keys[p].load(d);
-                    for h in 0..H {
-                        sums[p][h] = key.mul_add(query[h], sums[p][h]);
-                    }
-                }
-            }
+            add_products(&keys, &queries, 0..dim, &mut sums);
         }
         let scale = L::splat(task.layer.scale);
-        let at = tile * TILE % SPAN;
         for p in 0..P {
             for h in 0..H {
-                let at = (g + h) * SPAN + at + p * TILE;
+                let at = (row + h) * SPAN + at + p * TILE;
                 sums[p][h].mul(scale).store(&mut scores[at..at + TILE]);
             }
         }
     }
 }
 
-/// The sums of a span's values, weighted by `weights` (`[n_group, SPAN]`): `out` is `[n_group,
-/// padded(dim_v)]`.
+/// Adds the products of some values of keys and queries.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name rows, tiles and vectors")]
+unsafe fn add_products<L: Lanes, const P: usize, const H: usize>(
+    keys: &[&[[f32; TILE]]; P],
+    queries: &[&[f32]; H],
+    values: Range<usize>,
+    sums: &mut [[L; H]; P],
+) {
+    // Slices of one length, checked once.
+    let n = values.len();
+    let mut key_values = [&[][..]; P];
+    for p in 0..P {
+        key_values[p] = &keys[p][values.clone()][..n];
+    }
+    let mut query_values = [&[][..]; H];
+    for h in 0..H {
+        query_values[h] = &queries[h][values.clone()][..n];
+    }
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        for d in 0..n {
+            let mut key = [L::splat(0.0); P];
+            for p in 0..P {
+                key[p] = L::load(&key_values[p][d]);
+            }
+            for h in 0..H {
+                let query = L::splat(query_values[h][d]);
+                for p in 0..P {
+                    sums[p][h] = key[p].mul_add(query, sums[p][h]);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of a span's values, weighted by `weights` (`[n_rows, SPAN]`), which go to `partial`
+/// (`[n_rows, row_len]`).
 #[inline(always)]
 pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
     task: &Task<'_>,
+    vectors: &mut [f32],
     weights: &[f32],
-    out: &mut [f32],
+    partial: &mut [f32],
 ) {
-    let width = padded(task.layer.kv.dim_v);
-    let n_group = out.len() / width;
-    let mut g = 0;
-    // SAFETY: the caller has the lanes' instruction set.
-    unsafe {
-        while g < n_group {
-            match n_group - g {
-                4.. => {
-                    add_heads::<L, V, 4>(task, g, weights, out);
-                    g += 4;
-                }
-                2.. => {
-                    add_heads::<L, V, 2>(task, g, weights, out);
-                    g += 2;
-                }
-                _ => {
-                    add_heads::<L, V, 1>(task, g, weights, out);
-                    g += 1;
-                }
-            }
-        }
+    let kv = task.layer.kv;
+    let (width, n_group, n_rows) = (padded(kv.dim_v), task.n_group(), task.n_rows());
+    for partial in partial.chunks_exact_mut(row_len(kv.dim_v)) {
+        partial[..width].fill(0.0);
     }
-}
-
-/// The sums for query heads `g` to `g + H - 1`.
-#[inline(always)]
-unsafe fn add_heads<L: Lanes, V: Elem, const H: usize>(
-    task: &Task<'_>,
-    g: usize,
-    weights: &[f32],
-    out: &mut [f32],
-) {
-    let width = padded(task.layer.kv.dim_v);
+    let seen = task.seen_by_any();
+    let values = &mut vectors.as_chunks_mut::<LANES>().0[..VECTORS * SPAN];
     let mut d = 0;
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        while d < width {
-            let vectors = (width - d) / LANES;
-            if L::VALUE_SUMS >= 4 * H && vectors >= 4 {
-                add::<L, V, H, 4>(task, g, d, weights, out);
-                d += 4 * LANES;
-            } else if L::VALUE_SUMS >= 2 * H && vectors >= 2 {
-                add::<L, V, H, 2>(task, g, d, weights, out);
-                d += 2 * LANES;
-            } else {
-                add::<L, V, H, 1>(task, g, d, weights, out);
-                d += LANES;
+        while d < width / LANES {
+            let n = VECTORS.min(width / LANES - d);
+            let mut pos = seen.start;
+            while pos < seen.end {
+                let rows = kv.values::<V>(task.page(pos), task.kv_head);
+                let end = seen.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
+                for pos in pos..end {
+                    for v in 0..n {
+                        let to = &mut values[v * SPAN + pos - task.start];
+                        rows.load::<L>(pos % PAGE_TOKENS, d + v).store(to);
+                    }
+                }
+                pos = end;
+            }
+            by_rows!(L, 0..n_rows, |row, H| {
+                let queries = [row / n_group, (row + H - 1) / n_group];
+                // All of these rows see the positions `start..end`; `start` if there is none.
+                let start = task.seen(queries[1]).start;
+                let end = task.seen(queries[0]).end.max(start);
+                if queries[0] != queries[1] {
+                    for row in row..row + H {
+                        let seen = task.seen(row / n_group);
+                        let before = seen.start..start.min(seen.end);
+                        add_some::<L, 1>(task, values, (d, n), row, before, weights, partial);
+                    }
+                }
+                add_some::<L, H>(task, values, (d, n), row, start..end, weights, partial);
+                if queries[0] != queries[1] {
+                    for row in row..row + H {
+                        let behind = end..task.seen(row / n_group).end;
+                        add_some::<L, 1>(task, values, (d, n), row, behind, weights, partial);
+                    }
+                }
+            });
+            d += n;
+        }
+    }
+}
+
+/// Adds some positions' vectors `d` to `d + n - 1` to the sums of `H` rows.
+#[inline(always)]
+unsafe fn add_some<L: Lanes, const H: usize>(
+    task: &Task<'_>,
+    values: &[[f32; LANES]],
+    (d, n): (usize, usize),
+    row: usize,
+    positions: Range<usize>,
+    weights: &[f32],
+    partial: &mut [f32],
+) {
+    if positions.is_empty() {
+        return;
+    }
+    let positions = positions.start - task.start..positions.end - task.start;
+    let row_len = row_len(task.layer.kv.dim_v);
+    let partial = &mut partial[row * row_len..(row + H) * row_len];
+    let mut rows = [&[][..]; H];
+    for h in 0..H {
+        rows[h] = &weights[(row + h) * SPAN..(row + h + 1) * SPAN][positions.clone()];
+    }
+    let column = |v: usize| &values[v * SPAN..(v + 1) * SPAN][positions.clone()];
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        if n == VECTORS && H * VECTORS <= L::SUMS {
+            let columns = std::array::from_fn::<_, VECTORS, _>(column);
+            add::<L, H, VECTORS>(columns, rows, d, row_len, partial);
+        } else {
+            for v in 0..n {
+                add::<L, H, 1>([column(v)], rows, d + v, row_len, partial);
             }
         }
     }
 }
 
-/// Values `d` to `d + 16 D - 1` of the sums for query heads `g` to `g + H - 1`.
+/// Adds vectors `d` to `d + D - 1` of some positions to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name heads, tiles and vectors")]
-unsafe fn add<L: Lanes, V: Elem, const H: usize, const D: usize>(
-    task: &Task<'_>,
-    g: usize,
+#[expect(clippy::needless_range_loop, reason = "indices name rows and vectors")]
+unsafe fn add<L: Lanes, const H: usize, const D: usize>(
+    values: [&[[f32; LANES]]; D],
+    weights: [&[f32]; H],
     d: usize,
-    weights: &[f32],
-    out: &mut [f32],
+    row_len: usize,
+    partial: &mut [f32],
 ) {
-    let kv = task.layer.kv;
-    let width = padded(kv.dim_v);
-    let heads: [&[f32]; H] = std::array::from_fn(|h| &weights[(g + h) * SPAN..(g + h + 1) * SPAN]);
+    // Slices of one length, checked once.
+    let n = weights[0].len();
+    let values = values.map(|values| &values[..n]);
+    let weights = weights.map(|weights| &weights[..n]);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut sums = [[L::splat(0.0); D]; H];
-        let mut pos = task.first;
-        while pos < task.end {
-            let page = task.pages.page(task.page_ids[pos / PAGE_TOKENS]);
-            let rows = kv.values::<V>(page, task.kv_head);
-            let end = task.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
-            let heads: [&[f32]; H] = std::array::from_fn(|h| {
-                let start = pos % SPAN;
-                &heads[h][start..start + (end - pos)]
-            });
-            for i in 0..end - pos {
-                let mut weights = [L::splat(0.0); H];
-                for h in 0..H {
-                    weights[h] = L::splat(heads[h][i]);
-                }
-                let slot = pos % PAGE_TOKENS + i;
-                for v in 0..D {
-                    let value: L = rows.load(slot, d / LANES + v);
-                    for h in 0..H {
-                        sums[h][v] = value.mul_add(weights[h], sums[h][v]);
-                    }
+        for h in 0..H {
+            for i in 0..D {
+                sums[h][i] = L::load(&partial[h * row_len + (d + i) * LANES..]);
+            }
+        }
+        for pos in 0..n {
+            let mut value = [L::splat(0.0); D];
+            for i in 0..D {
+                value[i] = L::load(&values[i][pos]);
+            }
+            for h in 0..H {
+                let weight = L::splat(weights[h][pos]);
+                for i in 0..D {
+                    sums[h][i] = value[i].mul_add(weight, sums[h][i]);
                 }
             }
-            pos = end;
         }
         for h in 0..H {
             for i in 0..D {
-                let at = (g + h) * width + d + i * LANES;
-                sums[h][i].store(&mut out[at..at + LANES]);
+                sums[h][i].store(&mut partial[h * row_len + (d + i) * LANES..]);
             }
         }
     }

@@ -273,6 +273,71 @@ fn attention_equals_the_textbook_on_every_isa() {
 }
 
 #[test]
+fn a_token_in_a_prompt_has_the_bits_that_it_has_alone() {
+    use KvType::{BF16, F16, F32, Q8_0};
+    // Prompts from a position on, and batches that no prompt gives.
+    let prompt = |from: usize, n: usize| (from..from + n).collect::<Vec<_>>();
+    let gaps = vec![3, 4, 4, 9, 40, 41, 127, 128, 129, 200, 330, 331];
+    let disorder = vec![200, 201, 5, 6, 7, 100, 90, 91, 92, 300, 0, 1];
+    let types = [F16, Q8_0, BF16, F32];
+    for n_group in 1..=8 {
+        let shape = (2 * n_group, 2, [24, 64, 33, 16][n_group % 4], [40, 16, 64, 7][n_group % 4]);
+        let ty = types[n_group % 4];
+        for positions in [prompt(0, 70), prompt(117, 17), prompt(250, 7), gaps.clone()] {
+            check_attention(shape, (ty, ty), |_| (), &positions);
+            check_attention(shape, (ty, ty), |layer| layer.window = Some(20), &positions);
+        }
+        let change = |layer: &mut attention::Layer<'_>| {
+            (layer.soft_cap, layer.window) = (Some(3.0), Some(130));
+        };
+        check_attention(shape, (ty, ty), change, &prompt(240, 33));
+        check_attention(shape, (ty, ty), change, &disorder);
+    }
+}
+
+#[test]
+fn other_sequences_of_a_batch_change_nothing() {
+    let (n_heads, n_kv_heads, dim) = (6, 2, 40);
+    let kv = KvLayer::new(0, (KvType::F16, KvType::F16), n_kv_heads, dim, dim);
+    let mut pages = KvPages::new(kv.end());
+    for p in 0..5 * PAGE_TOKENS {
+        let page = if p % PAGE_TOKENS == 0 { pages.push() } else { pages.len() as u32 - 1 };
+        let row = |seed| noise(seed + p as u64, n_kv_heads * dim);
+        pages.store(Isa::scalar(), &kv, page, p % PAGE_TOKENS, &row(1000), &row(2000));
+    }
+    // They share their first page, as two answers to one prompt do.
+    let sequences = [[0u32, 1, 2], [0, 4, 3]];
+    let tokens = [(0, 100..117), (1, 60..90), (0, 117..119), (1, 20..21), (1, 90..131)];
+    let tokens: Vec<(usize, usize)> =
+        tokens.into_iter().flat_map(|(seq, all)| all.map(move |pos| (seq, pos))).collect();
+    let layer = attention::Layer {
+        n_heads,
+        kv: &kv,
+        scale: 0.2,
+        soft_cap: None,
+        window: None,
+        sinks: None,
+    };
+    let q = noise(5, tokens.len() * n_heads * dim);
+    for_each_exec(|exec| {
+        let run = |first: usize, end: usize| {
+            let mut out = vec![f32::NAN; (end - first) * n_heads * dim];
+            let token = |i: usize| {
+                let (seq, pos) = tokens[first + i];
+                Token { page_ids: &sequences[seq], pos }
+            };
+            let q = &q[first * n_heads * dim..end * n_heads * dim];
+            attention(exec, &layer, &pages, token, q, &mut Vec::new(), &mut out);
+            out
+        };
+        let together = run(0, tokens.len());
+        for (i, out) in together.chunks_exact(n_heads * dim).enumerate() {
+            assert_bits(&run(i, i + 1), out, &format!("token {i}, {}", exec.isa));
+        }
+    });
+}
+
+#[test]
 fn activations_are_the_same_bits_everywhere_and_near_the_truth() {
     let truth = |activation, x: f64, u: f64| match activation {
         Activation::Silu => x / (1.0 + (-x).exp()) * u,

@@ -23,9 +23,8 @@ pub(crate) trait Lanes: Copy {
     /// Rows and tokens of a register tile of the matrix kernel that fit this register file.
     const TILE_ROWS: usize;
     const TILE_TOKENS: usize;
-    /// Tiles of keys that attention works on at a time, 1 or 2, and sums of values that it keeps.
-    const KEY_TILES: usize;
-    const VALUE_SUMS: usize;
+    /// Sums that attention keeps at a time, beside two vectors and a factor.
+    const SUMS: usize;
     unsafe fn splat(x: f32) -> Self;
     /// The first 16 values of `x`, here and below; panics if there are fewer.
     unsafe fn load(x: &[f32]) -> Self;
@@ -210,11 +209,14 @@ macro_rules! shells {
             = $crate::activations::quantize_block(x, out));
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            weigh[K: Elem](task: &Task<'_>, scores: &mut [f32], totals: &mut [f32])
-            = $crate::attention::weigh::<$lanes, K>(task, scores, totals));
+            weigh[K: Elem](task: &Task<'_>, vectors: &mut [f32], scores: &mut [f32], partial: &mut [f32])
+            = $crate::attention::weigh::<$lanes, K>(task, vectors, scores, partial));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            add_values[V: Elem](task: &Task<'_>, weights: &[f32], out: &mut [f32])
-            = $crate::attention::add_values::<$lanes, V>(task, weights, out));
+            add_values[V: Elem](task: &Task<'_>, vectors: &mut [f32], weights: &[f32], partial: &mut [f32])
+            = $crate::attention::add_values::<$lanes, V>(task, vectors, weights, partial));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            merge(state: &mut [f32], next: &[f32], row_len: usize)
+            = $crate::attention::merge(state, next, row_len));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             store_key[E: Elem](tile: &mut [u8], slot: usize, key: &[f32])
             = $crate::kv::store_key::<$lanes, E>(tile, slot, key));

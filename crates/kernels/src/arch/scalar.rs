@@ -10,8 +10,7 @@ pub(crate) struct Portable([f32; LANES]);
 impl Lanes for Portable {
     const TILE_ROWS: usize = 2;
     const TILE_TOKENS: usize = 1;
-    const KEY_TILES: usize = 1;
-    const VALUE_SUMS: usize = 1;
+    const SUMS: usize = 1;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

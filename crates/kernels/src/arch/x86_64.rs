@@ -549,8 +549,7 @@ pub(crate) mod avx2 {
     impl Lanes for TwoYmm {
         const TILE_ROWS: usize = 2;
         const TILE_TOKENS: usize = 2;
-        const KEY_TILES: usize = 1;
-        const VALUE_SUMS: usize = 4;
+        const SUMS: usize = 6;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -757,8 +756,7 @@ pub(crate) mod avx512 {
     impl Lanes for Zmm {
         const TILE_ROWS: usize = 4;
         const TILE_TOKENS: usize = 4;
-        const KEY_TILES: usize = 2;
-        const VALUE_SUMS: usize = 16;
+        const SUMS: usize = 12;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {

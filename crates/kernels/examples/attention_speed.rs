@@ -1,0 +1,58 @@
+//! How fast attention over a prompt's last chunk is, and over a single token:
+//! `cargo run --release -p hurtle-kernels --example attention_speed [CONTEXT] [THREADS]`
+
+use hurtle_kernels::attention::{Layer, Token, attention};
+use hurtle_kernels::kv::{KvLayer, KvPages, KvType, PAGE_TOKENS};
+use hurtle_kernels::{Exec, Isa, Pool};
+use std::time::{Duration, Instant};
+
+/// Query heads, KV heads and values of a head, as in Qwen2.5 1.5B and Llama 2 7B.
+const SHAPES: [(usize, usize, usize); 2] = [(12, 2, 128), (32, 32, 128)];
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
+    let context: usize = args.next().unwrap_or(4096).max(512);
+    let n_threads: usize = args.next().unwrap_or_else(Pool::available_threads);
+    let pool = Pool::new(n_threads).expect("threads");
+    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads };
+    for (n_heads, n_kv_heads, dim) in SHAPES {
+        for ty in KvType::ALL {
+            let kv = KvLayer::new(0, (ty, ty), n_kv_heads, dim, dim);
+            let mut pages = KvPages::new(kv.end());
+            let row: Vec<f32> = (0..n_kv_heads * dim).map(|i| (i as f32 * 0.37).sin()).collect();
+            let mut page_ids = Vec::new();
+            for pos in 0..context {
+                if pos % PAGE_TOKENS == 0 {
+                    page_ids.push(pages.push());
+                }
+                let page = page_ids[pos / PAGE_TOKENS];
+                pages.store(exec.isa, &kv, page, pos % PAGE_TOKENS, &row, &row);
+            }
+            let scale = 1.0 / (dim as f32).sqrt();
+            let layer =
+                Layer { n_heads, kv: &kv, scale, soft_cap: None, window: None, sinks: None };
+            for n_tokens in [1, 512] {
+                let first = context - n_tokens;
+                let q: Vec<f32> =
+                    (0..n_tokens * n_heads * dim).map(|i| (i as f32 * 0.11).cos()).collect();
+                let mut out = vec![0.0; q.len()];
+                let mut scratch = Vec::new();
+                let mut best = Duration::MAX;
+                for _ in 0..3 {
+                    let start = Instant::now();
+                    let token = |i| Token { page_ids: &page_ids, pos: first + i };
+                    attention(exec, &layer, &pages, token, &q, &mut scratch, &mut out);
+                    best = best.min(start.elapsed());
+                }
+                let seen: usize = (first + 1..=context).sum();
+                let flops = 4.0 * (seen * n_heads * dim) as f64;
+                println!(
+                    "{n_heads}/{n_kv_heads} heads of {dim}, {ty}, {n_tokens} tokens at {first}: \
+                     {:.3} ms, {:.1} GFLOPS",
+                    best.as_secs_f64() * 1e3,
+                    flops / best.as_secs_f64() / 1e9,
+                );
+            }
+        }
+    }
+}
