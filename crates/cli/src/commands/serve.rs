@@ -8,7 +8,7 @@ use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
-use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
+use hurtle_engine::{EngineOptions, PrefixDir, ServiceOptions, ShutdownReport};
 use hurtle_hub::Origin;
 use hurtle_server::connections;
 use hurtle_server::keep_alive::KeepAlive;
@@ -74,6 +74,12 @@ pub(crate) struct ServeArgs {
     /// Origin whose web pages may use the server, such as https://example.com; may be repeated; *: all
     #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
     cors_origin: Vec<String>,
+    /// Folder where prompts that were processed are kept for the next start, and when memory is short
+    #[arg(long, value_name = "DIR", help_heading = "Server")]
+    prefix_dir: Option<PathBuf>,
+    /// Most bytes in it; what was not used for the longest time goes first
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 30, requires = "prefix_dir", help_heading = "Server")]
+    prefix_dir_size: u64,
     /// Name under which this server may be asked when it listens on a loopback address, beside localhost; may be repeated
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     allowed_host: Vec<String>,
@@ -179,6 +185,10 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         keep_alive: args.keep_alive,
         memory: Machine::read(Path::new("/")).usable_memory(),
     };
+    let prefix_dir = args.prefix_dir.as_ref().map(|dir| {
+        let opened = PrefixDir::open(dir, args.prefix_dir_size);
+        opened.with_context(|| format!("--prefix-dir {}: cannot be opened", dir.display()))
+    });
     let options = ServerOptions {
         model: catalog.named[0].name.clone(),
         api_keys,
@@ -186,6 +196,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         service: ServiceOptions {
             max_sequences: args.parallel as usize,
             queue: args.queue,
+            prefix_dir: prefix_dir.transpose()?,
             ..ServiceOptions::default()
         },
         sampler,
