@@ -138,6 +138,8 @@ pub struct Engine {
     n_ctx: usize,
     pub(crate) batch_size: usize,
     pub(crate) kv_types: (KvType, KvType),
+    /// What computes its products; `None`: a backend.
+    arithmetic: Option<Arithmetic>,
     load_time: Duration,
     /// Built for the first grammar.
     grammars: OnceLock<Result<Grammars, ConstraintError>>,
@@ -182,6 +184,7 @@ impl Engine {
             threads_batch,
             batch_size: options.batch_size.unwrap_or(batch_size).max(1),
             kv_types: (options.kv_type_k, options.kv_type_v),
+            arithmetic: options.backend.is_none().then_some(options.arithmetic),
             load_time: start.elapsed(),
             grammars: OnceLock::new(),
         })
@@ -215,6 +218,12 @@ impl Engine {
     /// Instruction set of the kernels.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// How keys and values are computed and kept.
+    pub(crate) fn how(&self) -> String {
+        let Self { isa, n_ctx, kv_types: (k, v), arithmetic, .. } = self;
+        format!("{isa:?} {n_ctx} {k} {v} {arithmetic:?}")
     }
 
     /// How long loading took.

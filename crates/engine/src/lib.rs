@@ -9,6 +9,7 @@ pub mod perplexity;
 mod prefix;
 mod profile;
 pub mod sampler;
+mod saved;
 mod service;
 mod stop;
 mod token_loop;
@@ -22,6 +23,7 @@ pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
 pub use hurtle_model::Pooling;
 pub use profile::ProfileRun;
+pub use saved::PrefixDir;
 pub use service::{
     BATCH_SIZES, Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport,
     SlotInfo, SubmitError, Ticket, TokenOut,

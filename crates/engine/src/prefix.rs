@@ -7,8 +7,11 @@
 //! A tree over token ids; a node covers one page. Only leaves may cover less than a page. A prompt that agrees
 //! with a page in part takes it all the same: the KV cache copies the page before it writes into it.
 
+use crate::saved::SavedPages;
 use hurtle_model::{KvCache, PAGE_TOKENS};
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::time::Instant;
 
 #[derive(Debug, Default)]
 struct Node {
@@ -139,15 +142,57 @@ impl PrefixCache {
         cache.release_page(page);
     }
 
+    /// The tokens from the beginning to the end of a node.
+    fn path(&self, mut node: usize) -> Vec<u32> {
+        let mut nodes = Vec::new();
+        while node != ROOT {
+            nodes.push(node);
+            node = self.nodes[node].parent;
+        }
+        nodes.iter().rev().flat_map(|&node| self.nodes[node].tokens.iter().copied()).collect()
+    }
+
+    /// Saves a node, if it covers a whole page.
+    fn save(&self, cache: &KvCache, node: usize, saved: &SavedPages) {
+        let Node { tokens, page, .. } = &self.nodes[node];
+        if tokens.len() == PAGE_TOKENS {
+            saved.save(&self.path(node), cache.page(*page));
+        }
+    }
+
+    /// Saves what the tree holds, latest use first, until `end`. Returns how many pages there was no time for.
+    pub(crate) fn save_all(&self, cache: &KvCache, saved: &SavedPages, end: Instant) -> usize {
+        let mut nodes: Vec<(u64, usize, usize)> =
+            self.used().map(|node| (self.nodes[node].last_used, self.depth(node), node)).collect();
+        nodes.sort_by_key(|&(last_used, depth, _)| (Reverse(last_used), depth));
+        let mut nodes = nodes.into_iter();
+        while Instant::now() < end {
+            let Some((_, _, node)) = nodes.next() else { break };
+            self.save(cache, node, saved);
+        }
+        nodes.len()
+    }
+
+    /// Nodes before a node.
+    fn depth(&self, node: usize) -> usize {
+        let parent = |&node: &usize| Some(self.nodes[node].parent).filter(|&parent| parent != ROOT);
+        std::iter::successors(Some(node), parent).count()
+    }
+
     /// Forgets the leaf that was of no use for the longest time; one whose page nobody else holds,
-    /// if there is any. False if the tree is empty.
-    pub(crate) fn evict(&mut self, cache: &mut KvCache) -> bool {
+    /// if there is any. It may be saved before. False if the tree is empty.
+    pub(crate) fn evict(&mut self, cache: &mut KvCache, saved: Option<&SavedPages>) -> bool {
         let leaves = self.used().filter(|&node| self.nodes[node].children.is_empty());
         let oldest = leaves.min_by_key(|&node| {
             let Node { page, last_used, .. } = self.nodes[node];
             (cache.holders(page) > 1, last_used, node)
         });
-        oldest.map(|node| self.remove(cache, node)).is_some()
+        let Some(node) = oldest else { return false };
+        if let Some(saved) = saved {
+            self.save(cache, node, saved);
+        }
+        self.remove(cache, node);
+        true
     }
 }
 
@@ -182,7 +227,7 @@ mod tests {
             let mut evicted = false;
             for (text, action) in steps {
                 if action == 0 {
-                    evicted |= tree.evict(&mut cache);
+                    evicted |= tree.evict(&mut cache, None);
                 }
                 let common = |other: &Vec<u32>| {
                     other.iter().zip(&text).take_while(|(a, b)| a == b).count()
@@ -203,7 +248,7 @@ mod tests {
                 prop_assert_eq!(cache.pages_in_use(), tree.n_pages());
                 prop_assert_eq!(tree.n_evictable(&cache), tree.n_pages());
             }
-            while tree.evict(&mut cache) {}
+            while tree.evict(&mut cache, None) {}
             prop_assert_eq!((cache.pages_in_use(), tree.n_pages(), tree.n_tokens()), (0, 0, 0));
         }
     }

@@ -12,12 +12,14 @@
 //! Free places go to the client that has the fewest.
 //!
 //! What a sequence's KV holds does not depend on its neighbours or on how its prompt was cut, so it can be
-//! taken from the prefix cache, or dropped and computed once more: the answer keeps its bits.
+//! taken from the prefix cache, read from a file of [`PrefixDir`], or dropped and computed once more: the answer keeps
+//! its bits.
 
 use crate::constraint::Constraint;
 use crate::generate::millis;
 use crate::prefix::PrefixCache;
 use crate::sampler::{Sampled, Sampler, SamplerError};
+use crate::saved::{PrefixDir, SavedPages};
 use crate::token_loop::TokenLoop;
 use crate::{Engine, EngineError, GenerationParams, StopReason, Timings};
 use hurtle_model::{BatchToken, KvCache, PAGE_TOKENS, Scratch, SeqId};
@@ -42,11 +44,20 @@ pub struct ServiceOptions {
     pub chunk: Option<usize>,
     /// Whether pages of finished sequences are kept for prompts that begin in the same way.
     pub prefix_cache: bool,
+    /// Where pages go that memory has no more room for, and all of them at the end.
+    pub prefix_dir: Option<PrefixDir>,
 }
 
 impl Default for ServiceOptions {
     fn default() -> Self {
-        Self { max_sequences: 16, queue: 256, kv_bytes: None, chunk: None, prefix_cache: true }
+        Self {
+            max_sequences: 16,
+            queue: 256,
+            kv_bytes: None,
+            chunk: None,
+            prefix_cache: true,
+            prefix_dir: None,
+        }
     }
 }
 
@@ -303,6 +314,7 @@ struct Shared {
     queue: usize,
     chunk: usize,
     prefix_cache: bool,
+    saved: Option<SavedPages>,
     /// Bytes of KV memory.
     kv_budget: u64,
     /// Pages of it.
@@ -366,6 +378,7 @@ impl Service {
             queue: options.queue.max(1),
             chunk: options.chunk.unwrap_or(engine.batch_size()).max(1),
             prefix_cache: options.prefix_cache,
+            saved: options.prefix_dir.map(|dir| SavedPages::new(dir, &engine)),
             kv_budget: budget,
             max_pages,
             n_ctx: engine.ctx_size().min(max_pages.saturating_mul(PAGE_TOKENS)),
@@ -510,6 +523,8 @@ struct Running<'e> {
     seq: SeqId,
     /// Tokens that the next step processes.
     planned: usize,
+    /// Whether more pages of its prompt are to be read from files before it begins.
+    restoring: bool,
 }
 
 /// How long a step should take while somebody reads an answer, and otherwise (so that a new request is
@@ -518,6 +533,9 @@ const STEP_TIME: (Duration, Duration) = (Duration::from_millis(150), Duration::f
 
 /// Prompt tokens in a step before anything is known of their speed.
 const FIRST_CHUNK: usize = 32;
+
+/// How long pages are read from files in a step, and written at the end.
+const FILE_TIME: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// What the service's thread works with.
 struct Scheduler<'e> {
@@ -536,6 +554,42 @@ struct Scheduler<'e> {
     closing: bool,
 }
 
+/// Reads the pages that `tokens` begin with from files into the prefix cache. False if there are more than there is
+/// time for until `end`.
+fn restore(
+    shared: &Shared,
+    prefix: &mut PrefixCache,
+    cache: &mut KvCache,
+    tokens: &[u32],
+    end: Instant,
+) -> bool {
+    let Some(saved) = &shared.saved else { return true };
+    let (n, mut pages) = prefix.lookup(tokens);
+    let n_known = n / PAGE_TOKENS;
+    pages.truncate(n_known);
+    // Held, so that making room for the next ones does not take these.
+    pages.iter().for_each(|&page| cache.hold_page(page));
+    let mut all = true;
+    for (depth, key) in saved.keys(tokens).enumerate().skip(n_known) {
+        if Instant::now() >= end {
+            all = !saved.has(&key);
+            break;
+        }
+        let full = |cache: &KvCache| cache.pages_in_use() >= shared.max_pages;
+        if full(cache) && saved.has(&key) {
+            prefix.evict(cache, Some(saved));
+        }
+        if full(cache) {
+            break;
+        }
+        let Some(page) = saved.read(&key, depth, cache.page_bytes()) else { break };
+        pages.push(cache.restore_page(&page));
+    }
+    prefix.insert(cache, &tokens[..pages.len() * PAGE_TOKENS], &pages);
+    pages.iter().for_each(|&page| cache.release_page(page));
+    all
+}
+
 impl Shared {
     fn close(&self, grace: Duration) {
         let mut inbox = lock(&self.inbox);
@@ -551,7 +605,11 @@ impl Shared {
 
     fn run(&self) {
         let mut scheduler = Scheduler::new(self);
-        let broken = catch_unwind(AssertUnwindSafe(|| scheduler.work())).is_err();
+        let broken = catch_unwind(AssertUnwindSafe(|| {
+            scheduler.work();
+            scheduler.save_all();
+        }))
+        .is_err();
         if broken {
             // First the door, so that nobody waits in front of it.
             lock(&self.inbox).state = State::Failed;
@@ -754,7 +812,7 @@ impl<'e> Scheduler<'e> {
             }
             let Some(job) = self.waiting.remove(next) else { return };
             let seq = self.cache.new_sequence();
-            self.running.push(Running { job, seq, planned: 0 });
+            self.running.push(Running { job, seq, planned: 0, restoring: false });
         }
     }
 
@@ -762,17 +820,34 @@ impl<'e> Scheduler<'e> {
     /// but the last. That is done as late as possible: of equal prompts that come together, most
     /// wait until one is processed and take its pages.
     fn reuse(&mut self) {
-        for Running { job, seq, .. } in &self.running {
-            if job.cache_prompt && self.cache.len(*seq) == 0 {
-                let (n, pages) = self.prefix.lookup(&job.tokens[..job.tokens.len() - 1]);
-                self.cache.adopt(*seq, &pages, n);
+        let end = Instant::now() + FILE_TIME.0;
+        let Self { shared, running, cache, prefix, .. } = self;
+        for Running { job, seq, restoring, .. } in running {
+            if job.cache_prompt && cache.len(*seq) == 0 {
+                let tokens = &job.tokens[..job.tokens.len() - 1];
+                *restoring = !restore(shared, prefix, cache, tokens, end);
+                if !*restoring {
+                    let (n, pages) = prefix.lookup(tokens);
+                    cache.adopt(*seq, &pages, n);
+                }
             }
+        }
+    }
+
+    /// Saves what the prefix cache holds.
+    fn save_all(&mut self) {
+        let Some(saved) = &self.shared.saved else { return };
+        let end = Instant::now() + FILE_TIME.1;
+        let left = self.prefix.save_all(&self.cache, saved, end);
+        if left > 0 {
+            let pages = self.prefix.n_pages();
+            tracing::warn!(left, pages, "there was no time to save all prefixes");
         }
     }
 
     /// Tells those that the next step is the first for.
     fn announce(&mut self) {
-        for Running { job, seq, planned } in &mut self.running {
+        for Running { job, seq, planned, .. } in &mut self.running {
             if *planned > 0 && job.started.is_none() {
                 let (now, n_cached) = (Instant::now(), self.cache.len(*seq));
                 job.started = Some(now);
@@ -802,7 +877,8 @@ impl<'e> Scheduler<'e> {
         for (running, &left) in self.running.iter_mut().zip(&left) {
             running.planned = usize::from(left == 1);
         }
-        let mut prompts: Vec<usize> = (0..left.len()).filter(|&i| left[i] > 1).collect();
+        let begins = |&i: &usize| left[i] > 1 && !self.running[i].restoring;
+        let mut prompts: Vec<usize> = (0..left.len()).filter(begins).collect();
         let oldest = prompts.iter().copied().min_by_key(|&i| self.running[i].job.id);
         prompts.sort_by_key(|&i| (left[i], self.running[i].job.id));
         // The oldest has half for certain; what is left over goes to the others, shortest first.
@@ -827,7 +903,7 @@ impl<'e> Scheduler<'e> {
             if self.cache.pages_in_use() + needed <= self.shared.max_pages {
                 return self.running.iter().any(|running| running.planned > 0);
             }
-            if self.prefix.evict(&mut self.cache) {
+            if self.prefix.evict(&mut self.cache, self.shared.saved.as_ref()) {
                 continue;
             }
             let youngest = (0..self.running.len()).max_by_key(|&i| self.running[i].job.id);
@@ -845,7 +921,7 @@ impl<'e> Scheduler<'e> {
         let engine = &shared.engine;
         batch.clear();
         let mut n_prompt_tokens = 0;
-        for Running { job, seq, planned } in &*running {
+        for Running { job, seq, planned, .. } in &*running {
             let done = cache.len(*seq);
             let last = job.tokens.len() - 1;
             let ids = job.tokens.iter().enumerate().skip(done).take(*planned);
@@ -869,7 +945,7 @@ impl<'e> Scheduler<'e> {
         let mut rows = logits.chunks_exact(n_vocab);
         let mut ended = Vec::new();
         let mut prompts_done = Vec::new();
-        for (index, Running { job, seq, planned }) in running.iter_mut().enumerate() {
+        for (index, Running { job, seq, planned, .. }) in running.iter_mut().enumerate() {
             if *planned == 0 {
                 continue;
             }

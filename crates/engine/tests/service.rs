@@ -3,8 +3,8 @@
 use hurtle_engine::constraint::{Constraint, ConstraintError, TokenMask};
 use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{
-    Engine, EngineOptions, Event, Finished, GenerationParams, Request, Service, ServiceOptions,
-    StopReason, SubmitError, Ticket,
+    Arithmetic, Engine, EngineOptions, Event, Finished, GenerationParams, KvType, PrefixDir,
+    Request, Service, ServiceOptions, StopReason, SubmitError, Ticket,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -184,6 +184,96 @@ fn prefixes_make_room_for_others() {
     let ids = prompt(service.engine(), 0, 300);
     let refused = submit(&service, Request::new(ids, params(1, 1))).unwrap_err();
     assert!(matches!(refused, SubmitError::KvMemory { needed: 301, budget: 256 }), "{refused}");
+}
+
+fn request_with_logprobs(ids: &[u32]) -> Request {
+    Request { logprobs: Some(5), ..Request::new(ids.to_vec(), params(3, 40)) }
+}
+
+/// Tokens and log-probabilities, and how many tokens of the prompt were known.
+fn ask_with_logprobs(service: &Service, ids: &[u32]) -> (String, usize) {
+    let (_ticket, events) = submit(service, request_with_logprobs(ids)).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).expect("an event") {
+            Event::Token(token) => tokens.push(token),
+            Event::Finished(finished) => return (format!("{tokens:?}"), finished.n_cached),
+            Event::Failed(error) => panic!("{error}"),
+            Event::Started { .. } | Event::Prompt { .. } => {}
+        }
+    }
+}
+
+#[test]
+fn saved_prefixes_give_the_same_bits_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = || {
+        let prefix_dir = Some(PrefixDir::open(folder.path(), 1 << 30).unwrap());
+        ServiceOptions { prefix_dir, ..Default::default() }
+    };
+    let ids = prompt(&golden(1), 0, 300);
+    let first = {
+        let service = Service::start(golden(1), options()).unwrap();
+        let answer = ask_with_logprobs(&service, &ids);
+        service.shutdown(Duration::from_secs(60));
+        answer
+    };
+    let again = ask_with_logprobs(&Service::start(golden(2), options()).unwrap(), &ids);
+    assert_eq!(again, (first.0.clone(), 256), "whole pages, with another number of threads");
+
+    // Dropping saves as well, answers included: 300 + 39 tokens make 5 pages.
+    let mut longer = ids.clone();
+    let fresh = Service::start(golden(1), ServiceOptions::default()).unwrap();
+    longer.extend(ask(&fresh, Request::new(ids.clone(), params(3, 40))).ids);
+    let answer = ask_with_logprobs(&Service::start(golden(1), options()).unwrap(), &longer);
+    assert_eq!(answer, (ask_with_logprobs(&fresh, &longer).0, 320));
+
+    // Other arithmetic or other types of keys: other bits, so that nothing is found.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/archs/llama.gguf");
+    let base = || EngineOptions { ctx_size: Some(1024), threads: Some(1), ..Default::default() };
+    let others = [
+        EngineOptions { arithmetic: Arithmetic::Exact, ..base() },
+        EngineOptions { kv_type_k: KvType::BF16, ..base() },
+    ];
+    for other in others {
+        let service = Service::start(Engine::load(&path, &other).unwrap(), options()).unwrap();
+        assert_eq!(ask_with_logprobs(&service, &ids).1, 0, "{other:?}");
+    }
+
+    // What is damaged is computed.
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[200] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let service = Service::start(golden(1), options()).unwrap();
+    assert_eq!(ask_with_logprobs(&service, &ids), (first.0, 0));
+}
+
+#[test]
+fn what_memory_has_no_room_for_comes_back_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = golden(1).model().kv_cache(Default::default(), Default::default()).page_bytes();
+    let prefix_dir = Some(PrefixDir::open(folder.path(), 1 << 30).unwrap());
+    let kv_bytes = Some(6 * page as u64);
+    let options = ServiceOptions { kv_bytes, prefix_dir, ..Default::default() };
+    let service = Service::start(golden(1), options).unwrap();
+    let prompts: Vec<_> = (0..4).map(|start| prompt(service.engine(), start, 200)).collect();
+    let first: Vec<_> = prompts.iter().map(|ids| ask_with_logprobs(&service, ids)).collect();
+    assert!(first.iter().all(|(_, n_cached)| *n_cached == 0));
+    for _ in 0..2 {
+        for (ids, first) in prompts.iter().zip(&first) {
+            assert_eq!(ask_with_logprobs(&service, ids), (first.0.clone(), 192));
+            settled(&service);
+        }
+    }
+    // Many at once, more than there is memory for.
+    let running = prompts.iter().map(|ids| submit(&service, request_with_logprobs(ids)).unwrap());
+    for (_ticket, events) in running.collect::<Vec<_>>() {
+        hear(&events);
+    }
+    settled(&service);
 }
 
 #[test]

@@ -441,9 +441,22 @@ impl KvPages {
         }
     }
 
-    pub(crate) fn page(&self, page: u32) -> &[u8] {
+    /// The bytes of a page, to be kept elsewhere and given to [`page_mut`](Self::page_mut) of pages of the same shape.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn page(&self, page: u32) -> &[u8] {
         let (slab, at) = self.place(page);
         bytemuck::cast_slice(&self.slabs[slab][at..at + self.page_lines])
+    }
+
+    /// The same, to be written.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
+        let (slab, at) = self.place(page);
+        bytemuck::cast_slice_mut(&mut self.slabs[slab][at..at + self.page_lines])
     }
 
     fn place(&self, page: u32) -> (usize, usize) {

@@ -162,6 +162,26 @@ impl KvCache {
         release(&mut self.holders, &mut self.free_pages, page);
     }
 
+    /// The bytes of a page.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn page(&self, page: u32) -> &[u8] {
+        self.pages.page(page)
+    }
+
+    /// A page of these bytes, which were those of a page of an equal cache. The caller holds it, until
+    /// [`release_page`](Self::release_page).
+    ///
+    /// # Panics
+    /// If `bytes` are not as many as a page has.
+    pub fn restore_page(&mut self, bytes: &[u8]) -> u32 {
+        assert_eq!(bytes.len(), self.page_bytes(), "bytes of a page");
+        let page = self.new_page();
+        self.pages.page_mut(page).copy_from_slice(bytes);
+        page
+    }
+
     /// How many hold a page.
     pub fn holders(&self, page: u32) -> usize {
         self.holders[page as usize] as usize

@@ -15,6 +15,8 @@ pub enum ErrorKind {
     NotFound,
     /// There is something at this path, but not for this method.
     WrongMethod,
+    /// The request did not come in time.
+    TooSlow,
     /// The body is larger than allowed.
     TooLarge,
     /// Too many requests wait already.
@@ -29,12 +31,13 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kind, HTTP status, OpenAI's type, Anthropic's type.
-    const TABLE: [(Self, u16, &'static str, &'static str); 10] = [
+    const TABLE: [(Self, u16, &'static str, &'static str); 11] = [
         (Self::Invalid, 400, "invalid_request_error", "invalid_request_error"),
         (Self::Unauthorized, 401, "authentication_error", "authentication_error"),
         (Self::Forbidden, 403, "permission_error", "permission_error"),
         (Self::NotFound, 404, "not_found_error", "not_found_error"),
         (Self::WrongMethod, 405, "invalid_request_error", "invalid_request_error"),
+        (Self::TooSlow, 408, "timeout_error", "timeout_error"),
         (Self::TooLarge, 413, "invalid_request_error", "request_too_large"),
         (Self::QueueFull, 429, "rate_limit_error", "rate_limit_error"),
         (Self::Unavailable, 503, "unavailable_error", "overloaded_error"),
@@ -160,6 +163,7 @@ mod tests {
             (Forbidden, 403),
             (NotFound, 404),
             (WrongMethod, 405),
+            (TooSlow, 408),
             (TooLarge, 413),
             (QueueFull, 429),
             (Unavailable, 503),

@@ -11,6 +11,7 @@
 //! the API that knows them.
 #![forbid(unsafe_code)]
 
+pub mod connections;
 pub mod error;
 pub mod keep_alive;
 pub mod models;
@@ -32,7 +33,7 @@ use hurtle_engine::sampler::SamplerParams;
 use hurtle_engine::{Engine, ServiceOptions, ShutdownReport};
 use hurtle_text::ChatTemplate;
 use models::{Catalog, Models};
-use origin::Origins;
+use origin::{Hosts, Origins};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,10 @@ pub struct ServerOptions {
     pub limits: Limits,
     /// Web pages that may use the server, beside its own.
     pub origins: Origins,
+    /// Names under which it may be asked.
+    pub hosts: Hosts,
+    /// How long the next piece of a body may take.
+    pub read_timeout: Duration,
 }
 
 impl Default for ServerOptions {
@@ -65,6 +70,8 @@ impl Default for ServerOptions {
             sampler: SamplerParams::default(),
             limits: Limits::default(),
             origins: Origins::default(),
+            hosts: Hosts::default(),
+            read_timeout: Duration::from_secs(30),
         }
     }
 }

@@ -9,6 +9,7 @@ mod pull;
 mod responses;
 
 use crate::ServerOptions;
+use crate::connections::ReadTimeout;
 use crate::error::{ApiError, ErrorKind};
 use crate::fill_in;
 use crate::messages::{Messages, Reading};
@@ -101,13 +102,19 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Records a request, and refuses it if it comes from a web page that is not let in.
+/// Records a request, and refuses it if it comes from a web page that is not let in, or does not come.
 async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let times = Arc::clone(&shared.times);
-    let serve = async |request: Request| match shared.options.origins.check(&request) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    };
+    let ServerOptions { hosts, origins, read_timeout, .. } = &shared.options;
+    let serve =
+        async |request: Request| match hosts.check(&request).and_then(|()| origins.check(&request))
+        {
+            Ok(()) => {
+                let run = async |request| next.run(request).await;
+                ReadTimeout(*read_timeout).serve(request, run).await
+            }
+            Err(error) => error.into_response(),
+        };
     observe::observe(times, request, serve).await
 }
 

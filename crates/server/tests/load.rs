@@ -5,7 +5,7 @@
 //! Some seconds by default; for longer:
 //! `HURTLE_LOAD_CLIENTS=64 HURTLE_LOAD_SECONDS=600 cargo test --profile checked -p hurtle-server --test load -- --nocapture`
 use hurtle_engine::{Arithmetic, Engine, EngineOptions, KvType, ServiceOptions};
-use hurtle_server::{Server, ServerOptions};
+use hurtle_server::{Server, ServerOptions, connections};
 use hurtle_text::ChatTemplate;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
@@ -257,7 +257,8 @@ fn answers_are_those_given_alone_whoever_else_is_there() {
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address");
     let server = server();
-    runtime.spawn(axum::serve(listener, server.router()).into_future());
+    let (time, never) = (Duration::from_secs(30), std::future::pending());
+    runtime.spawn(connections::serve(listener, server.router(), time, never));
 
     let questions = questions();
     let alone: Vec<String> = questions

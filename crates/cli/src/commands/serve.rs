@@ -8,11 +8,12 @@ use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
-use hurtle_engine::{EngineOptions, ServiceOptions, ShutdownReport};
+use hurtle_engine::{EngineOptions, PrefixDir, ServiceOptions, ShutdownReport};
 use hurtle_hub::Origin;
+use hurtle_server::connections;
 use hurtle_server::keep_alive::KeepAlive;
 use hurtle_server::models::{Catalog, Load, Source};
-use hurtle_server::origin::Origins;
+use hurtle_server::origin::{Hosts, Origins};
 use hurtle_server::tls::{Tls, TlsListener};
 use hurtle_server::{Limits, Server, ServerOptions};
 use hurtle_text::ChatTemplate;
@@ -73,6 +74,18 @@ pub(crate) struct ServeArgs {
     /// Origin whose web pages may use the server, such as https://example.com; may be repeated; *: all
     #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
     cors_origin: Vec<String>,
+    /// Folder where prompts that were processed are kept for the next start, and when memory is short
+    #[arg(long, value_name = "DIR", help_heading = "Server")]
+    prefix_dir: Option<PathBuf>,
+    /// Most bytes in it; what was not used for the longest time goes first
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 30, requires = "prefix_dir", help_heading = "Server")]
+    prefix_dir_size: u64,
+    /// Name under which this server may be asked when it listens on a loopback address, beside localhost; may be repeated
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    allowed_host: Vec<String>,
+    /// Seconds that a client has for the head of a request, and for each piece of its body
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30", help_heading = "Server")]
+    read_timeout: Duration,
     /// PEM file with the private key, for https
     #[arg(long, value_name = "FILE", requires = "ssl_cert_file", help_heading = "Server")]
     ssl_key_file: Option<PathBuf>,
@@ -172,6 +185,10 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         keep_alive: args.keep_alive,
         memory: Machine::read(Path::new("/")).usable_memory(),
     };
+    let prefix_dir = args.prefix_dir.as_ref().map(|dir| {
+        let opened = PrefixDir::open(dir, args.prefix_dir_size);
+        opened.with_context(|| format!("--prefix-dir {}: cannot be opened", dir.display()))
+    });
     let options = ServerOptions {
         model: catalog.named[0].name.clone(),
         api_keys,
@@ -179,6 +196,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         service: ServiceOptions {
             max_sequences: args.parallel as usize,
             queue: args.queue,
+            prefix_dir: prefix_dir.transpose()?,
             ..ServiceOptions::default()
         },
         sampler,
@@ -188,6 +206,12 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
             timeout: args.timeout,
         },
         origins,
+        // Who asks for another name by https does not trust the certificate.
+        hosts: match tls.is_some() && args.allowed_host.is_empty() {
+            true => Hosts::Any,
+            false => Hosts::of(args.host, &args.allowed_host),
+        },
+        read_timeout: args.read_timeout,
     };
     let server = Server::with_models(catalog, options).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
@@ -250,17 +274,15 @@ async fn listen(
         None => {
             // Tokens go out as they come; that it cannot be had changes nothing else.
             let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
-            tokio::spawn(serve.into_future())
+            tokio::spawn(connections::serve(listener, router, args.read_timeout, graceful))
         }
         Some(tls) => {
             let listener = TlsListener::new(listener, tls)?;
-            let serve = axum::serve(listener, router).with_graceful_shutdown(graceful);
-            tokio::spawn(serve.into_future())
+            tokio::spawn(connections::serve(listener, router, args.read_timeout, graceful))
         }
     };
     tokio::select! {
-        ended = &mut serving => { ended??; }
+        ended = &mut serving => ended?,
         signal = signalled() => signal?,
     }
     say(&format!("stopping: answers in progress have {} s", args.shutdown_timeout));

@@ -2,7 +2,8 @@
 use crate::common::{ask, golden, method, options, post, refused, send, server, server_of};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use hurtle_server::origin::Origins;
+use hurtle_server::connections;
+use hurtle_server::origin::{Hosts, Origins};
 use hurtle_server::tls::{Tls, TlsListener};
 use hurtle_server::{Limits, Server, ServerOptions};
 use serde_json::{Value, json};
@@ -203,6 +204,72 @@ async fn pages_of_others_are_let_in_only_if_the_server_says_so() {
 }
 
 #[tokio::test]
+async fn a_page_that_gives_its_name_our_address_is_refused() {
+    let hosts = Hosts::of([127, 0, 0, 1].into(), &["a.example".to_owned()]);
+    let server = server_of(&golden("llama.gguf"), ServerOptions { hosts, ..options() });
+    for (host, status) in [("localhost:8080", 200), ("a.example", 200), ("b.example:8080", 403)] {
+        for path in ["/", "/health", "/v1/models"] {
+            let request = Request::get(path).header("host", host).body(Body::empty());
+            let (found, text) = send(&server, request.expect("a request")).await;
+            assert_eq!(found.as_u16(), status, "{host} {path}: {text}");
+            assert_eq!(text.contains("--allowed-host b.example"), status == 403, "{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_finish_a_request_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let read_timeout = Duration::from_millis(300);
+    let server = server_of(&golden("llama.gguf"), ServerOptions { read_timeout, ..options() });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let serving = connections::serve(listener, server.router(), read_timeout, stopped);
+    let serving = tokio::spawn(serving);
+    // What is sent in pieces, and all that is answered until the server closes.
+    let talk = async |pieces: &[&str], pause: Duration| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        for piece in pieces {
+            if stream.write_all(piece.as_bytes()).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        let mut reply = Vec::new();
+        // A connection that is closed while something was on its way is reset.
+        let _ = stream.read_to_end(&mut reply).await;
+        String::from_utf8_lossy(&reply).into_owned()
+    };
+    let at_once = Duration::ZERO;
+    let head = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 16\r\n\r\n";
+    // Nothing; part of a head; a head whose lines never end; HTTP/2's beginning.
+    assert_eq!(talk(&[], at_once).await, "");
+    assert_eq!(talk(&["GET /health HT"], at_once).await, "");
+    let endless = [&["GET / HTTP/1.1\r\n"][..], &["a: b\r\n"; 40]].concat();
+    assert_eq!(talk(&endless, Duration::from_millis(50)).await, "");
+    talk(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], at_once).await;
+    // Part of a body, and one of which a byte comes now and then, for ever.
+    let part = talk(&[head, "{\"content\""], at_once).await;
+    assert!(part.starts_with("HTTP/1.1 408") && part.contains("--read-timeout"), "{part}");
+    let long = head.replace("16", "1000");
+    let drops = [&[long.as_str()][..], &["{"; 100]].concat();
+    let dripped = talk(&drops, Duration::from_millis(50)).await;
+    assert!(dripped.is_empty() || dripped.starts_with("HTTP/1.1 408"), "{dripped}");
+    // A client that takes its time is served, and its connection is closed when it asks for nothing more.
+    let whole = talk(&[head, "{\"content\"", ": \"a\"}"], Duration::from_millis(20)).await;
+    assert!(whole.starts_with("HTTP/1.1 200") && whole.contains("tokens"), "{whole}");
+
+    let mut idle = tokio::net::TcpStream::connect(address).await.expect("connected");
+    idle.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
+    idle.read_u8().await.expect("a reply");
+    drop(stop);
+    serving.await.expect("all connections have ended");
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
 async fn after_a_shutdown_the_server_is_not_healthy() {
     let server = server("llama");
     let (status, _) = method(&server, Method::GET, "/health", "").await;
@@ -234,8 +301,8 @@ async fn a_client_that_trusts_the_certificate_is_served() {
     let address = listener.local_addr().expect("an address");
     let tls = Tls::read(&key, &certificate).expect("TLS");
     let listener = TlsListener::new(listener, tls).expect("listening");
-    let router = server("llama").router();
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    let (router, time) = (server("llama").router(), Duration::from_secs(30));
+    tokio::spawn(connections::serve(listener, router, time, std::future::pending()));
 
     // One that says nothing, and one that speaks plainly, hold up nobody.
     let _silent = tokio::net::TcpStream::connect(address).await.expect("connected");
