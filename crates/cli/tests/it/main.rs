@@ -6,6 +6,8 @@ mod common;
 mod doctor;
 mod model;
 mod profile;
+#[cfg(unix)]
+mod serve;
 mod synth;
 #[cfg(unix)]
 mod terminal;
