@@ -67,18 +67,14 @@ impl PrefixDir {
             // What is deleted meanwhile is not there.
             let Ok(metadata) = entry.metadata() else { continue };
             let used = metadata.modified().unwrap_or(UNIX_EPOCH);
-            match entry.file_name().to_str() {
-                Some(name) if name.ends_with(".kv.tmp") => {
-                    if used.elapsed().is_ok_and(|age| age > LEFT_OVER) {
-                        let _ = fs::remove_file(entry.path());
-                    }
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.ends_with(".kv.tmp") {
+                if used.elapsed().is_ok_and(|age| age > LEFT_OVER) {
+                    let _ = fs::remove_file(entry.path());
                 }
-                Some(name) => {
-                    if let Some(key) = name.strip_suffix(".kv").and_then(key_of) {
-                        index.add(key, used, metadata.len());
-                    }
-                }
-                None => {}
+            } else if let Some(key) = name.strip_suffix(".kv").and_then(key_of) {
+                index.add(key, used, metadata.len());
             }
         }
         index.trim(0);

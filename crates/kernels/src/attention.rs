@@ -453,6 +453,7 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
 
 /// Scores of `N` tiles for some rows.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name tiles and values")]
 unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
     task: &Task<'_>,
     tile: usize,
@@ -542,7 +543,6 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
 
 /// Adds the products of some values of keys and queries.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name rows, tiles and vectors")]
 unsafe fn add_products<L: Lanes, const P: usize, const H: usize>(
     keys: &[&[[f32; TILE]]; P],
     queries: &[&[f32]; H],
@@ -671,7 +671,6 @@ unsafe fn add_some<L: Lanes, const H: usize>(
 
 /// Adds vectors `d` to `d + D - 1` of some positions to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name rows and vectors")]
 unsafe fn add<L: Lanes, const H: usize, const D: usize>(
     values: [&[[f32; LANES]]; D],
     weights: [&[f32]; H],

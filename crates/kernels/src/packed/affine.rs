@@ -112,6 +112,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "indices name groups and tokens")]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
         tokens: Tile<'_, SuperBlock, T>,

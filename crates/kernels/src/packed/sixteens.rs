@@ -221,6 +221,7 @@ impl<W: Type> Kernel for Sixteens<W> {
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "indices name groups and tokens")]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
         tokens: Tile<'_, SuperBlock, T>,
