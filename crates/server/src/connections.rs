@@ -6,7 +6,7 @@
 //! ```
 //! A connection costs a descriptor and memory, so that somebody who opens many and sends a byte now and then
 //! would keep others out. A head has to come within the time that a connection may be idle; a body that does not
-//! come is [`ReadTimeout`]'s.
+//! come is `ReadTimeout`'s.
 use crate::error::{ApiError, ErrorKind};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
