@@ -239,40 +239,18 @@ pub(crate) use shells;
 /// Writes the integer shells of one instruction set.
 macro_rules! int_shells {
     ($lanes:ty $(, $feature:literal)?) => {
-        /// A panel of packed rows times some tokens; see [`crate::packed::multiply`].
-        $(#[target_feature(enable = $feature)])?
-        #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
-        pub(crate) fn multiply<K: $crate::packed::Kernel>(
-            panel: &[$crate::memory::Line],
-            x: &[K::Activations],
-            n_tokens: usize,
-            tokens: std::ops::Range<usize>,
-            out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]),
-        ) {
-            // SAFETY: this function has the features that its lanes need.
-            unsafe { $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out) }
-        }
+        use $crate::packed::Kernel;
 
-        /// Panels of packed rows times many tokens; see [`crate::packed::swept::sweep`].
-        $(#[target_feature(enable = $feature)])?
-        #[allow(unused_unsafe, clippy::allow_attributes, reason = "the scalar shell is a safe function")]
-        pub(crate) fn sweep<K: $crate::packed::Kernel>(
-            panels: &[$crate::memory::Line],
-            n_panels: usize,
-            x: &[K::Activations],
-            n_tokens: usize,
-            tokens: std::ops::Range<usize>,
-            buffer: &mut [$crate::memory::Line],
-            out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]),
-        ) {
-            // SAFETY: this function has the features that its lanes need.
-            unsafe {
-                $crate::packed::swept::sweep::<$lanes, K>(
-                    panels, n_panels, x, n_tokens, tokens, buffer, out,
-                );
-            }
-        }
-
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            multiply[K: Kernel](panel: &[$crate::memory::Line], x: &[K::Activations], n_tokens: usize,
+                tokens: std::ops::Range<usize>, out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]))
+            = $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            sweep[K: Kernel](panels: &[$crate::memory::Line], n_panels: usize, x: &[K::Activations],
+                n_tokens: usize, tokens: std::ops::Range<usize>, buffer: &mut [$crate::memory::Line],
+                out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]))
+            = $crate::packed::swept::sweep::<$lanes, K>(
+                panels, n_panels, x, n_tokens, tokens, buffer, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             read_lines(lines: &[$crate::memory::Line], ahead: usize) -> [f32; $crate::arch::LANES]
             = $crate::roofline::read_lines::<$lanes>(lines, ahead));

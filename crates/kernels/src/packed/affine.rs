@@ -83,7 +83,6 @@ impl<Q: Quants> Kernel for Affine<Q> {
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = Q::HIGH_LINES + 32;
-    const UNPACKED: usize = super_blocks::UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()
@@ -197,21 +196,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
         out
     }
 
-    #[inline(always)]
-    unsafe fn unpack<L: IntLanes>(block: &[Line], _: usize, to: &mut [Line]) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { super_blocks::unpack::<L, Self>(block, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_products<L: IntLanes, const T: usize>(
-        unpacked: &[Line],
-        x: &[SuperBlock; T],
-        sums: &mut [L::Floats; T],
-    ) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
-    }
+    super_blocks::unpacked!();
 }
 
 impl<Q: Quants> SuperBlocks for Affine<Q> {

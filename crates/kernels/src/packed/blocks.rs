@@ -377,6 +377,7 @@ impl<W: Type> Kernel for Blocks<W> {
         }
         out
     }
+
     #[inline(always)]
     unsafe fn unpack<L: IntLanes>(lines: &[Line], slot: usize, to: &mut [Line]) {
         let (header, quants) = lines.split_at(1);

@@ -210,7 +210,6 @@ impl<W: Type> Kernel for Sixteens<W> {
     const SHARE: usize = 1;
     const HEADER: usize = W::HEADER;
     const LINES: usize = W::LINES;
-    const UNPACKED: usize = super_blocks::UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()
@@ -305,21 +304,7 @@ impl<W: Type> Kernel for Sixteens<W> {
         out
     }
 
-    #[inline(always)]
-    unsafe fn unpack<L: IntLanes>(block: &[Line], _: usize, to: &mut [Line]) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { super_blocks::unpack::<L, Self>(block, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_products<L: IntLanes, const T: usize>(
-        unpacked: &[Line],
-        x: &[SuperBlock; T],
-        sums: &mut [L::Floats; T],
-    ) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
-    }
+    super_blocks::unpacked!();
 }
 
 impl<W: Type> SuperBlocks for Sixteens<W> {

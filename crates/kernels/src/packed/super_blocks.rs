@@ -52,7 +52,7 @@ struct Unpacked {
     factors: Factors,
 }
 
-/// See [`Kernel::UNPACKED`].
+/// Lines of an unpacked super-block.
 pub(crate) const UNPACKED: usize = size_of::<Unpacked>() / size_of::<Line>();
 
 const fn n_groups<K: SuperBlocks>() -> usize {
@@ -162,3 +162,31 @@ pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
         }
     }
 }
+
+/// What [`Kernel`] says of unpacked blocks, for all types in super-blocks.
+macro_rules! unpacked {
+    () => {
+        const UNPACKED: usize = $crate::packed::super_blocks::UNPACKED;
+
+        #[inline(always)]
+        unsafe fn unpack<L: $crate::arch::IntLanes>(
+            block: &[$crate::memory::Line],
+            _: usize,
+            to: &mut [$crate::memory::Line],
+        ) {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { $crate::packed::super_blocks::unpack::<L, Self>(block, to) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_products<L: $crate::arch::IntLanes, const T: usize>(
+            unpacked: &[$crate::memory::Line],
+            x: &[$crate::activations::SuperBlock; T],
+            sums: &mut [L::Floats; T],
+        ) {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { $crate::packed::super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
+        }
+    };
+}
+pub(crate) use unpacked;
