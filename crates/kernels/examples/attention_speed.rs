@@ -1,4 +1,5 @@
-//! How fast attention over a prompt's last chunk is, and over a single token:
+//! How fast attention over a prompt's last chunk is, and over a single token, for a layer of many, so
+//! that keys and values come from memory:
 //! `cargo run --release -p hurtle-kernels --example attention_speed [CONTEXT] [THREADS]`
 
 use hurtle_kernels::attention::{Layer, Token, attention};
@@ -9,6 +10,9 @@ use std::time::{Duration, Instant};
 /// Query heads, KV heads and values of a head, as in Qwen2.5 1.5B and Llama 2 7B.
 const SHAPES: [(usize, usize, usize); 2] = [(12, 2, 128), (32, 32, 128)];
 
+/// Bytes of keys and values, about: more than caches hold.
+const MEMORY: usize = 400 << 20;
+
 fn main() {
     let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
     let context: usize = args.next().unwrap_or(4096).max(512);
@@ -17,8 +21,16 @@ fn main() {
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads };
     for (n_heads, n_kv_heads, dim) in SHAPES {
         for ty in KvType::ALL {
-            let kv = KvLayer::new(0, (ty, ty), n_kv_heads, dim, dim);
-            let mut pages = KvPages::new(kv.end());
+            let layer_at = |start| KvLayer::new(start, (ty, ty), n_kv_heads, dim, dim);
+            let n_layers = (MEMORY / (layer_at(0).bytes_per_token() * context)).clamp(1, 28);
+            let layers: Vec<KvLayer> = (0..n_layers)
+                .scan(0, |start, _| {
+                    let kv = layer_at(*start);
+                    *start = kv.end();
+                    Some(kv)
+                })
+                .collect();
+            let mut pages = KvPages::new(layers[n_layers - 1].end());
             let row: Vec<f32> = (0..n_kv_heads * dim).map(|i| (i as f32 * 0.37).sin()).collect();
             let mut page_ids = Vec::new();
             for pos in 0..context {
@@ -26,11 +38,11 @@ fn main() {
                     page_ids.push(pages.push());
                 }
                 let page = page_ids[pos / PAGE_TOKENS];
-                pages.store(exec.isa, &kv, page, pos % PAGE_TOKENS, &row, &row);
+                for kv in &layers {
+                    pages.store(exec.isa, kv, page, pos % PAGE_TOKENS, &row, &row);
+                }
             }
             let scale = 1.0 / (dim as f32).sqrt();
-            let layer =
-                Layer { n_heads, kv: &kv, scale, soft_cap: None, window: None, sinks: None };
             for n_tokens in [1, 512] {
                 let first = context - n_tokens;
                 let q: Vec<f32> =
@@ -38,19 +50,26 @@ fn main() {
                 let mut out = vec![0.0; q.len()];
                 let mut scratch = Vec::new();
                 let mut best = Duration::MAX;
-                for _ in 0..3 {
+                let layers = if n_tokens == 1 { &layers } else { &layers[..1] };
+                for _ in 0..5 {
                     let start = Instant::now();
-                    let token = |i| Token { page_ids: &page_ids, pos: first + i };
-                    attention(exec, &layer, &pages, token, &q, &mut scratch, &mut out);
-                    best = best.min(start.elapsed());
+                    for kv in layers {
+                        let layer =
+                            Layer { n_heads, kv, scale, soft_cap: None, window: None, sinks: None };
+                        let token = |i| Token { page_ids: &page_ids, pos: first + i };
+                        attention(exec, &layer, &pages, token, &q, &mut scratch, &mut out);
+                    }
+                    best = best.min(start.elapsed() / layers.len() as u32);
                 }
                 let seen: usize = (first + 1..=context).sum();
                 let flops = 4.0 * (seen * n_heads * dim) as f64;
+                let n_bytes = (layers[0].bytes_per_token() * context) as f64;
                 println!(
                     "{n_heads}/{n_kv_heads} heads of {dim}, {ty}, {n_tokens} tokens at {first}: \
-                     {:.3} ms, {:.1} GFLOPS",
+                     {:.3} ms, {:.1} GFLOPS, {:.1} GB/s",
                     best.as_secs_f64() * 1e3,
                     flops / best.as_secs_f64() / 1e9,
+                    n_bytes / best.as_secs_f64() / 1e9,
                 );
             }
         }

@@ -19,11 +19,12 @@
 //! of each token, meet a span together. Two vectors at a time of its keys, and then of its values,
 //! are widened to f32 and stay in L1 while all rows pass, as many at a time as registers hold sums
 //! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order, those that its
-//! neighbours don't see by itself, so its sums are the same in any block.
+//! neighbours don't see by itself, so its sums are the same in any block. The rows of one token alone
+//! are too few for a copy to pay: they widen each vector as they meet it, to the same numbers.
 
 use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
-use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, with_kv};
+use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, Values, with_kv};
 use crate::share::Shared;
 use std::ops::Range;
 
@@ -87,6 +88,20 @@ impl Task<'_> {
     /// Query heads of all queries.
     fn n_rows(&self) -> usize {
         self.positions.len() * self.n_group()
+    }
+
+    /// Whether the rows are those of one token.
+    fn is_alone(&self) -> bool {
+        self.positions.len() == 1
+    }
+
+    /// Where the keys or the values of a position's page begin that a token alone may meet after
+    /// those at hand, to be fetched ahead: any address where there is no such page.
+    fn ahead(&self, pos: usize, at: impl Fn(&KvLayer, &[u8]) -> *const u8) -> *const u8 {
+        match self.page_ids.get(pos / PAGE_TOKENS) {
+            Some(&id) if pos <= self.positions[0] => at(self.layer.kv, self.pages.page(id)),
+            _ => std::ptr::null(),
+        }
     }
 
     /// The positions of the span that a query sees.
@@ -281,7 +296,9 @@ pub fn attention<'a>(
     }
     let partials = Shared::new(&mut scratch[..]);
     let (scores_len, vectors_len) = scratch_lens(layer.kv, n_group);
-    exec.for_chunks(total, 1, |pieces, worker| {
+    // Some in a row, so that what is fetched ahead serves the thread that fetches it.
+    let chunk = total / (8 * exec.n_threads);
+    exec.for_chunks(total, chunk, |pieces, worker| {
         for piece in pieces {
             let (mut t, mut i) = (0, piece);
             while i >= n_spans(t) * n_kv_heads {
@@ -453,7 +470,6 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
 
 /// Scores of `N` tiles for some rows.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name tiles and values")]
 unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
     task: &Task<'_>,
     tile: usize,
@@ -467,40 +483,76 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
     let tiles: [_; N] = std::array::from_fn(|p| {
         kv.keys::<K>(task.page((tile + p) * TILE), task.kv_head, (tile + p) % PER_PAGE)
     });
-    let keys = &mut vectors.as_chunks_mut::<TILE>().0[..N * dim];
+    let at = tile * TILE - task.start;
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        for p in 0..N {
-            let keys = &mut keys[p * dim..(p + 1) * dim];
-            for d in 0..dim {
-                tiles[p].load::<L>(d).store(&mut keys[d]);
+        if task.is_alone() {
+            let keys = std::array::from_fn(|p| tiles[p].stored());
+            // Next come the tiles that follow, or else the span's values.
+            let ahead = std::array::from_fn(|p| {
+                let tile = tile + N + p;
+                let pos = tile * TILE;
+                if pos < task.start + SPAN && pos <= task.positions[0] {
+                    task.ahead(pos, |kv, page| {
+                        kv.keys::<K>(page, task.kv_head, tile % PER_PAGE).stored().as_ptr().cast()
+                    })
+                } else {
+                    task.ahead(task.start, |kv, page| {
+                        let n_bytes = size_of_val(tiles[0].stored());
+                        kv.values_at(page, task.kv_head).wrapping_add(p * n_bytes)
+                    })
+                }
+            });
+            return score_rows::<L, K, K, N>(task, &tiles, keys, ahead, rows, at, scores);
+        }
+        let vectors = &mut vectors.as_chunks_mut::<TILE>().0[..N * dim];
+        for (keys, tile) in vectors.chunks_exact_mut(dim).zip(&tiles) {
+            for (to, key) in keys.iter_mut().zip(tile.stored()) {
+                K::load::<L>(key).store(to);
             }
         }
-        let keys = &*keys;
-        let at = tile * TILE - task.start;
+        let keys = std::array::from_fn(|p| &vectors[p * dim..(p + 1) * dim]);
+        score_rows::<L, K, f32, N>(task, &tiles, keys, [std::ptr::null(); N], rows, at, scores);
+    }
+}
+
+/// Scores of `N` tiles for some rows, which go to their columns from `at` on. `keys` are those of
+/// `tiles`, as they are or widened: `[dim_k][16]`. As much is fetched from `ahead`, if that is not null.
+#[inline(always)]
+unsafe fn score_rows<L: Lanes, K: Elem, E: Elem, const N: usize>(
+    task: &Task<'_>,
+    tiles: &[Tile<'_, K>; N],
+    keys: [&[[E::Stored; TILE]]; N],
+    mut ahead: [*const u8; N],
+    rows: Range<usize>,
+    at: usize,
+    scores: &mut [f32],
+) {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
         by_rows!(L, rows, |row, H| {
             if H * N <= L::SUMS {
-                let keys = std::array::from_fn(|p| &keys[p * dim..(p + 1) * dim]);
-                score::<L, K, N, H>(task, &tiles, keys, row, at, scores);
+                score::<L, K, E, N, H>(task, tiles, keys, ahead, row, at, scores);
             } else {
                 for p in 0..N {
-                    let keys = [&keys[p * dim..(p + 1) * dim]];
-                    let tile = std::array::from_ref(&tiles[p]);
-                    score::<L, K, 1, H>(task, tile, keys, row, at + p * TILE, scores);
+                    let (tile, at) = (std::array::from_ref(&tiles[p]), at + p * TILE);
+                    score::<L, K, E, 1, H>(task, tile, [keys[p]], [ahead[p]], row, at, scores);
                 }
             }
+            // Once is enough.
+            ahead = [std::ptr::null(); N];
         });
     }
 }
 
-/// Scores of `P` tiles for `H` rows, which go to their columns from `at` on. `keys` are those of
-/// `tiles`, widened: `[dim_k][16]`.
+/// The same of `P` tiles for `H` rows.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "indices name rows, tiles and vectors")]
-unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
+unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
     task: &Task<'_>,
     tiles: &[Tile<'_, K>; P],
-    keys: [&[[f32; TILE]]; P],
+    keys: [&[[E::Stored; TILE]]; P],
+    ahead: [*const u8; P],
     row: usize,
     at: usize,
     scores: &mut [f32],
@@ -519,7 +571,7 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
             while start < dim {
                 let end = dim.min(start + 32);
                 let mut parts = [[L::splat(0.0); H]; P];
-                add_products(&keys, &queries, start..end, &mut parts);
+                add_products::<L, E, P, H>(&keys, &ahead, &queries, start..end, &mut parts);
                 for p in 0..P {
                     let scale: L = tiles[p].scales(start);
                     for h in 0..H {
@@ -529,7 +581,7 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
                 start = end;
             }
         } else {
-            add_products(&keys, &queries, 0..dim, &mut sums);
+            add_products::<L, E, P, H>(&keys, &ahead, &queries, 0..dim, &mut sums);
         }
         let scale = L::splat(task.layer.scale);
         for p in 0..P {
@@ -543,8 +595,9 @@ unsafe fn score<L: Lanes, K: Elem, const P: usize, const H: usize>(
 
 /// Adds the products of some values of keys and queries.
 #[inline(always)]
-unsafe fn add_products<L: Lanes, const P: usize, const H: usize>(
-    keys: &[&[[f32; TILE]]; P],
+unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
+    keys: &[&[[E::Stored; TILE]]; P],
+    ahead: &[*const u8; P],
     queries: &[&[f32]; H],
     values: Range<usize>,
     sums: &mut [[L; H]; P],
@@ -564,7 +617,11 @@ unsafe fn add_products<L: Lanes, const P: usize, const H: usize>(
         for d in 0..n {
             let mut key = [L::splat(0.0); P];
             for p in 0..P {
-                key[p] = L::load(&key_values[p][d]);
+                key[p] = E::load(&key_values[p][d]);
+                if !ahead[p].is_null() {
+                    let offset = (values.start + d) * size_of::<[E::Stored; TILE]>();
+                    L::prefetch(ahead[p].wrapping_add(offset));
+                }
             }
             for h in 0..H {
                 let query = L::splat(query_values[h][d]);
@@ -589,6 +646,10 @@ pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
     let (width, n_group, n_rows) = (padded(kv.dim_v), task.n_group(), task.n_rows());
     for partial in partial.chunks_exact_mut(row_len(kv.dim_v)) {
         partial[..width].fill(0.0);
+    }
+    if task.is_alone() {
+        // SAFETY: the caller has the lanes' instruction set.
+        return unsafe { add_in_place::<L, V>(task, weights, partial) };
     }
     let seen = task.seen_by_any();
     let values = &mut vectors.as_chunks_mut::<LANES>().0[..VECTORS * SPAN];
@@ -634,6 +695,100 @@ pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
     }
 }
 
+/// Adds the values that a token alone sees to the sums of its rows.
+#[inline(always)]
+unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], partial: &mut [f32]) {
+    let kv = task.layer.kv;
+    let (row_len, n_vectors) = (row_len(kv.dim_v), padded(kv.dim_v) / LANES);
+    let seen = task.seen(0);
+    let mut pos = seen.start;
+    while pos < seen.end {
+        let rows = kv.values::<V>(task.page(pos), task.kv_head);
+        let end = seen.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
+        let columns = pos - task.start..end - task.start;
+        // Next come the values of the page that follows, or else the keys of the span that does.
+        let mut ahead = if end < task.start + SPAN {
+            task.ahead(end, |kv, page| kv.values_at(page, task.kv_head))
+        } else {
+            task.ahead(end, |kv, page| kv.keys_at(page, task.kv_head))
+        };
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            by_rows!(L, 0..task.n_rows(), |row, H| {
+                let mut weights_of = [&[][..]; H];
+                for h in 0..H {
+                    weights_of[h] = &weights[(row + h) * SPAN..][columns.clone()];
+                }
+                let partial = &mut partial[row * row_len..(row + H) * row_len];
+                let column = |vector: usize| Column::new(&rows, pos % PAGE_TOKENS, vector, ahead);
+                let mut d = 0;
+                while d < n_vectors {
+                    if H * 4 <= L::SUMS && d + 4 <= n_vectors {
+                        let values = std::array::from_fn(|i| column(d + i));
+                        add::<L, _, H, 4>(values, weights_of, d, row_len, partial);
+                        d += 4;
+                    } else if H * 2 <= L::SUMS && d + 2 <= n_vectors {
+                        let values = std::array::from_fn(|i| column(d + i));
+                        add::<L, _, H, 2>(values, weights_of, d, row_len, partial);
+                        d += 2;
+                    } else {
+                        add::<L, _, H, 1>([column(d)], weights_of, d, row_len, partial);
+                        d += 1;
+                    }
+                }
+                // Once is enough.
+                ahead = std::ptr::null();
+            });
+        }
+        pos = end;
+    }
+}
+
+/// A vector of successive positions' values.
+trait Vectors {
+    /// That of the position `i`.
+    unsafe fn load<L: Lanes>(&self, i: usize) -> L;
+}
+
+/// Widened.
+impl Vectors for &[[f32; LANES]] {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(&self[i]) }
+    }
+}
+
+/// As they lie in a page, from position `slot` on. What lies at the same place after `ahead` is
+/// fetched, if that is not null.
+#[derive(Clone, Copy)]
+struct Column<'a, V: Elem> {
+    rows: &'a Values<'a, V>,
+    slot: usize,
+    vector: usize,
+    ahead: *const u8,
+}
+
+impl<'a, V: Elem> Column<'a, V> {
+    fn new(rows: &'a Values<'a, V>, slot: usize, vector: usize, ahead: *const u8) -> Self {
+        Self { rows, slot, vector, ahead }
+    }
+}
+
+impl<V: Elem> Vectors for Column<'_, V> {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            if !self.ahead.is_null() {
+                let offset = self.rows.offset(self.slot + i, self.vector);
+                L::prefetch(self.ahead.wrapping_add(offset));
+            }
+            self.rows.load(self.slot + i, self.vector)
+        }
+    }
+}
+
 /// Adds some positions' vectors `d` to `d + n - 1` to the sums of `H` rows.
 #[inline(always)]
 unsafe fn add_some<L: Lanes, const H: usize>(
@@ -660,10 +815,10 @@ unsafe fn add_some<L: Lanes, const H: usize>(
     unsafe {
         if n == VECTORS && H * VECTORS <= L::SUMS {
             let columns = std::array::from_fn::<_, VECTORS, _>(column);
-            add::<L, H, VECTORS>(columns, rows, d, row_len, partial);
+            add::<L, _, H, VECTORS>(columns, rows, d, row_len, partial);
         } else {
             for v in 0..n {
-                add::<L, H, 1>([column(v)], rows, d + v, row_len, partial);
+                add::<L, _, H, 1>([column(v)], rows, d + v, row_len, partial);
             }
         }
     }
@@ -671,8 +826,8 @@ unsafe fn add_some<L: Lanes, const H: usize>(
 
 /// Adds vectors `d` to `d + D - 1` of some positions to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
-unsafe fn add<L: Lanes, const H: usize, const D: usize>(
-    values: [&[[f32; LANES]]; D],
+unsafe fn add<L: Lanes, V: Vectors, const H: usize, const D: usize>(
+    values: [V; D],
     weights: [&[f32]; H],
     d: usize,
     row_len: usize,
@@ -680,7 +835,6 @@ unsafe fn add<L: Lanes, const H: usize, const D: usize>(
 ) {
     // Slices of one length, checked once.
     let n = weights[0].len();
-    let values = values.map(|values| &values[..n]);
     let weights = weights.map(|weights| &weights[..n]);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
@@ -693,7 +847,7 @@ unsafe fn add<L: Lanes, const H: usize, const D: usize>(
         for pos in 0..n {
             let mut value = [L::splat(0.0); D];
             for i in 0..D {
-                value[i] = L::load(&values[i][pos]);
+                value[i] = values[i].load(pos);
             }
             for h in 0..H {
                 let weight = L::splat(weights[h][pos]);

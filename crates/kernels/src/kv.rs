@@ -223,11 +223,10 @@ impl<'a, E: Elem> Tile<'a, E> {
         Self { scales: bytemuck::cast_slice(scales), stored: &stored.as_chunks().0[..dim] }
     }
 
-    /// Values `d` of the 16 keys, without their scale.
+    /// The 16 keys, without their scales: `[dim]`.
     #[inline(always)]
-    pub(crate) unsafe fn load<L: Lanes>(&self, d: usize) -> L {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { E::load(&self.stored[d]) }
+    pub(crate) fn stored(&self) -> &'a [[E::Stored; TILE]] {
+        self.stored
     }
 
     /// Scales of the 16 values `d`.
@@ -266,6 +265,12 @@ impl<'a, E: Elem> Values<'a, E> {
             n_scales: dim.div_ceil(SCALED),
             n_vectors,
         }
+    }
+
+    /// Where those of [`load`](Self::load) lie, in bytes after the first.
+    #[inline(always)]
+    pub(crate) fn offset(&self, slot: usize, i: usize) -> usize {
+        (slot * self.n_vectors + i) * size_of::<[E::Stored; LANES]>()
     }
 
     /// Values `16 i` to `16 i + 15` of a position.
@@ -351,6 +356,16 @@ impl KvLayer {
     ) -> Tile<'a, K> {
         let at = self.k_start + (head * (PAGE_TOKENS / TILE) + tile) * self.tile_bytes;
         Tile::new(&page[at..at + self.tile_bytes], self.dim_k)
+    }
+
+    /// Where a page's keys of a head begin.
+    pub(crate) fn keys_at(&self, page: &[u8], head: usize) -> *const u8 {
+        page[self.k_start + head * (PAGE_TOKENS / TILE) * self.tile_bytes..].as_ptr()
+    }
+
+    /// Where a page's values of a head begin.
+    pub(crate) fn values_at(&self, page: &[u8], head: usize) -> *const u8 {
+        page[self.v_start + head * self.values_bytes..].as_ptr()
     }
 
     /// A page's values of a head.
