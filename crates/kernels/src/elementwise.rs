@@ -1,8 +1,8 @@
 //! Operations on single tokens: norms, activations, rotary positions.
 
-use crate::Exec;
-use crate::arch::{LANES, all, dispatch};
+use crate::arch::{all, dispatch};
 use crate::share::Shared;
+use crate::{Exec, Isa};
 
 /// How many values make it worth while to wake other threads.
 const PARALLEL: usize = 16 * 1024;
@@ -34,19 +34,39 @@ impl Exec<'_> {
             }
         });
     }
+
+    /// Calls `f(row of x, row of y, index)` for each of the rows of both (`[n, width]`), on all threads
+    /// if there is enough to do.
+    ///
+    /// # Panics
+    /// If `x` does not hold whole rows, or `y` as many.
+    pub fn for_row_pairs(
+        &self,
+        x: &mut [f32],
+        y: &mut [f32],
+        width: usize,
+        f: impl Fn(&mut [f32], &mut [f32], usize) + Sync,
+    ) {
+        assert_eq!(x.len(), y.len(), "two rows for each index");
+        let y = Shared::new(y);
+        // SAFETY: each row is visited once.
+        self.for_rows(x, width, |x, i| f(x, unsafe { y.range(i * width, width) }, i));
+    }
 }
 
 /// `x[i] = x[i] / sqrt(mean(x²) + eps) · weight` for each row of `x` (`[n, weight.len()]`), after
 /// "Root Mean Square Layer Normalization" (arXiv:1910.07467).
 pub fn rms_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], eps: f32) {
-    let width = weight.len();
-    exec.for_rows(x, width, |row, _| {
-        let mean = dispatch!(exec.isa, sum_of_squares(row)) / width as f32;
-        let scale = 1.0 / (mean + eps).sqrt();
-        for (x, w) in row.iter_mut().zip(weight) {
-            *x = *x * scale * w;
-        }
-    });
+    exec.for_rows(x, weight.len(), |row, _| rms_norm_row(exec.isa, row, weight, eps));
+}
+
+/// [`rms_norm`] of one row.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm_row(isa: Isa, row: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(row.len(), weight.len(), "row and weight of a norm");
+    dispatch!(isa, rms_norm(row, weight, eps));
 }
 
 /// `x[i] = (x[i] - mean(x)) / sqrt(variance(x) + eps) · weight + bias` for each row of `x`
@@ -55,24 +75,17 @@ pub fn rms_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], eps: f32) {
 /// # Panics
 /// If `bias` is not as long as `weight`.
 pub fn layer_norm(exec: Exec<'_>, x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
-    let width = weight.len();
-    assert!(bias.is_none_or(|bias| bias.len() == width), "bias of a norm");
-    exec.for_rows(x, width, |row, _| {
-        let mut sums = [0.0; LANES];
-        for values in row.chunks(LANES) {
-            sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
-        }
-        let mean = all::fold(sums) / width as f32;
-        row.iter_mut().for_each(|x| *x -= mean);
-        let variance = dispatch!(exec.isa, sum_of_squares(row)) / width as f32;
-        let scale = 1.0 / (variance + eps).sqrt();
-        for (x, w) in row.iter_mut().zip(weight) {
-            *x = *x * scale * w;
-        }
-        if let Some(bias) = bias {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-        }
-    });
+    exec.for_rows(x, weight.len(), |row, _| layer_norm_row(exec.isa, row, weight, bias, eps));
+}
+
+/// [`layer_norm`] of one row.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn layer_norm_row(isa: Isa, row: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    assert_eq!(row.len(), weight.len(), "row and weight of a norm");
+    assert!(bias.is_none_or(|bias| bias.len() == row.len()), "bias of a norm");
+    dispatch!(isa, layer_norm(row, weight, bias, eps));
 }
 
 /// The function between the two halves of a feed-forward layer.
@@ -147,23 +160,7 @@ pub fn rope(
     assert_eq!(x.len() * n_pairs, table.len() * n_heads * head_dim, "rope table");
     exec.for_rows(x, n_heads * head_dim, |token, t| {
         let table = &table[t * n_pairs..(t + 1) * n_pairs];
-        for head in token.chunks_exact_mut(head_dim) {
-            match style {
-                RopeStyle::Norm => {
-                    for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(table) {
-                        let (a, b) = (pair[0], pair[1]);
-                        pair[0] = a * cos - b * sin;
-                        pair[1] = a * sin + b * cos;
-                    }
-                }
-                RopeStyle::Neox => {
-                    let (low, high) = head[..2 * n_pairs].split_at_mut(n_pairs);
-                    for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(table) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
-                }
-            }
-        }
+        dispatch!(exec.isa, rope(token, head_dim, style, table));
     });
 }
 

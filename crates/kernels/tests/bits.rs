@@ -395,6 +395,9 @@ fn norm_rope_softmax_and_caps_are_near_the_truth() {
                     assert!((f64::from(out[i]) - expected).abs() < 1e-5 * (1.0 + expected.abs()));
                 }
             }
+            let mut scalar = x.clone();
+            elementwise::rms_norm(Exec { isa: Isa::scalar(), ..exec }, &mut scalar, &w, 1e-5);
+            assert_bits(&out, &scalar, &format!("norm, {}", exec.isa));
             let bias = noise(4, width);
             for bias in [None, Some(&bias[..])] {
                 let layer_norm = |exec: Exec<'_>| {
@@ -427,6 +430,32 @@ fn norm_rope_softmax_and_caps_are_near_the_truth() {
                 RopeStyle::Neox => [-3.0, -2.0, 1.0, -4.0, 5.0, 6.0],
             };
             assert_eq!(x, expected, "{style:?}");
+            // Heads of 80, of which 74 rotate, of 200 tokens: vectors and their rest, on all threads.
+            let before = noise(5, 200 * 3 * 80);
+            let table: Vec<(f32, f32)> =
+                noise(6, 200 * 37).iter().map(|x| (x.cos(), x.sin())).collect();
+            let [found, scalar] = [exec.isa, Isa::scalar()].map(|isa| {
+                let mut x = before.clone();
+                elementwise::rope(Exec { isa, ..exec }, &mut x, 3, 80, style, &table, 37);
+                x
+            });
+            assert_bits(&found, &scalar, &format!("{style:?}, {}", exec.isa));
+            for (t, (before, found)) in before.chunks(240).zip(found.chunks(240)).enumerate() {
+                for i in (0..240).filter(|i| i % 80 < 74) {
+                    let (head, d) = (i / 80 * 80, i % 80);
+                    let (pair, first, second) = match style {
+                        RopeStyle::Norm => (d / 2, head + d / 2 * 2, head + d / 2 * 2 + 1),
+                        RopeStyle::Neox => (d % 37, head + d % 37, head + d % 37 + 37),
+                    };
+                    let (cos, sin) = table[t * 37 + pair];
+                    let expected = if i == first {
+                        before[first] * cos - before[second] * sin
+                    } else {
+                        before[first] * sin + before[second] * cos
+                    };
+                    assert!((found[i] - expected).abs() < 1e-6, "{style:?}, value {i}");
+                }
+            }
         }
         let before = noise(4, 50_000);
         let mut x = before.clone();

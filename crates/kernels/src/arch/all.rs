@@ -1,7 +1,7 @@
 //! Each algorithm once, over [`Lanes`]. Inlined into the shells, which add the target features.
 
 use super::{LANES, Lanes};
-use crate::elementwise::Activation;
+use crate::elementwise::{Activation, RopeStyle};
 use hurtle_quant::{Block, BlockVisitor, Error, WeightType, decode_row};
 
 /// Decodes whole blocks; compiled for the shell's instruction set.
@@ -139,9 +139,69 @@ pub(crate) unsafe fn matmul_rows<L: Lanes>(
 
 /// Sum of squares, in lanes.
 #[inline(always)]
-pub(crate) unsafe fn sum_of_squares<L: Lanes>(x: &[f32]) -> f32 {
+unsafe fn sum_of_squares<L: Lanes>(x: &[f32]) -> f32 {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe { tile::<L, 1, 1>([x], [x], x.len())[0][0] }
+}
+
+/// See [`elementwise::rms_norm`](crate::elementwise::rms_norm).
+#[inline(always)]
+pub(crate) unsafe fn rms_norm<L: Lanes>(row: &mut [f32], weight: &[f32], eps: f32) {
+    // SAFETY: the caller has the lanes' instruction set.
+    let mean = unsafe { sum_of_squares::<L>(row) } / row.len() as f32;
+    scale(row, weight, 1.0 / (mean + eps).sqrt());
+}
+
+/// See [`elementwise::layer_norm`](crate::elementwise::layer_norm).
+#[inline(always)]
+pub(crate) unsafe fn layer_norm<L: Lanes>(
+    row: &mut [f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+) {
+    let mut sums = [0.0; LANES];
+    for values in row.chunks(LANES) {
+        sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+    }
+    let mean = fold(sums) / row.len() as f32;
+    row.iter_mut().for_each(|x| *x -= mean);
+    // SAFETY: the caller has the lanes' instruction set.
+    let variance = unsafe { sum_of_squares::<L>(row) } / row.len() as f32;
+    scale(row, weight, 1.0 / (variance + eps).sqrt());
+    if let Some(bias) = bias {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
+}
+
+/// `x[i] = x[i] · scale · weight[i]`.
+#[inline(always)]
+fn scale(row: &mut [f32], weight: &[f32], scale: f32) {
+    for (x, w) in row.iter_mut().zip(weight) {
+        *x = *x * scale * w;
+    }
+}
+
+/// Rotates the heads of a token: see [`elementwise::rope`](crate::elementwise::rope).
+#[inline(always)]
+pub(crate) fn rope(heads: &mut [f32], head_dim: usize, style: RopeStyle, table: &[(f32, f32)]) {
+    for head in heads.chunks_exact_mut(head_dim) {
+        match style {
+            RopeStyle::Norm => {
+                for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(table) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a * cos - b * sin;
+                    pair[1] = a * sin + b * cos;
+                }
+            }
+            RopeStyle::Neox => {
+                let (low, high) = head[..2 * table.len()].split_at_mut(table.len());
+                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(table) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
 }
 
 /// `e^x` for finite `x`, to about 1 ulp: `2^n · p(r)` with `|r| <= ln 2 / 2` (Cephes' polynomial).

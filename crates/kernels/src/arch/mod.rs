@@ -197,7 +197,14 @@ macro_rules! shells {
             matmul_rows(rows: &[f32], k: usize, x: &[f32], out: &mut dyn FnMut(usize, usize, f32))
             = all::matmul_rows::<$lanes>(rows, k, x, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
-            sum_of_squares(x: &[f32]) -> f32 = all::sum_of_squares::<$lanes>(x));
+            rms_norm(row: &mut [f32], weight: &[f32], eps: f32)
+            = all::rms_norm::<$lanes>(row, weight, eps));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            layer_norm(row: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32)
+            = all::layer_norm::<$lanes>(row, weight, bias, eps));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            rope(heads: &mut [f32], head_dim: usize, style: $crate::elementwise::RopeStyle, table: &[(f32, f32)])
+            = all::rope(heads, head_dim, style, table));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             gate(activation: $crate::elementwise::Activation, gate: &mut [f32], up: &[f32])
             = all::gate(activation, gate, up));
