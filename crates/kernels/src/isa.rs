@@ -72,6 +72,14 @@ impl Isa {
         false
     }
 
+    /// Whether lanes have 32 vector registers instead of 16: AVX-512.
+    pub(crate) const fn has_32_registers(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return !matches!(self.0, Level::Scalar | Level::Avx2 | Level::AvxVnni);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     pub(crate) const fn level(self) -> Level {
         self.0
     }

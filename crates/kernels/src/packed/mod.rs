@@ -59,6 +59,9 @@ pub(crate) trait Kernel {
     const SUMS: usize = 1;
     /// Lines of a block that is unpacked for many tokens. 0: many tokens are like few.
     const UNPACKED: usize = 0;
+    /// Tokens from which unpacking is won back where there are 32 registers, which let 8 tokens share what
+    /// is unpacked on the way.
+    const FROM: usize = usize::MAX;
     /// The products by tiles (AMX), for types that have them.
     const TILES: Option<MultiplyTiles<Self::Activations>> = None;
 
@@ -127,7 +130,8 @@ struct Blocking {
 const BY_TILES: Blocking = Blocking { from: 12, few: 64, tokens: 512, panels: 8 };
 
 /// By vectors. 80 KiB of a super-block's activations, 25 KiB of weights and 64 KiB of results stay in an L2
-/// cache of 512 KiB. Q6_K gains from 12 tokens on, Q4_K from 20 (Zen 3).
+/// cache of 512 KiB. With 16 registers Q6_K gains from 12 tokens on, Q4_K from 20 (Zen 3); with 32 see
+/// [`Kernel::FROM`].
 const BY_VECTORS: Blocking = Blocking { from: 16, few: 32, tokens: 256, panels: 4 };
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
@@ -561,7 +565,8 @@ fn some_panels<K: Kernel>(
         unsafe { panels_by_tiles::<K>(product, panels, x, multiply, worker) };
         return;
     }
-    if K::UNPACKED > 0 && n_tokens >= BY_VECTORS.from {
+    let from = if exec.isa.has_32_registers() { K::FROM } else { BY_VECTORS.from };
+    if K::UNPACKED > 0 && n_tokens >= from {
         panels_by_vectors::<K>(exec, product, panels, x, worker);
     } else {
         panels_as::<K>(exec, product, panels, x);

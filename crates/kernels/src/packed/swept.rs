@@ -58,7 +58,10 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
             for (b, to) in blocks.clone().zip(to.chunks_exact_mut(K::UNPACKED)) {
                 let lines = &panel[b / K::SHARE * (K::HEADER + K::SHARE * K::LINES)..];
                 // SAFETY: the caller has the lanes' instruction set.
-                unsafe { K::unpack::<L>(lines, b % K::SHARE, to) };
+                unsafe {
+                    super::prefetch::<L>(&lines[..K::HEADER / K::SHARE + K::LINES]);
+                    K::unpack::<L>(lines, b % K::SHARE, to);
+                }
             }
         }
         for (unit, results) in
