@@ -826,6 +826,7 @@ unsafe fn add_some<L: Lanes, const H: usize>(
 
 /// Adds vectors `d` to `d + D - 1` of some positions to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name rows, vectors and positions")]
 unsafe fn add<L: Lanes, V: Vectors, const H: usize, const D: usize>(
     values: [V; D],
     weights: [&[f32]; H],
