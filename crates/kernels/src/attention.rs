@@ -38,6 +38,9 @@ const VECTORS: usize = 2;
 /// and sums still fit L2.
 const BLOCK_ROWS: usize = 96;
 
+/// Rows of a token up to which its keys and values are widened again for each few of them.
+const FEW_ROWS: usize = 16;
+
 /// What is the same for all tokens of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer<'a> {
@@ -90,13 +93,13 @@ impl Task<'_> {
         self.positions.len() * self.n_group()
     }
 
-    /// Whether the rows are those of one token.
+    /// Whether the rows are those of one token, and too few for a copy of keys and values.
     fn is_alone(&self) -> bool {
-        self.positions.len() == 1
+        self.positions.len() == 1 && self.n_group() <= FEW_ROWS
     }
 
-    /// Where the keys or the values of a position's page begin that a token alone may meet after
-    /// those at hand, to be fetched ahead: any address where there is no such page.
+    /// Where something begins in a position's page that a token alone meets after what is at hand, to
+    /// be fetched ahead; null if it does not see the position.
     fn ahead(&self, pos: usize, at: impl Fn(&KvLayer, &[u8]) -> *const u8) -> *const u8 {
         match self.page_ids.get(pos / PAGE_TOKENS) {
             Some(&id) if pos <= self.positions[0] => at(self.layer.kv, self.pages.page(id)),
@@ -745,13 +748,21 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
 }
 
 /// A vector of successive positions' values.
-trait Vectors {
+trait Vectors: Sized {
+    /// Those of the first `n` positions, which alone are asked for.
+    fn first(self, n: usize) -> Self;
+
     /// That of the position `i`.
     unsafe fn load<L: Lanes>(&self, i: usize) -> L;
 }
 
 /// Widened.
 impl Vectors for &[[f32; LANES]] {
+    #[inline(always)]
+    fn first(self, n: usize) -> Self {
+        &self[..n]
+    }
+
     #[inline(always)]
     unsafe fn load<L: Lanes>(&self, i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
@@ -761,7 +772,6 @@ impl Vectors for &[[f32; LANES]] {
 
 /// As they lie in a page, from position `slot` on. What lies at the same place after `ahead` is
 /// fetched, if that is not null.
-#[derive(Clone, Copy)]
 struct Column<'a, V: Elem> {
     rows: &'a Values<'a, V>,
     slot: usize,
@@ -776,6 +786,11 @@ impl<'a, V: Elem> Column<'a, V> {
 }
 
 impl<V: Elem> Vectors for Column<'_, V> {
+    #[inline(always)]
+    fn first(self, _: usize) -> Self {
+        self
+    }
+
     #[inline(always)]
     unsafe fn load<L: Lanes>(&self, i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
@@ -836,6 +851,7 @@ unsafe fn add<L: Lanes, V: Vectors, const H: usize, const D: usize>(
 ) {
     // Slices of one length, checked once.
     let n = weights[0].len();
+    let values = values.map(|values| values.first(n));
     let weights = weights.map(|weights| &weights[..n]);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {

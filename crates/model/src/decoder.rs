@@ -427,9 +427,16 @@ impl Model {
         let token = |i: usize| Token { page_ids: cache.page_ids(batch[i].seq), pos: sees[i] };
         let out = sized(attn, n * n_q * dim_v);
         let work = || {
-            let seen = |pos: &usize| (pos + 1).min(params.window.unwrap_or(usize::MAX));
-            let seen: usize = sees.iter().map(seen).sum();
-            (seen * shape.kv.bytes_per_token(), 2 * seen * n_q * (dim_k + dim_v))
+            let start = |pos: usize| (pos + 1).saturating_sub(params.window.unwrap_or(usize::MAX));
+            let seen: usize = sees.iter().map(|pos| pos + 1 - start(*pos)).sum();
+            // What successive tokens of a sequence see is read once.
+            let (mut sees, mut read) = (sees, 0);
+            for run in batch.chunk_by(|a, b| a.seq == b.seq) {
+                let (run, others) = sees.split_at(run.len());
+                read += run[run.len() - 1] + 1 - start(run[0]);
+                sees = others;
+            }
+            (read * shape.kv.bytes_per_token(), 2 * seen * n_q * (dim_k + dim_v))
         };
         record.time(exec, Op::Attention, work, || {
             attention(exec, &shape, &cache.pages, token, q, partials, out);
