@@ -1,6 +1,7 @@
 //! Development tasks. `cargo xtask test` fetches what the tests need and runs all of them.
 
 mod browser;
+mod clients;
 mod emulated;
 mod ggml;
 
@@ -16,7 +17,8 @@ Usage: cargo xtask <TASK>
 Tasks:
   test [ARGS]...   fetch the models that the tests need, then run every test of the workspace;
                    ARGS go to `cargo test` (for example `-p hurtle-text`, or `-- --nocapture`).
-                   Without ARGS, as root, it also installs Chromium where apt-get has it
+                   Without ARGS it also installs the Python clients that the server is tested with, into
+                   target, and as root Chromium where apt-get has it
   test --target aarch64 [ARGS]...
                    build the kernel and golden tests for aarch64, run them under emulation, and compare
                    the bits of logits with those of this machine
@@ -98,10 +100,11 @@ fn test(args: &[OsString]) -> Result<()> {
     }
     let models = models()?;
     let mut command = cargo();
-    if args.is_empty()
-        && let Some(browser) = browser::find_or_install()?
-    {
-        command.env("HURTLE_TEST_BROWSER", browser);
+    if args.is_empty() {
+        if let Some(browser) = browser::find_or_install()? {
+            command.env("HURTLE_TEST_BROWSER", browser);
+        }
+        command.env("HURTLE_TEST_CLIENTS", clients::install()?);
     }
     run(command
         .args(["test", "--workspace", "--profile", PROFILE])

@@ -2,6 +2,8 @@
 mod backend;
 mod bench;
 mod chat;
+#[cfg(unix)]
+mod clients;
 mod common;
 mod doctor;
 mod model;

@@ -12,15 +12,15 @@ use tempfile::TempDir;
 /// Whoever takes longer is stuck.
 const STUCK: Duration = Duration::from_secs(120);
 
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    address: String,
+    pub(crate) address: String,
     /// Lines of standard error.
     lines: Receiver<String>,
 }
 
 impl Server {
-    fn start(home: &Path, args: &[&str]) -> Self {
+    pub(crate) fn start(home: &Path, args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hurtle"))
             .args(["serve", "--port", "0", "-t", "1"])
             .args(args)
@@ -86,14 +86,14 @@ impl Server {
         (reply["choices"].clone(), known.as_u64().expect("a number"))
     }
 
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let kill = format!("kill -TERM {}", self.child.id());
         let status = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
         assert!(status.success());
     }
 
     /// Waits for the end, which has to be a good one.
-    fn ends(mut self) {
+    pub(crate) fn ends(mut self) {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
