@@ -496,9 +496,7 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
                 let tile = tile + N + p;
                 let pos = tile * TILE;
                 if pos < task.start + SPAN && pos <= task.positions[0] {
-                    task.ahead(pos, |kv, page| {
-                        kv.keys::<K>(page, task.kv_head, tile % PER_PAGE).stored().as_ptr().cast()
-                    })
+                    task.ahead(pos, |kv, page| kv.keys_at(page, task.kv_head, tile % PER_PAGE))
                 } else {
                     task.ahead(task.start, |kv, page| {
                         let n_bytes = size_of_val(tiles[0].stored());
@@ -713,7 +711,7 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
         let mut ahead = if end < task.start + SPAN {
             task.ahead(end, |kv, page| kv.values_at(page, task.kv_head))
         } else {
-            task.ahead(end, |kv, page| kv.keys_at(page, task.kv_head))
+            task.ahead(end, |kv, page| kv.keys_at(page, task.kv_head, 0))
         };
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
@@ -723,7 +721,8 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
                     weights_of[h] = &weights[(row + h) * SPAN..][columns.clone()];
                 }
                 let partial = &mut partial[row * row_len..(row + H) * row_len];
-                let column = |vector: usize| Column::new(&rows, pos % PAGE_TOKENS, vector, ahead);
+                let slot = pos % PAGE_TOKENS;
+                let column = |vector: usize| Column { rows: &rows, slot, vector, ahead };
                 let mut d = 0;
                 while d < n_vectors {
                     if H * 4 <= L::SUMS && d + 4 <= n_vectors {
@@ -777,12 +776,6 @@ struct Column<'a, V: Elem> {
     slot: usize,
     vector: usize,
     ahead: *const u8,
-}
-
-impl<'a, V: Elem> Column<'a, V> {
-    fn new(rows: &'a Values<'a, V>, slot: usize, vector: usize, ahead: *const u8) -> Self {
-        Self { rows, slot, vector, ahead }
-    }
 }
 
 impl<V: Elem> Vectors for Column<'_, V> {

@@ -354,24 +354,36 @@ impl KvLayer {
         head: usize,
         tile: usize,
     ) -> Tile<'a, K> {
-        let at = self.k_start + (head * (PAGE_TOKENS / TILE) + tile) * self.tile_bytes;
+        let at = self.tile_start(head, tile);
         Tile::new(&page[at..at + self.tile_bytes], self.dim_k)
     }
 
-    /// Where a page's keys of a head begin.
-    pub(crate) fn keys_at(&self, page: &[u8], head: usize) -> *const u8 {
-        page[self.k_start + head * (PAGE_TOKENS / TILE) * self.tile_bytes..].as_ptr()
+    /// Where tile `tile` of a page's keys of a head begins.
+    #[inline(always)]
+    pub(crate) fn keys_at(&self, page: &[u8], head: usize, tile: usize) -> *const u8 {
+        page[self.tile_start(head, tile)..].as_ptr()
     }
 
     /// Where a page's values of a head begin.
+    #[inline(always)]
     pub(crate) fn values_at(&self, page: &[u8], head: usize) -> *const u8 {
-        page[self.v_start + head * self.values_bytes..].as_ptr()
+        page[self.values_start(head)..].as_ptr()
+    }
+
+    #[inline(always)]
+    fn tile_start(&self, head: usize, tile: usize) -> usize {
+        self.k_start + (head * (PAGE_TOKENS / TILE) + tile) * self.tile_bytes
+    }
+
+    #[inline(always)]
+    fn values_start(&self, head: usize) -> usize {
+        self.v_start + head * self.values_bytes
     }
 
     /// A page's values of a head.
     #[inline(always)]
     pub(crate) fn values<'a, V: Elem>(&self, page: &'a [u8], head: usize) -> Values<'a, V> {
-        let at = self.v_start + head * self.values_bytes;
+        let at = self.values_start(head);
         Values::new(&page[at..at + self.values_bytes], self.dim_v)
     }
 }
@@ -501,11 +513,10 @@ impl KvPages {
         let lines = &mut self.slabs[slab][at..at + self.page_lines];
         let page: &mut [u8] = bytemuck::cast_slice_mut(lines);
         for head in 0..n_kv_heads {
-            let tile = head * (PAGE_TOKENS / TILE) + slot / TILE;
-            let tile = &mut page[layer.k_start + tile * tile_bytes..][..tile_bytes];
+            let tile = &mut page[layer.tile_start(head, slot / TILE)..][..tile_bytes];
             let k = &k[head * dim_k..(head + 1) * dim_k];
             with_kv!(layer.type_k, K => dispatch!(isa, store_key[K](tile, slot % TILE, k)));
-            let values = &mut page[layer.v_start + head * values_bytes..][..values_bytes];
+            let values = &mut page[layer.values_start(head)..][..values_bytes];
             let v = &v[head * dim_v..(head + 1) * dim_v];
             with_kv!(layer.type_v, V => dispatch!(isa, store_value[V](values, slot, v)));
         }

@@ -63,7 +63,7 @@ pub struct Scratch {
     pub profile: Option<Profile>,
 }
 
-/// Rows of embeddings that are read before the file's pages are let go of, which takes some 60 µs.
+/// Rows of embeddings that are read before the file's pages are let go of, which takes some 50 µs.
 /// Linux maps 64 KiB around each: 4 MiB in all.
 const EMBEDDED: usize = 64;
 
