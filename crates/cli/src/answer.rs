@@ -5,45 +5,116 @@ use crate::terminal::{StatusLine, Terminal, harmless};
 use anyhow::Result;
 use hurtle_engine::constraint::GrammarConstraint;
 use hurtle_engine::{Extras, Generation, GenerationParams, Progress, Session};
+use hurtle_text::{
+    AnswerFormat, AnswerParser, AnswerPiece, ChatPrompt, ChatTemplate, ReadAnswer, Tokenizer,
+};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 /// From so many prompt tokens on, the user is told how far they are processed.
 const LONG_PROMPT: usize = 64;
 
-/// What an answer has beside its parameters: a grammar, which holds behind the reasoning if the prompt has
-/// opened a section of it, and log-probabilities.
-pub(crate) fn extras(
-    constraint: Option<&GrammarConstraint>,
-    thinking: bool,
-    logprobs: Option<usize>,
-) -> Extras {
-    let constraint = constraint.cloned().map(|constraint| match thinking {
-        true => Box::new(constraint.after(CLOSE, None)) as _,
-        false => Box::new(constraint) as _,
-    });
-    Extras { constraint, logprobs }
+/// What a model said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) content: String,
+    pub(crate) reasoning: String,
 }
 
-/// Generates after the prompt `ids` and prints the answer as it comes, if there is a printer. Ctrl-C stops it.
+/// A prompt, and how its answer is read.
+#[derive(Debug)]
+pub(crate) struct Question {
+    pub(crate) ids: Vec<u32>,
+    /// `None`: as a text that goes on.
+    format: Option<AnswerFormat>,
+    /// The prompt has opened a section of reasoning.
+    pub(crate) thinking: bool,
+}
+
+impl Question {
+    /// A text to go on with.
+    pub(crate) fn text(ids: Vec<u32>) -> Self {
+        Self { ids, format: None, thinking: false }
+    }
+
+    /// A conversation to answer.
+    pub(crate) fn conversation(template: &ChatTemplate, prompt: ChatPrompt) -> Self {
+        let ChatPrompt { ids, thinking } = prompt;
+        Self { ids, format: Some(template.answer_format()), thinking }
+    }
+
+    /// Tells reasoning from answer.
+    pub(crate) fn parser(&self) -> Option<AnswerParser> {
+        let how = ReadAnswer { thinking: self.thinking, ..ReadAnswer::default() };
+        self.format.map(|format| AnswerParser::new(format, how))
+    }
+
+    /// Reads a whole answer.
+    pub(crate) fn read(&self, text: &str) -> Said {
+        let mut said = Said::default();
+        let Some(mut parser) = self.parser() else {
+            said.content = text.to_owned();
+            return said;
+        };
+        let mut pieces = Vec::new();
+        parser.push(text, &mut pieces);
+        parser.finish(&mut pieces);
+        for piece in pieces {
+            match piece {
+                AnswerPiece::Content(text) => said.content += &text,
+                AnswerPiece::Reasoning(text) => said.reasoning += &text,
+                // Nothing is read as a call where there are no tools.
+                AnswerPiece::CallBegin(_)
+                | AnswerPiece::CallArguments(_)
+                | AnswerPiece::CallEnd => {}
+            }
+        }
+        said
+    }
+
+    /// What the answer has beside its parameters: a grammar, which holds behind the reasoning if the prompt has
+    /// opened a section of it, and log-probabilities.
+    pub(crate) fn extras(
+        &self,
+        tok: &Tokenizer,
+        constraint: Option<&GrammarConstraint>,
+        logprobs: Option<usize>,
+    ) -> Extras {
+        let reasoning = self.format.filter(|_| self.thinking);
+        let constraint = constraint.cloned().map(|constraint| match reasoning {
+            Some(format) => {
+                Box::new(constraint.after(format.reasoning().1, format.reasoning_end(tok))) as _
+            }
+            None => Box::new(constraint) as _,
+        });
+        Extras { constraint, logprobs }
+    }
+}
+
+/// Generates the answer and prints it as it comes, if there is a printer. Ctrl-C stops it.
 ///
 /// # Errors
 /// What the engine refuses; an [`io::Error`] if the answer cannot be written.
 pub(crate) fn generate<W: Write>(
     session: &mut Session<'_>,
-    ids: &[u32],
+    question: &Question,
     params: &GenerationParams,
     extras: Extras,
     interrupt: &Interrupt,
     mut printer: Option<AnswerPrinter<W>>,
 ) -> Result<Generation> {
+    let Question { ids, format, .. } = question;
+    let mut params = params.clone();
+    if let Some(format) = format {
+        params.shown = format.special_tokens(session.engine().tokenizer(), false);
+    }
     let mut status = StatusLine::new();
     if ids.len() >= LONG_PROMPT {
         status.set(&format!("processing prompt 0/{}", ids.len()));
     }
     let mut written = Ok(());
     let held = interrupt.hold();
-    let generated = session.generate_with(ids, params, extras, &mut |progress| {
+    let generated = session.generate_with(ids, &params, extras, &mut |progress| {
         match progress {
             Progress::Prompt { done, total } if done < total => {
                 status.set(&format!("processing prompt {done}/{total}"));
@@ -69,10 +140,6 @@ pub(crate) fn generate<W: Write>(
     Ok(generated?)
 }
 
-/// The tags around what a reasoning model thinks before it answers.
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
-
 /// Writes an answer to standard output as it arrives.
 #[derive(Debug)]
 pub(crate) struct AnswerPrinter<W: Write> {
@@ -88,19 +155,75 @@ enum Style {
     /// The text without what could steer the terminal.
     Harmless,
     /// For a person.
-    Pretty { terminal: Terminal, thoughts: ThoughtSplitter, markdown: Box<MarkdownStream> },
+    Pretty(Box<Pretty>),
+}
+
+/// Reasoning faint, Markdown drawn.
+#[derive(Debug)]
+struct Pretty {
+    terminal: Terminal,
+    parser: Option<AnswerParser>,
+    markdown: MarkdownStream,
+    /// What was shown last is reasoning, from which a blank line parts the answer.
+    reasoning: bool,
+}
+
+impl Pretty {
+    fn push(&mut self, text: &str) -> String {
+        match &mut self.parser {
+            Some(parser) => {
+                let mut pieces = Vec::new();
+                parser.push(text, &mut pieces);
+                self.draw(pieces)
+            }
+            None => self.markdown.push(text),
+        }
+    }
+
+    fn finish(&mut self) -> String {
+        let mut pieces = Vec::new();
+        if let Some(parser) = &mut self.parser {
+            parser.finish(&mut pieces);
+        }
+        self.draw(pieces) + &self.markdown.finish()
+    }
+
+    fn draw(&mut self, pieces: Vec<AnswerPiece>) -> String {
+        let mut shown = String::new();
+        for piece in pieces {
+            match piece {
+                AnswerPiece::Reasoning(text) => {
+                    self.reasoning = true;
+                    shown += &self.terminal.dim(&harmless(&text));
+                }
+                AnswerPiece::Content(text) => {
+                    if std::mem::take(&mut self.reasoning) {
+                        shown += "\n\n";
+                    }
+                    shown += &self.markdown.push(&text);
+                }
+                // Nothing is read as a call where there are no tools.
+                AnswerPiece::CallBegin(_)
+                | AnswerPiece::CallArguments(_)
+                | AnswerPiece::CallEnd => {}
+            }
+        }
+        shown
+    }
 }
 
 impl<W: Write> AnswerPrinter<W> {
-    /// A printer for one answer. `plain` leaves the text as it is on a terminal too; `thinking` says
-    /// that the prompt has opened a section of reasoning already.
-    pub(crate) fn new(out: W, terminal: Terminal, plain: bool, thinking: bool) -> Self {
+    /// A printer for one answer, of which `parser` tells what is reasoning. `plain` leaves the text as it is
+    /// on a terminal too.
+    pub(crate) fn new(
+        out: W,
+        terminal: Terminal,
+        plain: bool,
+        parser: Option<AnswerParser>,
+    ) -> Self {
         let style = if !plain && (terminal.stdout || terminal.color) {
-            Style::Pretty {
-                terminal,
-                thoughts: ThoughtSplitter::new(thinking),
-                markdown: Box::new(MarkdownStream::new(terminal.width(), terminal.color)),
-            }
+            let markdown = MarkdownStream::new(terminal.width(), terminal.color);
+            Style::Pretty(Box::new(Pretty { terminal, parser, markdown, reasoning: false }))
         } else if terminal.stdout {
             Style::Harmless
         } else {
@@ -114,22 +237,17 @@ impl<W: Write> AnswerPrinter<W> {
         let shown = match &mut self.style {
             Style::Verbatim => text.to_owned(),
             Style::Harmless => harmless(text),
-            Style::Pretty { terminal, thoughts, markdown } => {
-                let parts = thoughts.push(text);
-                draw(parts, *terminal, markdown)
-            }
+            Style::Pretty(pretty) => pretty.push(text),
         };
         self.write(&shown)
     }
 
     /// Writes what was held back and ends the line.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        let mut rest = String::new();
-        if let Style::Pretty { terminal, thoughts, markdown } = &mut self.style {
-            let parts = thoughts.finish();
-            rest = draw(parts, *terminal, markdown);
-            rest.push_str(&markdown.finish());
-        }
+        let rest = match &mut self.style {
+            Style::Pretty(pretty) => pretty.finish(),
+            Style::Verbatim | Style::Harmless => String::new(),
+        };
         self.write(&rest)?;
         if !self.ends_line {
             self.write("\n")?;
@@ -147,173 +265,50 @@ impl<W: Write> AnswerPrinter<W> {
     }
 }
 
-fn draw(parts: Vec<Part>, terminal: Terminal, markdown: &mut MarkdownStream) -> String {
-    let show = |part| match part {
-        Part::Thought(text) => terminal.dim(&harmless(&text)),
-        Part::Answer(text) => markdown.push(&text),
-    };
-    parts.into_iter().map(show).collect()
-}
-
-/// A stretch of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    /// What stands between the tags; a blank line takes the place of the closing one.
-    Thought(String),
-    /// The rest.
-    Answer(String),
-}
-
-/// Tells reasoning from answer while the text arrives in pieces. Only a tag at the very beginning
-/// opens a section of reasoning: later ones are talk about tags.
-#[derive(Debug)]
-struct ThoughtSplitter {
-    state: State,
-    /// Text that may turn out to be part of a tag.
-    held: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing but white space so far.
-    Start,
-    /// After the opening tag, before any thought.
-    ThoughtStart,
-    Thought,
-    /// After the closing tag, before any answer.
-    AnswerStart,
-    Answer,
-}
-
-impl ThoughtSplitter {
-    fn new(thinking: bool) -> Self {
-        let state = if thinking { State::ThoughtStart } else { State::Start };
-        Self { state, held: String::new() }
-    }
-
-    fn push(&mut self, text: &str) -> Vec<Part> {
-        self.held.push_str(text);
-        let mut parts = Vec::new();
-        loop {
-            match self.state {
-                State::Start => {
-                    let begin = self.held.trim_start();
-                    if let Some(rest) = begin.strip_prefix(OPEN) {
-                        self.held = rest.to_owned();
-                        self.state = State::ThoughtStart;
-                    } else if OPEN.starts_with(begin) {
-                        return parts; // undecided, or only white space
-                    } else {
-                        self.state = State::Answer;
-                    }
-                }
-                State::ThoughtStart => {
-                    self.held = self.held.trim_start().to_owned();
-                    if let Some(rest) = self.held.strip_prefix(CLOSE) {
-                        self.held = rest.to_owned();
-                        self.state = State::AnswerStart; // it did not think
-                    } else if CLOSE.starts_with(&self.held) {
-                        return parts;
-                    } else {
-                        self.state = State::Thought;
-                    }
-                }
-                State::Thought => {
-                    if let Some(at) = self.held.find(CLOSE) {
-                        let thought = self.held[..at].trim_end();
-                        parts.push(Part::Thought(format!("{thought}\n\n")));
-                        self.held = self.held[at + CLOSE.len()..].to_owned();
-                        self.state = State::AnswerStart;
-                    } else {
-                        let end = self.held.len() - undecided(&self.held);
-                        let rest = self.held.split_off(end);
-                        parts.extend(take(&mut self.held).map(Part::Thought));
-                        self.held = rest;
-                        return parts;
-                    }
-                }
-                State::AnswerStart => {
-                    self.held = self.held.trim_start().to_owned();
-                    if self.held.is_empty() {
-                        return parts;
-                    }
-                    self.state = State::Answer;
-                }
-                State::Answer => {
-                    parts.extend(take(&mut self.held).map(Part::Answer));
-                    return parts;
-                }
-            }
-        }
-    }
-
-    fn finish(&mut self) -> Vec<Part> {
-        let thinking = matches!(self.state, State::ThoughtStart | State::Thought);
-        let part = if thinking { Part::Thought } else { Part::Answer };
-        take(&mut self.held).map(part).into_iter().collect()
-    }
-}
-
-/// Bytes at the end of a thought that may be white space before the closing tag, or part of it.
-fn undecided(text: &str) -> usize {
-    let tag = (1..CLOSE.len()).rev().find(|&n| text.ends_with(&CLOSE[..n])).unwrap_or(0);
-    text.len() - text[..text.len() - tag].trim_end().len()
-}
-
-fn take(text: &mut String) -> Option<String> {
-    (!text.is_empty()).then(|| std::mem::take(text))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The parts of `text`, cut into pieces in every way that is asked for, are always the same.
+    /// What a terminal without colours shows of `text`, however it is cut into pieces.
     #[track_caller]
-    fn check(thinking: bool, text: &str, thought: &str, answer: &str) {
+    fn check(template: &str, thinking: bool, text: &str, shown: &str) {
+        let template = ChatTemplate::builtin(template, "", "").expect("a template");
+        let prompt = ChatPrompt { ids: Vec::new(), thinking };
+        let question = Question::conversation(&template, prompt);
+        let terminal = Terminal { interactive: false, stdout: true, color: false };
         for size in 1..=text.len().max(1) {
             let chars: Vec<char> = text.chars().collect();
-            let mut splitter = ThoughtSplitter::new(thinking);
-            let mut parts: Vec<Part> = chars
-                .chunks(size)
-                .flat_map(|piece| splitter.push(&piece.iter().collect::<String>()))
-                .collect();
-            parts.extend(splitter.finish());
-            let (mut thoughts, mut answers) = (String::new(), String::new());
-            for part in parts {
-                match part {
-                    Part::Thought(text) => {
-                        assert_eq!(answers, "", "a thought after the answer");
-                        thoughts.push_str(&text);
-                    }
-                    Part::Answer(text) => answers.push_str(&text),
-                }
+            let mut out = Vec::new();
+            let mut printer = AnswerPrinter::new(&mut out, terminal, false, question.parser());
+            for piece in chars.chunks(size) {
+                printer.push(&piece.iter().collect::<String>()).expect("written");
             }
-            assert_eq!((&*thoughts, &*answers), (thought, answer), "in pieces of {size}: {text:?}");
+            printer.finish().expect("written");
+            let out = String::from_utf8(out).expect("UTF-8");
+            assert_eq!(out, shown, "in pieces of {size}: {text:?}");
         }
     }
 
     #[test]
-    fn thoughts_are_told_from_answers() {
-        check(false, "plain", "", "plain");
-        check(false, "<think>\nhm\n</think>\n\nyes", "hm\n\n", "yes");
-        check(false, "\n <think>hm</think>yes", "hm\n\n", "yes");
-        check(false, "<think>\n\n</think>\n\nyes", "", "yes");
-        check(true, "hm a < b </thin\n\n</think>\nyes", "hm a < b </thin\n\n", "yes");
-        check(true, "\nhm", "hm", "");
-        check(true, "hm </thi", "hm </thi", "");
-        check(false, "a <think> is a tag</think>", "", "a <think> is a tag</think>");
-        check(false, "<thin air", "", "<thin air");
-        check(false, "<thi", "", "<thi");
-        check(false, "  ", "", "  ");
-        check(false, "", "", "");
+    fn reasoning_is_told_from_the_answer() {
+        check("chatml", false, "plain", "plain\n");
+        check("chatml", false, "<think>\nhm\n</think>\n\nyes", "hm\n\nyes\n");
+        check("chatml", false, "\n <think>hm</think>yes", "hm\n\nyes\n");
+        check("chatml", false, "<think>\n\n</think>\n\nyes", "yes\n");
+        check("chatml", true, "hm a < b </thin\n\n</think>\nyes", "hm a < b </thin\n\nyes\n");
+        check("chatml", true, "\nhm", "hm\n");
+        check("chatml", true, "hm </thi", "hm </thi\n");
+        check("chatml", false, "<thi", "<thi\n");
+        check("chatml", false, "", "");
+        let channels = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes";
+        check("gpt-oss", false, channels, "hm\n\nyes\n");
     }
 
     #[test]
     fn pipes_get_the_text_as_it_is() {
         let print = |terminal| {
             let mut out = Vec::new();
-            let mut printer = AnswerPrinter::new(&mut out, terminal, true, false);
+            let mut printer = AnswerPrinter::new(&mut out, terminal, true, None);
             printer.push("<think>a\x1b[31m").expect("written");
             printer.push("**b**").expect("written");
             printer.finish().expect("written");

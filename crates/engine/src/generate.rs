@@ -447,7 +447,12 @@ pub struct Session<'a> {
 /// Tokens that memory is reserved for before generating; longer answers grow by doubling.
 const EXPECTED_TOKENS: usize = 4096;
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// The engine that it belongs to.
+    pub fn engine(&self) -> &'a Engine {
+        self.engine
+    }
+
     /// Generates after `prompt` (the whole sequence from its first token; the longest prefix that the
     /// cache already holds is reused). A prompt that does not fit is an error with both numbers.
     /// After a cancelled generation the session stays usable.

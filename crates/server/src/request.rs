@@ -3,6 +3,7 @@ use crate::error::ApiError;
 use hurtle_engine::GenerationParams;
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerError;
+use hurtle_text::AnswerFormat;
 use serde_json::{Map, Value};
 
 /// An answer to a conversation.
@@ -66,8 +67,9 @@ pub struct Generate {
     pub format: Option<Grammar>,
     /// The parameter that says so.
     pub format_param: &'static str,
-    /// What ends the section of reasoning that the prompt has opened: the form is that of what follows it.
-    pub reasoning_end: Option<&'static str>,
+    /// In which way the model ends the section of reasoning that the prompt has opened, if it has: the form is
+    /// that of what follows it.
+    pub reasoning_end: Option<AnswerFormat>,
     /// Biases for tokens that only the model's tokenizer can name.
     pub text_bias: Vec<(String, f32)>,
     /// Most tokens of prompt and answer together; `None`: as many as the context holds.

@@ -377,7 +377,7 @@ impl Lease {
         let single_call = !request.parallel_tool_calls;
         let how = ReadAnswer { thinking: prompt.thinking, tools: request.tools, single_call };
         let mut generation = request.generation;
-        generation.reasoning_end = prompt.thinking.then_some(format.reasoning().1);
+        generation.reasoning_end = prompt.thinking.then_some(format);
         let tok = self.service.engine().tokenizer();
         force_call(tok, &format, &how, &request.tool_choice, &mut generation)?;
         Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
@@ -447,10 +447,9 @@ impl Lease {
             None => None,
         };
         let constraint = match generate.reasoning_end {
-            Some(end) => {
-                let tok = engine.tokenizer();
-                let token = tok.token_id(end).filter(|&id| tok.is_control(id));
-                constraint.map(|constraint| constraint.after(end, token))
+            Some(format) => {
+                let token = format.reasoning_end(engine.tokenizer());
+                constraint.map(|constraint| constraint.after(format.reasoning().1, token))
             }
             None => constraint,
         };

@@ -1,5 +1,5 @@
 //! `hurtle run`: one prompt, one answer.
-use crate::answer::{self, AnswerPrinter};
+use crate::answer::{self, AnswerPrinter, Question};
 use crate::args::{
     EngineArgs, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types, read_stdin,
     read_text, without_last_newline,
@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::Args;
 use hurtle_engine::sampler::{Sampled, TokenLogprob};
 use hurtle_engine::{Engine, StopReason, Timings};
-use hurtle_text::{ChatPrompt, Encode, RenderInput, Tokenizer};
+use hurtle_text::{Encode, RenderInput, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
 use std::borrow::Cow;
@@ -119,18 +119,18 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let interrupt = Interrupt::install(true)?;
     let engine = models::load_writer(&args.model.model, &options, globals)?;
     let constraint = form.map(|form| form.constraint(&engine)).transpose()?;
-    let prompt = prompt(args, globals, &engine, system, text)?;
-    let extras = answer::extras(constraint.as_ref(), prompt.thinking, args.logprobs);
+    let question = question(args, globals, &engine, system, text)?;
+    let extras = question.extras(engine.tokenizer(), constraint.as_ref(), args.logprobs);
 
     let printer = (!args.json)
-        .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, prompt.thinking));
+        .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, question.parser()));
     let session = &mut engine.session();
-    let generation = answer::generate(session, &prompt.ids, &params, extras, &interrupt, printer)?;
+    let generation = answer::generate(session, &question, &params, extras, &interrupt, printer)?;
     if args.json {
         super::print_json(&Answer {
             text: &generation.text,
             token_ids: &generation.token_ids,
-            prompt_token_ids: &prompt.ids,
+            prompt_token_ids: &question.ids,
             stop_reason: generation.stop_reason.as_str(),
             logprobs: args.logprobs.map(|_| {
                 let logprobs = generation.logprobs.iter();
@@ -203,20 +203,20 @@ fn stdin_has_text() -> bool {
     }
 }
 
-fn prompt(
+fn question(
     args: &RunArgs,
     globals: &GlobalArgs,
     engine: &Engine,
     system: Option<String>,
     text: String,
-) -> Result<ChatPrompt> {
+) -> Result<Question> {
     let tok = engine.tokenizer();
     if args.raw {
         let ids = tok.encode(&text, Encode { add_special: true, parse_special: true });
         if ids.is_empty() {
             usage!("the prompt is empty, and this model has no token to begin a text with");
         }
-        return Ok(ChatPrompt { ids, thinking: false });
+        return Ok(Question::text(ids));
     }
     let template = Template::load(&args.template, engine.gguf().metadata(), tok)?;
     if globals.verbose {
@@ -229,5 +229,6 @@ fn prompt(
         add_generation_prompt: true,
         ..RenderInput::default()
     };
-    Ok(template.template.prompt(tok, &input, args.generation.parse_special)?)
+    let prompt = template.template.prompt(tok, &input, args.generation.parse_special)?;
+    Ok(Question::conversation(&template.template, prompt))
 }

@@ -209,11 +209,13 @@ fn capabilities(pools: bool, template: Option<&str>) -> Vec<&'static str> {
     let mut found = vec!["completion"];
     if let Some(template) = template {
         found.push("chat");
-        if ChatTemplate::new(template, "", "").is_ok_and(|template| template.supports_tools()) {
-            found.push("tools");
-        }
-        if template.contains("<think>") || template.contains("enable_thinking") {
-            found.push("thinking");
+        if let Ok(template) = ChatTemplate::new(template, "", "") {
+            if template.supports_tools() {
+                found.push("tools");
+            }
+            if template.supports_reasoning() {
+                found.push("thinking");
+            }
         }
     }
     found

@@ -109,7 +109,7 @@ static UNKNOWN: Row = json("unknown", &[], ("<tool_call>", "</tool_call>"), ARGU
 static ROWS: &[Row] = &[
     Row {
         name: "gpt-oss",
-        evidence: &["<|channel|>", "<|message|>"],
+        evidence: &["<|start|>", "<|message|>"],
         calls: Calls::Harmony,
         dropped: &[],
     },
@@ -288,6 +288,11 @@ impl AnswerFormat {
     /// What opens and closes reasoning.
     pub fn reasoning(&self) -> (&'static str, &'static str) {
         self.reasoning
+    }
+
+    /// The control token that closes reasoning, if it is one of this vocabulary.
+    pub fn reasoning_end(&self, tok: &Tokenizer) -> Option<u32> {
+        tok.token_id(self.reasoning.1).filter(|&id| tok.is_control(id))
     }
 
     /// What closes each call, where a text does that stands for nothing else.

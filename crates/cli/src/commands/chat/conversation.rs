@@ -1,4 +1,5 @@
 //! What was said so far, and the file it can be kept in.
+use crate::answer::Said;
 use crate::args::read_text;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub(super) struct Conversation {
 pub(super) struct Message {
     pub(super) role: Role,
     pub(super) content: String,
+    /// What the model thought before it answered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) reasoning_content: String,
 }
 
 /// Who speaks.
@@ -38,12 +42,14 @@ impl Conversation {
 
     /// Adds a question.
     pub(super) fn ask(&mut self, content: String) {
-        self.messages.push(Message { role: Role::User, content });
+        let reasoning_content = String::new();
+        self.messages.push(Message { role: Role::User, content, reasoning_content });
     }
 
     /// Adds the answer to the last question.
-    pub(super) fn answer(&mut self, content: String) {
-        self.messages.push(Message { role: Role::Assistant, content });
+    pub(super) fn answer(&mut self, Said { content, reasoning }: Said) {
+        let role = Role::Assistant;
+        self.messages.push(Message { role, content, reasoning_content: reasoning });
     }
 
     /// Takes back the last answer, so that its question is open again; false if there is none.
@@ -103,7 +109,7 @@ mod tests {
         let mut conversation = Conversation::new(Some("Be brief.".into()));
         for (question, answer) in [("a?", "A."), ("b?", "B.")] {
             conversation.ask(question.into());
-            conversation.answer(answer.into());
+            conversation.answer(Said { content: answer.into(), reasoning: String::new() });
         }
         conversation
     }

@@ -12,7 +12,7 @@ mod parameters;
 mod slash;
 
 use super::show::Info;
-use crate::answer::{self, AnswerPrinter};
+use crate::answer::{self, AnswerPrinter, Question};
 use crate::args::{
     EngineArgs, Form, GenerationArgs, GlobalArgs, ModelArgs, SystemArgs, TemplateArgs, Types,
     read_text,
@@ -27,7 +27,7 @@ use clap::Args;
 use conversation::{Conversation, Role};
 use hurtle_engine::constraint::GrammarConstraint;
 use hurtle_engine::{Engine, Generation, GenerationParams, Session, StopReason, Timings};
-use hurtle_text::{ChatPrompt, RenderInput};
+use hurtle_text::RenderInput;
 use input::{Input, Reader};
 use slash::{Slash, Topic};
 use std::io;
@@ -212,8 +212,8 @@ impl Chat<'_> {
     ) -> Result<()> {
         let generated = self
             .fitting_prompt(engine, template)
-            .and_then(|prompt| Ok((self.generate(&prompt, constraint, session)?, prompt)));
-        let (generation, prompt) = match generated {
+            .and_then(|question| Ok((self.generate(&question, constraint, session)?, question)));
+        let (generation, question) = match generated {
             Ok(generated) => generated,
             Err(error) if error.is::<io::Error>() => return Err(error),
             Err(error) => {
@@ -222,8 +222,7 @@ impl Chat<'_> {
                 return Ok(());
             }
         };
-        let opening = if prompt.thinking { "<think>\n" } else { "" };
-        self.conversation.answer(format!("{opening}{}", generation.text));
+        self.conversation.answer(question.read(&generation.text));
         if self.verbose {
             // The model was loaded once, not for each answer.
             let load_ms = if self.answered { 0.0 } else { generation.timings.load_ms };
@@ -245,7 +244,7 @@ impl Chat<'_> {
 
     /// The prompt of the conversation. Where it leaves no room for an answer, the oldest turns are
     /// forgotten, and the user is told.
-    fn fitting_prompt(&mut self, engine: &Engine, template: &Template) -> Result<ChatPrompt> {
+    fn fitting_prompt(&mut self, engine: &Engine, template: &Template) -> Result<Question> {
         let ctx_size = engine.ctx_size();
         let room = self.params.n_predict.unwrap_or(usize::MAX).clamp(1, (ctx_size / 8).max(1));
         loop {
@@ -261,11 +260,11 @@ impl Chat<'_> {
             let prompt = template.template.prompt(engine.tokenizer(), &input, parse_special)?;
             let n = prompt.ids.len();
             if n + room <= ctx_size {
-                return Ok(prompt);
+                return Ok(Question::conversation(&template.template, prompt));
             }
             let Some(question) = self.conversation.forget_oldest() else {
                 if n < ctx_size {
-                    return Ok(prompt);
+                    return Ok(Question::conversation(&template.template, prompt));
                 }
                 bail!(
                     "the message makes a prompt of {n} tokens, and the context holds {ctx_size}\n\
@@ -284,16 +283,16 @@ impl Chat<'_> {
 
     fn generate(
         &self,
-        prompt: &ChatPrompt,
+        question: &Question,
         constraint: Option<&GrammarConstraint>,
         session: &mut Session<'_>,
     ) -> Result<Generation> {
-        let extras = answer::extras(constraint, prompt.thinking, None);
+        let extras = question.extras(session.engine().tokenizer(), constraint, None);
         #[cfg(unix)]
         let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();
-        let printer = AnswerPrinter::new(out, self.terminal, false, prompt.thinking);
-        answer::generate(session, &prompt.ids, &self.params, extras, &self.interrupt, Some(printer))
+        let printer = AnswerPrinter::new(out, self.terminal, false, question.parser());
+        answer::generate(session, question, &self.params, extras, &self.interrupt, Some(printer))
     }
 
     /// Loads a saved conversation, or gives the name of the model to change to.
