@@ -6,7 +6,8 @@
 //!              groups 0-3 in line 1, groups 4-7 in line 2
 //! line 3       upper 2 bits, a byte for groups g and g + 4:
 //!              bits 0-1 scale g, 2-3 minimum g, 4-5 scale g + 4, 6-7 minimum g + 4
-//! 8 lines      (Q5_K) fifth bits: byte 4l + b, bit g is value 4l + b of group g
+//! 8 lines      (Q5_K) fifth bits: byte 4l + b, bit g is value 4l + b of group g; each before one of the first
+//!              lines of lower bits
 //! 32 lines     lower 4 bits, 8 lines for groups 2p (low half) and 2p + 1 (high half)
 //! ```
 //! The quants are the file's bytes, a dword at a time.
@@ -72,6 +73,18 @@ pub(crate) struct Affine<Q>(Q);
 pub(crate) type Q4K = Affine<FourBits>;
 pub(crate) type Q5K = Affine<FiveBits>;
 
+impl<Q: Quants> Affine<Q> {
+    /// Where line `k < 8` of fifth bits lies: lines are one stream, in the order in which a token meets them.
+    const fn high_line(k: usize) -> usize {
+        if Q::HIGH_LINES > 0 { 2 * k } else { k }
+    }
+
+    /// Where line `k < 32` of lower bits lies.
+    const fn low_line(k: usize) -> usize {
+        if Q::HIGH_LINES > 0 && k < 8 { 2 * k + 1 } else { Q::HIGH_LINES + k }
+    }
+}
+
 impl<Q: Quants> Kernel for Affine<Q> {
     type Bytes = <Q::Weights as hurtle_quant::Block>::Bytes;
     const LEN: usize = 256;
@@ -108,9 +121,12 @@ impl<Q: Quants> Kernel for Affine<Q> {
         set_dword(&mut header[1], row, first.to_le_bytes());
         set_dword(&mut header[2], row, *lower);
         set_dword(&mut header[3], row, upper.to_le_bytes());
-        let (high_lines, low_lines) = quants.split_at_mut(Q::HIGH_LINES);
-        set_dwords(high_lines, row, high);
-        set_dwords(low_lines, row, low);
+        for (k, dword) in high.as_chunks::<4>().0.iter().enumerate() {
+            set_dword(&mut quants[Self::high_line(k)], row, *dword);
+        }
+        for (k, dword) in low.as_chunks::<4>().0.iter().enumerate() {
+            set_dword(&mut quants[Self::low_line(k)], row, *dword);
+        }
     }
 
     #[inline(always)]
@@ -127,7 +143,7 @@ impl<Q: Quants> Kernel for Affine<Q> {
             let fifth = L::splat(0x1010_1010);
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
-                prefetch::<L>(&block[..HEADER + Q::HIGH_LINES]);
+                prefetch::<L>(&block[..HEADER]);
                 let x = tokens.block(b);
 
                 let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
@@ -139,26 +155,28 @@ impl<Q: Quants> Kernel for Affine<Q> {
                     l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
                 ];
                 let mut products = [zero; T];
-                let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
+                let lines = &block[HEADER..];
                 // Dots that sums have room for.
                 let room = (L::LIMIT / Q::MAX).min(8);
                 // With one token, two groups share their lines; the sums of two groups of several tokens
                 // would not fit the registers.
                 let at_once = if T == 1 { 2 } else { 1 };
                 for g in (0..8).step_by(at_once) {
-                    let low = &low[8 * (g / 2)..8 * (g / 2) + 8];
+                    let low = |i| Self::low_line(8 * (g / 2) + i);
                     let last = g + at_once - 1;
                     let scale = [scales[g / 4].scale(g % 4), scales[last / 4].scale(last % 4)];
                     let mut dots = [[L::no_sums(); T]; 2];
                     unroll8!(I => {
                         if g % 2 == 0 {
-                            prefetch::<L>(&low[I..I + 1]);
+                            // With the high bits.
+                            let first = if g == 0 { Self::high_line(I) } else { low(I) };
+                            prefetch::<L>(&lines[first..low(I) + 1]);
                         }
                         for i in 0..at_once {
                             let g = g + i;
-                            let mut w = L::load(&low[I]).shr(4 * (g % 2) as u32).and(nibble);
+                            let mut w = L::load(&lines[low(I)]).shr(4 * (g % 2) as u32).and(nibble);
                             if Q::HIGH_LINES > 0 {
-                                w = w.or(L::load(&high[I]).shr(g as u32).shl(4).and(fifth));
+                                w = w.or(L::load(&lines[Self::high_line(I)]).shr(g as u32).shl(4).and(fifth));
                             }
                             for t in 0..T {
                                 dots[i][t] = L::dot(dots[i][t], w, x[t].qs[8 * g + I]);
@@ -210,13 +228,14 @@ impl<Q: Quants> SuperBlocks for Affine<Q> {
     #[inline(always)]
     unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L {
         let g = i / 8;
-        let (high, low) = block[HEADER..].split_at(Q::HIGH_LINES);
+        let lines = &block[HEADER..];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let nibble = L::splat(0x0f0f_0f0f);
-            let mut quants = L::load(&low[8 * (g / 2) + i % 8]).shr(4 * (g % 2) as u32).and(nibble);
+            let low = L::load(&lines[Self::low_line(8 * (g / 2) + i % 8)]);
+            let mut quants = low.shr(4 * (g % 2) as u32).and(nibble);
             if Q::HIGH_LINES > 0 {
-                let fifth = L::load(&high[i % 8]).shr(g as u32).shl(4);
+                let fifth = L::load(&lines[Self::high_line(i % 8)]).shr(g as u32).shl(4);
                 quants = quants.or(fifth.and(L::splat(0x1010_1010)));
             }
             quants

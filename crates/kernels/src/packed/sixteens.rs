@@ -6,16 +6,17 @@
 //!        16 lines   2 bits
 //! Q3_K   1 line     d, 16 × f32
 //!        3 lines    scales, 32 higher: lower 4 bits in 2 lines, upper 2 bits in 1 line
-//!        8 lines    third bits, bit p for plane p
-//!        16 lines   lower 2 bits
+//!        24 lines   8 with third bits, bit p for plane p, and 16 with the lower 2 bits
 //! Q6_K   1 line     d, 16 × f32
 //!        4 lines    scales, a signed byte a group
-//!        32 lines   lower 4 bits: 16 lines for each 128 values, 64 in the low, 64 in the high halves
-//!        16 lines   upper 2 bits
+//!        48 lines   for each 128 values 8 with the upper 2 bits, and 16 with the lower 4 bits: 64 values in the
+//!                   low, 64 in the high halves
 //!
 //! 2 bits   8 lines for each 128 values, 32 (a plane) in each pair of bits
 //! ```
-//! All of them are the file's bytes, a dword at a time. The quants of Q3_K and Q6_K are stored 4
+//! All of them are the file's bytes, a dword at a time; lines lie in the order in which a token meets them first
+//! (4 of upper bits, the 4 of lower bits that go with them, and so on), as one stream: with two, a Zen 4 read
+//! Q6_K from memory at 20 instead of 23 GB/s a thread. The quants of Q3_K and Q6_K are stored 4
 //! and 32 higher than they are; what that makes too much is taken off at the end.
 
 use super::super_blocks::{self, Factors, SuperBlocks};
@@ -132,8 +133,10 @@ impl Type for TypeQ3K {
         set_scale(&mut header[0], row, block.d);
         set_dwords(&mut header[1..], row, block.scales_low);
         set_dwords(&mut header[3..], row, block.scales_high);
-        set_dwords(&mut quants[..8], row, block.hmask);
-        set_dwords(&mut quants[8..], row, block.qs);
+        let high = block.hmask.as_chunks::<4>().0.iter().enumerate();
+        high.for_each(|(k, high)| set_dword(&mut quants[high_line(k)], row, *high));
+        let low = block.qs.as_chunks::<4>().0.iter().enumerate();
+        low.for_each(|(k, low)| set_dword(&mut quants[low_line(k)], row, *low));
     }
 
     #[inline(always)]
@@ -151,12 +154,11 @@ impl Type for TypeQ3K {
 
     #[inline(always)]
     unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L {
-        let (high, low) = lines.split_at(8);
         let line = 4 * (g % 2) + i;
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let high = shift(L::load(&high[line]).shr(4 * h as u32), g / 2, 2);
-            let low = shift(L::load(&low[8 * h + line]), 2 * (g / 2), 0);
+            let high = shift(L::load(&lines[high_line(line)]).shr(4 * h as u32), g / 2, 2);
+            let low = shift(L::load(&lines[low_line(8 * h + line)]), 2 * (g / 2), 0);
             low.and(L::splat(0x0303_0303)).or(high.and(L::splat(0x0404_0404)))
         }
     }
@@ -177,8 +179,14 @@ impl Type for TypeQ6K {
         let block = hurtle_quant::Q6K::split(bytes);
         set_scale(&mut header[0], row, block.d);
         set_dwords(&mut header[1..], row, block.scales);
-        set_dwords(&mut quants[..32], row, block.ql);
-        set_dwords(&mut quants[32..], row, block.qh);
+        let low = block.ql.as_chunks::<4>().0.iter().enumerate();
+        low.for_each(|(k, low)| {
+            set_dword(&mut quants[24 * (k / 16) + low_line(k % 16)], row, *low)
+        });
+        let high = block.qh.as_chunks::<4>().0.iter().enumerate();
+        high.for_each(|(k, high)| {
+            set_dword(&mut quants[24 * (k / 8) + high_line(k % 8)], row, *high)
+        });
     }
 
     #[inline(always)]
@@ -189,14 +197,23 @@ impl Type for TypeQ6K {
 
     #[inline(always)]
     unsafe fn quants<L: IntLanes>(lines: &[Line], h: usize, g: usize, i: usize) -> L {
-        let (low, high) = lines.split_at(32);
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let low = shift(L::load(&low[16 * h + 4 * (g % 4) + i]), 4 * (g / 4), 0);
-            let high = shift(L::load(&high[8 * h + 4 * (g % 2) + i]), 2 * (g / 2), 4);
+            let low = shift(L::load(&lines[24 * h + low_line(4 * (g % 4) + i)]), 4 * (g / 4), 0);
+            let high = shift(L::load(&lines[24 * h + high_line(4 * (g % 2) + i)]), 2 * (g / 2), 4);
             low.and(L::splat(0x0f0f_0f0f)).or(high.and(L::splat(0x3030_3030)))
         }
     }
+}
+
+/// Where Q3_K, or a half of Q6_K, has line `k < 8` of the upper bits.
+const fn high_line(k: usize) -> usize {
+    8 * (k / 4) + k % 4
+}
+
+/// Where it has line `k < 16` of the lower bits.
+const fn low_line(k: usize) -> usize {
+    if k < 8 { 8 * (k / 4) + 4 + k % 4 } else { 8 + k }
 }
 
 /// The kernel of all of them.
