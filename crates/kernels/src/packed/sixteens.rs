@@ -54,6 +54,7 @@ pub(crate) trait Type {
 
     /// What the sums of the activations of groups `4q` to `4q + 3` are multiplied with, a signed
     /// byte each: the minima, or the scales if there are none.
+    #[inline(always)]
     unsafe fn factors<L: IntLanes>(header: &[Line], q: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { Self::scales(header, q) }
