@@ -28,7 +28,7 @@ pub(crate) struct Question {
     /// `None`: as a text that goes on.
     format: Option<AnswerFormat>,
     /// The prompt has opened a section of reasoning.
-    pub(crate) thinking: bool,
+    thinking: bool,
 }
 
 impl Question {
@@ -298,6 +298,7 @@ mod tests {
         check("chatml", true, "hm a < b </thin\n\n</think>\nyes", "hm a < b </thin\n\nyes\n");
         check("chatml", true, "\nhm", "hm\n");
         check("chatml", true, "hm </thi", "hm </thi\n");
+        check("chatml", false, "a <think> is a tag</think>", "a <think> is a tag</think>\n");
         check("chatml", false, "<thi", "<thi\n");
         check("chatml", false, "", "");
         let channels = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes";

@@ -13,7 +13,7 @@
 //! The quants are the file's bytes, a dword at a time.
 
 use super::super_blocks::{self, Factors, SuperBlocks};
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
