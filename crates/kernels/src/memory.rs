@@ -10,7 +10,6 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl Line {
     /// The bits as f32.
     #[inline(always)]

@@ -64,6 +64,7 @@ pub(crate) trait Kernel {
     /// 1536 TOKENS`.
     const FROM: usize = usize::MAX;
     /// The products by tiles (AMX), for types that have them.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     const TILES: Option<MultiplyTiles<Self::Activations>> = None;
 
     /// The activations in this form, `[n_blocks, n_tokens]`.
@@ -103,6 +104,7 @@ pub(crate) trait Kernel {
 }
 
 /// See `tiles::multiply`. Only for processors that have tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 type MultiplyTiles<A> = unsafe fn(
     &[Line],
     usize,
@@ -128,6 +130,7 @@ struct Blocking {
 /// By tiles. Unpacking takes some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors
 /// take some 90 a token (from counts of instructions). 160 KiB of a super-block's activations, 70 KiB of
 /// weights and 256 KiB of results stay in an L2 cache of 2 MiB.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const BY_TILES: Blocking = Blocking { from: 12, few: 64, tokens: 512, panels: 8 };
 
 /// By vectors. 80 KiB of a super-block's activations, 25 KiB of weights and 64 KiB of results stay in an L2
