@@ -13,7 +13,7 @@
 //! The quants are the file's bytes, a dword at a time.
 
 use super::super_blocks::{self, Factors, SuperBlocks};
-use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_half, unroll8};
+use super::{Kernel, PANEL_ROWS, Tile, halves, prefetch, set_dword, set_dwords, set_half, unroll8};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
@@ -121,12 +121,8 @@ impl<Q: Quants> Kernel for Affine<Q> {
         set_dword(&mut header[1], row, first.to_le_bytes());
         set_dword(&mut header[2], row, *lower);
         set_dword(&mut header[3], row, upper.to_le_bytes());
-        for (k, dword) in high.as_chunks::<4>().0.iter().enumerate() {
-            set_dword(&mut quants[Self::high_line(k)], row, *dword);
-        }
-        for (k, dword) in low.as_chunks::<4>().0.iter().enumerate() {
-            set_dword(&mut quants[Self::low_line(k)], row, *dword);
-        }
+        set_dwords(quants, row, high, Self::high_line);
+        set_dwords(quants, row, low, Self::low_line);
     }
 
     #[inline(always)]

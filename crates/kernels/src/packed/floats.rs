@@ -34,7 +34,7 @@ impl Type for TypeF32 {
     const LINES: usize = FLOATS;
 
     fn pack(block: &[u8], row: usize, lines: &mut [Line]) {
-        set_dwords(lines, row, block);
+        set_dwords(lines, row, block, |k| k);
     }
 
     #[inline(always)]

@@ -39,8 +39,8 @@ impl Kernel for Iq4Xs {
         let d = hurtle_quant::f16_to_f32(u16::from_le_bytes(*block.d));
         set_dword(&mut header[0], row, d.to_ne_bytes());
         let scales = block.scales().map(|scale| scale as u8);
-        set_dwords(&mut header[1..], row, &scales);
-        set_dwords(quants, row, block.qs);
+        set_dwords(header, row, &scales, |k| 1 + k);
+        set_dwords(quants, row, block.qs, |k| k);
     }
 
     #[inline(always)]

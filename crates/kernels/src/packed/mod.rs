@@ -168,11 +168,11 @@ fn set_dword(line: &mut Line, row: usize, dword: [u8; 4]) {
     line.0[4 * row..4 * row + 4].copy_from_slice(&dword);
 }
 
-/// Writes the dwords of `bytes` to lines, to the place of a row in each.
+/// Writes the dwords of `bytes` to the place of a row in lines: dword `k` in line `place(k)`.
 #[inline(always)]
-fn set_dwords(lines: &mut [Line], row: usize, bytes: &[u8]) {
-    for (line, dword) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        set_dword(line, row, *dword);
+fn set_dwords(lines: &mut [Line], row: usize, bytes: &[u8], place: impl Fn(usize) -> usize) {
+    for (k, dword) in bytes.as_chunks::<4>().0.iter().enumerate() {
+        set_dword(&mut lines[place(k)], row, *dword);
     }
 }
 
@@ -198,7 +198,7 @@ fn halves(line: &Line, slot: usize) -> &[half::f16] {
 /// Q6_K    22      25, 16  30, 20  33, 28  32, 29   28, 28
 /// ```
 ///
-/// A Zen 4 at 30 GB/s a thread makes less of it: 26 to 28 for Q4_K at any distance, Q6_K 23 to 25 from 1 KiB on.
+/// A Zen 4 at 30 GB/s a thread makes less of it: 25 to 29 for Q4_K from 1 to 8 KiB, 22 to 26 for Q6_K.
 const AHEAD: usize = 128;
 
 /// Fetches the lines that come `AHEAD` of `lines`, and may lie behind the end of the matrix. A few

@@ -92,8 +92,8 @@ impl Type for TypeQ2K {
         let block = hurtle_quant::Q2K::split(bytes);
         set_half(&mut header[0], row, *block.d);
         set_half(&mut header[0], PANEL_ROWS + row, *block.dmin);
-        set_dwords(&mut header[1..], row, block.scales);
-        set_dwords(quants, row, block.qs);
+        set_dwords(header, row, block.scales, |k| 1 + k);
+        set_dwords(quants, row, block.qs, |k| k);
     }
 
     #[inline(always)]
@@ -132,12 +132,10 @@ impl Type for TypeQ3K {
     fn pack(bytes: &[u8; 110], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q3K::split(bytes);
         set_scale(&mut header[0], row, block.d);
-        set_dwords(&mut header[1..], row, block.scales_low);
-        set_dwords(&mut header[3..], row, block.scales_high);
-        let high = block.hmask.as_chunks::<4>().0.iter().enumerate();
-        high.for_each(|(k, high)| set_dword(&mut quants[high_line(k)], row, *high));
-        let low = block.qs.as_chunks::<4>().0.iter().enumerate();
-        low.for_each(|(k, low)| set_dword(&mut quants[low_line(k)], row, *low));
+        set_dwords(header, row, block.scales_low, |k| 1 + k);
+        set_dwords(header, row, block.scales_high, |k| 3 + k);
+        set_dwords(quants, row, block.hmask, high_line);
+        set_dwords(quants, row, block.qs, low_line);
     }
 
     #[inline(always)]
@@ -179,15 +177,9 @@ impl Type for TypeQ6K {
     fn pack(bytes: &[u8; 210], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q6K::split(bytes);
         set_scale(&mut header[0], row, block.d);
-        set_dwords(&mut header[1..], row, block.scales);
-        let low = block.ql.as_chunks::<4>().0.iter().enumerate();
-        low.for_each(|(k, low)| {
-            set_dword(&mut quants[24 * (k / 16) + low_line(k % 16)], row, *low)
-        });
-        let high = block.qh.as_chunks::<4>().0.iter().enumerate();
-        high.for_each(|(k, high)| {
-            set_dword(&mut quants[24 * (k / 8) + high_line(k % 8)], row, *high)
-        });
+        set_dwords(header, row, block.scales, |k| 1 + k);
+        set_dwords(quants, row, block.ql, |k| 24 * (k / 16) + low_line(k % 16));
+        set_dwords(quants, row, block.qh, |k| 24 * (k / 8) + high_line(k % 8));
     }
 
     #[inline(always)]
