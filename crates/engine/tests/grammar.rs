@@ -10,6 +10,7 @@ use hurtle_engine::{
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -76,7 +77,7 @@ fn schema() -> impl Strategy<Value = Value> {
             }),
             prop::collection::vec(inner.clone(), 1..4).prop_map(|any| json!({"anyOf": any})),
             (properties, any::<bool>()).prop_map(|(properties, closed)| {
-                let required: Vec<_> =
+                let required: BTreeSet<_> =
                     properties.iter().filter(|p| p.2).map(|p| p.0.clone()).collect();
                 let named: Map<_, _> = properties.into_iter().map(|p| (p.0, p.1)).collect();
                 let mut schema =
