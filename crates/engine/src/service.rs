@@ -69,6 +69,9 @@ pub struct Request {
     pub params: GenerationParams,
     /// Log-probabilities of each token and of so many best ones.
     pub logprobs: Option<usize>,
+    /// Log-probabilities of the prompt's tokens but the first, and of so many best ones. All of the prompt is
+    /// processed then, whatever the prefix cache holds.
+    pub prompt_logprobs: Option<usize>,
     /// A grammar that the answer follows.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Who asks: places are shared fairly between clients.
@@ -82,8 +85,16 @@ pub struct Request {
 impl Request {
     /// A request without extras.
     pub fn new(prompt: Vec<u32>, params: GenerationParams) -> Self {
-        let (logprobs, constraint, client, deadline) = (None, None, None, None);
-        Self { prompt, params, logprobs, constraint, client, cache_prompt: true, deadline }
+        Self {
+            prompt,
+            params,
+            logprobs: None,
+            prompt_logprobs: None,
+            constraint: None,
+            client: None,
+            cache_prompt: true,
+            deadline: None,
+        }
     }
 }
 
@@ -116,6 +127,8 @@ pub enum Event {
         /// Of.
         total: usize,
     },
+    /// Log-probabilities of the next tokens of the prompt, if they were asked for; of its first there are none.
+    PromptLogprobs(Vec<Sampled>),
     /// A token.
     Token(TokenOut),
     /// The end.
@@ -492,6 +505,9 @@ struct Job<'e> {
     tokens: Vec<u32>,
     n_prompt: usize,
     n_cached: usize,
+    prompt_logprobs: Option<usize>,
+    /// Tokens of the prompt whose log-probabilities have been told, or that have none.
+    n_scored: usize,
     token_loop: TokenLoop<'e>,
     submitted: Instant,
     started: Option<Instant>,
@@ -506,6 +522,23 @@ impl Job<'_> {
         if !self.deaf && catch_unwind(AssertUnwindSafe(|| (self.on_event)(event))).is_err() {
             self.deaf = true;
         }
+    }
+
+    /// Tells the log-probabilities of the prompt's next tokens.
+    fn score<'l>(&mut self, rows: impl Iterator<Item = &'l [f32]>) {
+        let Some(n) = self.prompt_logprobs else { return };
+        let ids = self.tokens[self.n_scored..self.n_prompt].iter();
+        let scores = rows.zip(ids).map(|(logits, &id)| self.token_loop.logprobs(logits, id, n));
+        let scores: Vec<_> = scores.collect();
+        if !scores.is_empty() {
+            self.n_scored += scores.len();
+            self.tell(Event::PromptLogprobs(scores));
+        }
+    }
+
+    /// Whether the logits behind the token `i` are wanted for the sake of the prompt's next.
+    fn scores_after(&self, i: usize) -> bool {
+        self.prompt_logprobs.is_some() && (self.n_scored..self.n_prompt).contains(&(i + 1))
     }
 
     /// Why it has to end, whatever it is doing.
@@ -533,6 +566,9 @@ const STEP_TIME: (Duration, Duration) = (Duration::from_millis(150), Duration::f
 
 /// Prompt tokens in a step before anything is known of their speed.
 const FIRST_CHUNK: usize = 32;
+
+/// Most prompt tokens in a step whose logits are wanted: those of a large vocabulary take half a megabyte each.
+const SCORED_CHUNK: usize = 32;
 
 /// How long pages are read from files in a step, and written at the end.
 const FILE_TIME: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -695,8 +731,7 @@ impl<'e> Scheduler<'e> {
         };
         for incoming in incoming {
             let Incoming { id, request, sampler, on_event, cancelled, submitted } = incoming;
-            let Request { prompt, params, logprobs, constraint, client, cache_prompt, deadline } =
-                request;
+            let Request { prompt, params, constraint, client, deadline, .. } = request;
             let room = self.shared.n_ctx - prompt.len();
             let token_loop = TokenLoop::new(&self.shared.engine, sampler, &params, room);
             self.waiting.push_back(Job {
@@ -705,11 +740,15 @@ impl<'e> Scheduler<'e> {
                 cancelled,
                 client,
                 deadline,
-                cache_prompt: cache_prompt && self.shared.prefix_cache,
+                cache_prompt: request.cache_prompt
+                    && request.prompt_logprobs.is_none()
+                    && self.shared.prefix_cache,
                 n_prompt: prompt.len(),
                 n_cached: 0,
                 tokens: prompt,
-                token_loop: token_loop.with(constraint, logprobs),
+                prompt_logprobs: request.prompt_logprobs,
+                n_scored: 1,
+                token_loop: token_loop.with(constraint, request.logprobs),
                 submitted,
                 started: None,
                 decoding: None,
@@ -881,11 +920,16 @@ impl<'e> Scheduler<'e> {
         let mut prompts: Vec<usize> = (0..left.len()).filter(begins).collect();
         let oldest = prompts.iter().copied().min_by_key(|&i| self.running[i].job.id);
         prompts.sort_by_key(|&i| (left[i], self.running[i].job.id));
+        let mut scored = SCORED_CHUNK;
         // The oldest has half for certain; what is left over goes to the others, shortest first.
         let first = oldest.map(|i| (i, budget.div_ceil(2)));
         for (i, most) in first.into_iter().chain(prompts.into_iter().map(|i| (i, usize::MAX))) {
             let running = &mut self.running[i];
-            let n = budget.min(most).min(left[i] - running.planned);
+            let mut n = budget.min(most).min(left[i] - running.planned);
+            if running.job.prompt_logprobs.is_some() {
+                n = n.min(scored);
+                scored -= n;
+            }
             running.planned += n;
             budget -= n;
         }
@@ -925,7 +969,8 @@ impl<'e> Scheduler<'e> {
             let done = cache.len(*seq);
             let last = job.tokens.len() - 1;
             let ids = job.tokens.iter().enumerate().skip(done).take(*planned);
-            batch.extend(ids.map(|(i, &id)| BatchToken { id, seq: *seq, logits: i == last }));
+            let logits = |i| i == last || job.scores_after(i);
+            batch.extend(ids.map(|(i, &id)| BatchToken { id, seq: *seq, logits: logits(i) }));
             // A prompt's last token counts too, unless it is all there was to do.
             n_prompt_tokens += if *planned > 1 || done < job.n_prompt { *planned } else { 0 };
         }
@@ -953,6 +998,8 @@ impl<'e> Scheduler<'e> {
             if job.decoding.is_none() {
                 job.tell(Event::Prompt { done, total: job.n_prompt });
             }
+            let scored = (done - *planned..done).filter(|&i| job.scores_after(i)).count();
+            job.score(rows.by_ref().take(scored));
             if done < job.tokens.len() {
                 continue;
             }

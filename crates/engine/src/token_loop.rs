@@ -84,6 +84,11 @@ impl<'e> TokenLoop<'e> {
         self.stop.found()
     }
 
+    /// How probable the model finds `id`, and its `n` best tokens.
+    pub(crate) fn logprobs(&mut self, logits: &[f32], id: u32, n: usize) -> Sampled {
+        self.sampler.logprobs(logits, id, n)
+    }
+
     /// Chooses the next token; what can be shown of it is appended to `text`.
     pub(crate) fn step(&mut self, logits: &[f32], text: &mut String) -> Result<Step, EngineError> {
         let end = |stop| Ok(Step { id: None, logprobs: None, stop: Some(stop) });

@@ -352,7 +352,7 @@ fn constrained_and_free_answers_do_not_disturb_each_other() {
                     found.2 = finished.stop_reason;
                 }
                 Event::Failed(error) => panic!("{error}"),
-                Event::Started { .. } | Event::Prompt { .. } => {}
+                Event::Started { .. } | Event::Prompt { .. } | Event::PromptLogprobs(_) => {}
             }
         }
         assert_eq!(found, alone);

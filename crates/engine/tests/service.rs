@@ -1,7 +1,7 @@
 //! Requests that share a model get the answers that they get alone, and each hears of its end once.
 
 use hurtle_engine::constraint::{Constraint, ConstraintError, TokenMask};
-use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::sampler::{Sampled, SamplerParams};
 use hurtle_engine::{
     Arithmetic, Engine, EngineOptions, Event, Finished, GenerationParams, KvType, PrefixDir,
     Request, Service, ServiceOptions, StopReason, SubmitError, Ticket,
@@ -57,7 +57,7 @@ fn hear(events: &Receiver<Event>) -> Answer {
                 return Answer { ids, text, finished };
             }
             Event::Failed(error) => panic!("{error}"),
-            Event::Started { .. } | Event::Prompt { .. } => {}
+            Event::Started { .. } | Event::Prompt { .. } | Event::PromptLogprobs(_) => {}
         }
     }
 }
@@ -199,8 +199,68 @@ fn ask_with_logprobs(service: &Service, ids: &[u32]) -> (String, usize) {
             Event::Token(token) => tokens.push(token),
             Event::Finished(finished) => return (format!("{tokens:?}"), finished.n_cached),
             Event::Failed(error) => panic!("{error}"),
+            Event::Started { .. } | Event::Prompt { .. } | Event::PromptLogprobs(_) => {}
+        }
+    }
+}
+
+/// The log-probabilities of a prompt, and the answer behind it.
+fn score(events: &Receiver<Event>) -> (Vec<Sampled>, Vec<u32>) {
+    let (mut scores, mut ids) = (Vec::new(), Vec::new());
+    loop {
+        match events.recv_timeout(Duration::from_secs(60)).expect("an event") {
+            Event::PromptLogprobs(next) => {
+                assert!(ids.is_empty(), "before the answer");
+                scores.extend(next);
+            }
+            Event::Token(token) => ids.push(token.id),
+            Event::Finished(_) => return (scores, ids),
+            Event::Failed(error) => panic!("{error}"),
             Event::Started { .. } | Event::Prompt { .. } => {}
         }
+    }
+}
+
+#[test]
+fn prompts_are_scored_as_their_tokens_would_be_sampled() {
+    let engine = golden(1);
+    let ids = prompt(&engine, 0, 150);
+    let expected_answer = alone(&engine, &ids, &params(3, 150)).0;
+    let page = engine.model().kv_cache(Default::default(), Default::default()).page_bytes() as u64;
+    // Of all tokens behind each beginning.
+    let n_vocab = engine.model().hparams().n_vocab;
+    let service = Service::start(engine, ServiceOptions::default()).unwrap();
+    let expected: Vec<Sampled> = (1..ids.len())
+        .map(|n| {
+            let beginning = Request::new(ids[..n].to_vec(), params(0, 1));
+            let request = Request { logprobs: Some(n_vocab), ..beginning };
+            let (_ticket, events) = submit(&service, request).unwrap();
+            let mut all = events.iter().find_map(|event| match event {
+                Event::Token(token) => token.logprobs,
+                _ => None,
+            });
+            let mut top = std::mem::take(&mut all.as_mut().expect("a token").top);
+            let token = *top.iter().find(|token| token.id == ids[n]).expect("a token");
+            top.truncate(3);
+            Sampled { token, top }
+        })
+        .collect();
+    // Alone in whole and in pieces, with a warm cache, and four where there is memory for two.
+    for (chunk, pages, n) in [(512, 1000, 1), (7, 1000, 2), (64, 9, 4)] {
+        let kv_bytes = Some(pages * page);
+        let options = ServiceOptions { chunk: Some(chunk), kv_bytes, ..Default::default() };
+        let service = Service::start(golden(1), options).unwrap();
+        ask(&service, Request::new(ids.clone(), params(3, 2)));
+        let request =
+            || Request { prompt_logprobs: Some(3), ..Request::new(ids.clone(), params(3, 150)) };
+        let running: Vec<_> = (0..n).map(|_| submit(&service, request()).unwrap()).collect();
+        for (_ticket, events) in &running {
+            let (scores, answer) = score(events);
+            assert_eq!(scores.len(), expected.len(), "chunk {chunk}");
+            assert!(scores == expected, "chunk {chunk}");
+            assert_eq!(answer, expected_answer);
+        }
+        assert_eq!(service.stats().preemptions > 0, pages == 9, "{:?}", service.stats());
     }
 }
 

@@ -47,8 +47,8 @@ pub struct TokenLogprob {
     pub id: u32,
     /// What it adds to a text; may be a part of a character.
     pub bytes: Vec<u8>,
-    /// At most 0, and finite.
-    pub logprob: f32,
+    /// At most 0, and finite; `None` for the first token of a prompt, which nothing foretells.
+    pub logprob: Option<f32>,
 }
 
 impl TokenLogprob {

@@ -37,8 +37,6 @@ pub struct Completion {
     pub prompts: Vec<Prompt>,
     /// What follows the gap, where the model fills in between.
     pub suffix: Option<String>,
-    /// Repeat the prompt before the answer.
-    pub echo: bool,
     /// How to answer.
     pub generation: Generate,
     /// How to reply.
@@ -63,6 +61,8 @@ pub struct Generate {
     pub n: usize,
     /// Log-probabilities of each token, and of this many most probable ones.
     pub logprobs: Option<usize>,
+    /// Repeat the prompt before the answer, with the log-probabilities of its tokens if they are asked for.
+    pub echo: bool,
     /// What the output must look like, if not just anything.
     pub format: Option<Grammar>,
     /// The parameter that says so.
@@ -86,6 +86,7 @@ impl Default for Generate {
             params: GenerationParams::default(),
             n: 1,
             logprobs: None,
+            echo: false,
             format: None,
             format_param: "response_format",
             reasoning_end: None,

@@ -292,27 +292,15 @@ async fn completions(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<R
 impl Lease {
     /// Begins to continue texts; also tells the tokens of each.
     async fn complete(&self, request: Completion) -> Result<(Answers, Vec<usize>), ApiError> {
-        let echo = request.echo;
         let (prompts, generation) = self.prompts(request)?;
-        if echo && generation.logprobs.is_some() {
-            let message = "echo: log-probabilities of the prompt are not supported";
-            return Err(ApiError::invalid("echo", message));
-        }
         let n_prompt = prompts.iter().map(Vec::len).collect();
-        let n = generation.n;
-        let echoed: Vec<String> = match echo {
-            true => prompts.iter().map(|ids| self.text(ids)).collect(),
-            false => Vec::new(),
-        };
-        let answers = self.submit(prompts, generation).await?;
-        let echoed = echoed.into_iter().flat_map(|text| std::iter::repeat_n(text, n));
-        Ok((answers.after(echoed), n_prompt))
+        Ok((self.submit(prompts, generation).await?, n_prompt))
     }
 
     /// The tokens of texts to continue, or of gaps to fill in, and how.
     fn prompts(&self, request: Completion) -> Result<(Vec<Vec<u32>>, Generate), ApiError> {
         self.check_writes()?;
-        if request.suffix.is_some() && request.echo {
+        if request.suffix.is_some() && request.generation.echo {
             return Err(ApiError::invalid("echo", "echo: only one of echo and suffix can hold"));
         }
         let tok = self.service.engine().tokenizer();
@@ -461,13 +449,15 @@ impl Lease {
                     params.n_predict = Some(params.n_predict.map_or(room, |n| n.min(room)));
                 }
                 params.sampler.seed = params.sampler.seed.map(|seed| seed.wrapping_add(k as u64));
-                hurtle_engine::Request {
+                let request = hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
                     logprobs: generate.logprobs,
+                    prompt_logprobs: generate.logprobs.filter(|_| generate.echo),
                     constraint: constraint.clone().map(|constraint| Box::new(constraint) as _),
                     ..hurtle_engine::Request::new(prompt.clone(), params)
-                }
+                };
+                (request, if generate.echo { self.text(prompt) } else { String::new() })
             })
         });
         worker::submit(self, requests)

@@ -14,7 +14,6 @@ use crate::output::{Logprobs, TokenLogprob};
 use hurtle_engine::sampler::{self, Sampled};
 use hurtle_engine::{EngineError, Event as EngineEvent, Finished, Request, SubmitError, Ticket};
 use hurtle_text::Tokenizer;
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,13 +40,13 @@ enum News {
     Event(Event),
     /// Not yet with the texts of its tokens: that is no work for the engine's thread.
     Sampled(Sampled),
+    /// The first token of a prompt, which nothing foretells.
+    First(u32),
 }
 
 /// The answers of a request: which one, and news of it.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    /// What comes before the news.
-    prelude: VecDeque<(usize, Event)>,
     news: UnboundedReceiver<(usize, News)>,
     /// Dropping them cancels.
     _tickets: Vec<Ticket>,
@@ -55,34 +54,24 @@ pub(crate) struct Answers {
     model: Lease,
 }
 
-impl Answers {
-    /// The same, each after a text.
-    pub(crate) fn after(mut self, texts: impl Iterator<Item = String>) -> Self {
-        let texts = texts.enumerate().filter(|(_, text)| !text.is_empty());
-        self.prelude.extend(texts.map(|(index, text)| (index, Event::Text(text))));
-        self
-    }
-}
-
 impl Stream for Answers {
     type Item = (usize, Event);
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(event) = self.prelude.pop_front() {
-            return Poll::Ready(Some(event));
-        }
         let news = self.news.poll_recv(context);
         news.map(|news| {
             let (index, news) = news?;
-            Some((
-                index,
-                match news {
-                    News::Event(event) => event,
-                    News::Sampled(sampled) => {
-                        Event::Logprobs(told(self.model.service.engine().tokenizer(), &sampled))
-                    }
-                },
-            ))
+            let tok = self.model.service.engine().tokenizer();
+            let event = match news {
+                News::Event(event) => event,
+                News::Sampled(sampled) => Event::Logprobs(told(tok, &sampled)),
+                News::First(id) => {
+                    let bytes = tok.token_bytes(id, true);
+                    let token = TokenLogprob { id, bytes, logprob: None };
+                    Event::Logprobs(Logprobs { token, top: Vec::new() })
+                }
+            };
+            Some((index, event))
         })
     }
 }
@@ -93,30 +82,39 @@ fn told(tok: &Tokenizer, sampled: &Sampled) -> Logprobs {
         id: token.id,
         bytes: tok.token_bytes(token.id, true),
         // JSON has no infinity; OpenAI has this number instead.
-        logprob: token.logprob.max(-9999.0),
+        logprob: Some(token.logprob.max(-9999.0)),
     };
     Logprobs { token: told(&sampled.token), top: sampled.top.iter().map(told).collect() }
 }
 
-/// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled.
+/// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled. An answer
+/// begins with the text that comes with its request.
 pub(crate) fn submit(
     model: &Lease,
-    requests: impl IntoIterator<Item = Request>,
+    requests: impl IntoIterator<Item = (Request, String)>,
 ) -> Result<Answers, ApiError> {
     let (sender, news) = mpsc::unbounded_channel();
     let mut tickets = Vec::new();
-    for (index, request) in requests.into_iter().enumerate() {
+    for (index, (request, mut echoed)) in requests.into_iter().enumerate() {
         let sender = sender.clone();
         let request = within(model.limits, request)?;
+        if request.prompt_logprobs.is_some() {
+            let first = request.prompt.first().map(|&id| (index, News::First(id)));
+            first.map(|first| sender.send(first));
+        }
         let mut watch = watch(observe::current());
         let on_event = move |event| {
             watch(&event);
+            // Behind the log-probabilities of its tokens, as every text.
+            if let EngineEvent::Token(_) | EngineEvent::Finished(_) = &event {
+                pass_on_text(&sender, index, std::mem::take(&mut echoed));
+            }
             pass_on(&sender, index, event);
         };
         let ticket = model.service.submit(request, Box::new(on_event));
         tickets.push(ticket.map_err(refused)?);
     }
-    Ok(Answers { prelude: VecDeque::new(), news, _tickets: tickets, model: model.clone() })
+    Ok(Answers { news, _tickets: tickets, model: model.clone() })
 }
 
 /// The request within what the server allows.
@@ -155,24 +153,28 @@ fn watch(record: Option<Arc<Record>>) -> impl FnMut(&EngineEvent) + Send {
     }
 }
 
+fn pass_on_text(sender: &UnboundedSender<(usize, News)>, index: usize, text: String) {
+    if !text.is_empty() {
+        let _ = sender.send((index, News::Event(Event::Text(text))));
+    }
+}
+
 /// Sends what a connection has to hear. That it may have gone is no error: its ticket cancels.
 fn pass_on(sender: &UnboundedSender<(usize, News)>, index: usize, event: EngineEvent) {
     let send = |event| drop(sender.send((index, News::Event(event))));
-    let text = |text: String| {
-        if !text.is_empty() {
-            send(Event::Text(text));
-        }
-    };
     match event {
         EngineEvent::Started { .. } | EngineEvent::Prompt { .. } => {}
+        EngineEvent::PromptLogprobs(tokens) => {
+            tokens.into_iter().for_each(|token| drop(sender.send((index, News::Sampled(token)))));
+        }
         EngineEvent::Token(token) => {
             if let Some(sampled) = token.logprobs {
                 let _ = sender.send((index, News::Sampled(sampled)));
             }
-            text(token.text);
+            pass_on_text(sender, index, token.text);
         }
         EngineEvent::Finished(mut finished) => {
-            text(std::mem::take(&mut finished.text_tail));
+            pass_on_text(sender, index, std::mem::take(&mut finished.text_tail));
             send(Event::Finished(finished));
         }
         EngineEvent::Failed(error) => {

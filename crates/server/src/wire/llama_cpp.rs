@@ -18,14 +18,8 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
     let mut fields = Fields::parse(body)?;
     let prompts = read_prompts(&fields.required("prompt")?)?;
     let (generation, reply) = common(&mut fields, sampler)?;
-    let completion = Completion {
-        model: fields.opt("model")?,
-        prompts,
-        suffix: None,
-        echo: false,
-        generation,
-        reply,
-    };
+    let completion =
+        Completion { model: fields.opt("model")?, prompts, suffix: None, generation, reply };
     fields.finish(IGNORED)?;
     Ok(completion)
 }

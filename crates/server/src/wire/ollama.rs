@@ -102,7 +102,6 @@ pub fn parse_generate(body: &[u8], sampler: &SamplerParams) -> Result<GenerateRe
             model: Some(model),
             prompts: vec![Prompt::Text(prompt)],
             suffix,
-            echo: false,
             generation,
             reply,
         })

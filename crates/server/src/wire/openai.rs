@@ -93,12 +93,12 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
     if generate.logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
         return Err(fields.wrong("logprobs", &format!("expected at most {MAX_LOGPROBS}")));
     }
+    generate.echo = fields.opt("echo")?.unwrap_or(false);
     fields.only("best_of", json!(1), "ask for several answers with n and choose yourself")?;
     let completion = Completion {
         model: fields.opt("model")?,
         prompts: read_prompts(&fields.required("prompt")?)?,
         suffix: fields.opt::<String>("suffix")?.filter(|suffix| !suffix.is_empty()),
-        echo: fields.opt("echo")?.unwrap_or(false),
         generation: generate,
         reply: reply(&mut fields)?,
     };
@@ -364,7 +364,8 @@ pub fn completion_logprobs(tokens: &[Logprobs], offset: &mut usize) -> Value {
         logprobs.push(token.logprob);
         // The token itself is always among them.
         let top = top.iter().chain([token]).map(|token| (name(token), token.logprob.into()));
-        tops.push(top.collect::<Map<String, Value>>());
+        let top = top.collect::<Map<String, Value>>();
+        tops.push(token.logprob.map(|_| top));
         offsets.push(*offset);
         *offset += token.bytes.iter().filter(|&b| b & 0xc0 != 0x80).count();
     }

@@ -124,6 +124,47 @@ async fn a_prompt_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_scored() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "one two three", "max_tokens": 0, "echo": true, "logprobs": 2});
+    let alone = ask(&server, "/v1/completions", body.clone()).await;
+    let choice = &alone["choices"][0];
+    assert!(choice["text"].as_str().expect("a text").ends_with("one two three"), "{choice}");
+    let list = |name: &str| choice["logprobs"][name].as_array().expect("an array").clone();
+    let (tokens, logprobs) = (list("tokens"), list("token_logprobs"));
+    let (tops, offsets) = (list("top_logprobs"), list("text_offset"));
+    assert_eq!(tokens.len(), alone["usage"]["prompt_tokens"].as_u64().expect("a number") as usize);
+    assert!(tokens.len() == logprobs.len() && tops.len() == offsets.len(), "{choice}");
+    let text: String = tokens.iter().map(|token| token.as_str().expect("a text")).collect();
+    assert_eq!(&choice["text"], &text);
+    assert!(logprobs[0].is_null() && tops[0].is_null(), "nothing foretells the first: {choice}");
+    for (i, logprob) in logprobs.iter().enumerate().skip(1) {
+        assert!(logprob.as_f64().is_some_and(|x| x <= 0.0), "{choice}");
+        assert_eq!(&tops[i][tokens[i].as_str().expect("a text")], logprob);
+        assert!((2..4).contains(&tops[i].as_object().expect("an object").len()));
+    }
+    // With an answer, and from a stream, the prompt has the same.
+    body["max_tokens"] = 3.into();
+    body["seed"] = 1.into();
+    let longer = ask(&server, "/v1/completions", body.clone()).await;
+    let found = &longer["choices"][0]["logprobs"];
+    let all = found["token_logprobs"].as_array().expect("an array");
+    assert_eq!(&all[..logprobs.len()], logprobs);
+    assert!(all.len() > logprobs.len());
+    body["stream"] = true.into();
+    let (_, stream) = post(&server, "/v1/completions", body).await;
+    let (mut streamed, mut offsets) = (Vec::new(), Vec::new());
+    for data in stream.lines().filter_map(|line| line.strip_prefix("data: {")) {
+        let chunk: Value = serde_json::from_str(&format!("{{{data}")).expect("JSON");
+        let told = &chunk["choices"][0]["logprobs"];
+        streamed.extend(told["token_logprobs"].as_array().into_iter().flatten().cloned());
+        offsets.extend(told["text_offset"].as_array().into_iter().flatten().cloned());
+    }
+    assert_eq!(&streamed, all);
+    assert_eq!(&Value::from(offsets), &found["text_offset"]);
+}
+
+#[tokio::test]
 async fn a_gap_is_filled_by_models_that_can() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("coder.gguf");
