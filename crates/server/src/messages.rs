@@ -124,6 +124,7 @@ impl Messages {
                 }
             }),
             Event::Logprobs(token) => Some(News::Logprobs(token)),
+            Event::Id(_) => None,
             Event::Failed(error) => Some(News::Failed(error)),
         };
         for piece in pieces {

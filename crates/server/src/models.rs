@@ -383,6 +383,17 @@ impl Models {
         Ok(Source { name: plain.to_owned(), path: local.path, bytes: local.bytes })
     }
 
+    /// Whether the only model that the server was started with answers for a name that is not found. Programs have
+    /// names such as `gpt-4o` built in; a name of hurtle's own, or with a tag or a folder, is meant as it is.
+    pub(crate) fn stands_in_for(&self, name: Option<&str>) -> bool {
+        let Catalog { named, others, .. } = &self.inner.catalog;
+        let is_plain = |name: &str| {
+            let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+            name.bytes().all(word) && !name.ends_with(".gguf") && !Hub::is_alias(name)
+        };
+        named.len() == 1 && others.is_some() && name.is_some_and(is_plain)
+    }
+
     /// The model in a store of this machine. A path is none: no request chooses which files are read.
     async fn on_disk(self: &Arc<Self>, name: &str) -> Result<Option<LocalModel>, ApiError> {
         let models = Arc::clone(self);

@@ -50,6 +50,17 @@ pub enum Prompt {
     Text(String),
     /// Token ids, as they are.
     Ids(Vec<u32>),
+    /// Texts and token ids after one another; a BOS comes only before a text at the beginning.
+    Mixed(Vec<Part>),
+}
+
+/// A part of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Ids(Vec<u32>),
 }
 
 /// How to answer.
@@ -61,6 +72,8 @@ pub struct Generate {
     pub n: usize,
     /// Log-probabilities of each token, and of this many most probable ones.
     pub logprobs: Option<usize>,
+    /// Tell the numbers of the answer's tokens.
+    pub ids: bool,
     /// Repeat the prompt before the answer, with the log-probabilities of its tokens if they are asked for.
     pub echo: bool,
     /// What the output must look like, if not just anything.
@@ -86,6 +99,7 @@ impl Default for Generate {
             params: GenerationParams::default(),
             n: 1,
             logprobs: None,
+            ids: false,
             echo: false,
             format: None,
             format_param: "response_format",

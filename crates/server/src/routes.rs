@@ -16,7 +16,7 @@ use crate::messages::{Messages, Reading};
 use crate::models::{Lease, Models};
 use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
-use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
+use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
 use crate::wire::openai::Head;
 use crate::wire::{self, SSE_DONE, openai};
 use crate::worker::{self, Answers, Event};
@@ -61,9 +61,14 @@ impl Shared {
         Self { models, options, started, n_requests: AtomicU64::new(0), times: Arc::default() }
     }
 
-    /// The model that a request names.
+    /// The model that a request names, or the one that stands in for it.
     pub(crate) async fn model(&self, name: Option<&str>) -> Result<Lease, ApiError> {
-        self.models.lease(name, None).await
+        match self.models.lease(name, None).await {
+            Err(error) if error.is_no_model() && self.models.stands_in_for(name) => {
+                self.models.lease(None, None).await
+            }
+            other => other,
+        }
     }
 }
 
@@ -306,22 +311,42 @@ impl Lease {
         let tok = self.service.engine().tokenizer();
         let mut prompts = Vec::new();
         for prompt in request.prompts {
-            let ids = match (prompt, &request.suffix) {
-                (Prompt::Text(text), Some(_)) => fill_in::plain(tok, &text),
-                (Prompt::Text(text), None) => {
-                    tok.encode(&text, Encode { add_special: true, parse_special: true })
-                }
-                (Prompt::Ids(ids), _) => {
-                    self.check_ids("prompt", &ids)?;
-                    ids
-                }
+            let encode = |text: &str, first| match &request.suffix {
+                Some(_) => fill_in::plain(tok, text),
+                None => tok.encode(text, Encode { add_special: first, parse_special: true }),
             };
+            let ids = self.prompt_ids("prompt", prompt, encode)?;
             prompts.push(match &request.suffix {
                 Some(suffix) => self.fill_in("suffix", &ids, suffix, &[])?,
                 None => ids,
             });
         }
         Ok((prompts, request.generation))
+    }
+
+    /// The tokens of a prompt whose texts `encode` gives, the text at the beginning as such.
+    pub(crate) fn prompt_ids(
+        &self,
+        param: &str,
+        prompt: Prompt,
+        encode: impl Fn(&str, bool) -> Vec<u32>,
+    ) -> Result<Vec<u32>, ApiError> {
+        let parts = match prompt {
+            Prompt::Text(text) => return Ok(encode(&text, true)),
+            Prompt::Ids(ids) => vec![Part::Ids(ids)],
+            Prompt::Mixed(parts) => parts,
+        };
+        let mut all = Vec::new();
+        for (i, part) in parts.into_iter().enumerate() {
+            all.extend(match part {
+                Part::Text(text) => encode(&text, i == 0),
+                Part::Ids(ids) => {
+                    self.check_ids(param, &ids)?;
+                    ids
+                }
+            });
+        }
+        Ok(all)
     }
 
     /// The text of tokens, control tokens included.
@@ -457,7 +482,8 @@ impl Lease {
                     constraint: constraint.clone().map(|constraint| Box::new(constraint) as _),
                     ..hurtle_engine::Request::new(prompt.clone(), params)
                 };
-                (request, if generate.echo { self.text(prompt) } else { String::new() })
+                let echoed = if generate.echo { self.text(prompt) } else { String::new() };
+                worker::Asked { request, echoed, ids: generate.ids }
             })
         });
         worker::submit(self, requests)
@@ -639,6 +665,7 @@ async fn reply(
                 }
                 answers.push((index, outcome(finished)));
             }
+            Event::Id(_) => {}
             Event::Failed(error) => return Err(error),
         }
     }
@@ -665,6 +692,7 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
         let mut out = String::new();
         match event {
             Event::Logprobs(token) => tokens.entry(index).or_default().0.push(token),
+            Event::Id(_) => {}
             Event::Text(text) => {
                 let logprobs = tokens.get_mut(&index).map(take);
                 out += &head.completion_chunk(index, &text, logprobs, None).encode();

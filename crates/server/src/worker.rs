@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Text(String),
     /// A token, if log-probabilities were asked for. Its text comes later, or with that of others.
     Logprobs(Logprobs),
+    /// The number of a token, if numbers were asked for. Its text comes later, or with that of others.
+    Id(u32),
     /// The end.
     Finished(Finished),
     /// The end, without an answer.
@@ -87,20 +89,29 @@ fn told(tok: &Tokenizer, sampled: &Sampled) -> Logprobs {
     Logprobs { token: told(&sampled.token), top: sampled.top.iter().map(told).collect() }
 }
 
-/// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled. An answer
-/// begins with the text that comes with its request.
+/// A request of several.
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    /// What its answer begins with.
+    pub(crate) echoed: String,
+    /// Whether the numbers of its tokens are told.
+    pub(crate) ids: bool,
+}
+
+/// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled.
 pub(crate) fn submit(
     model: &Lease,
-    requests: impl IntoIterator<Item = (Request, String)>,
+    requests: impl IntoIterator<Item = Asked>,
 ) -> Result<Answers, ApiError> {
     let (sender, news) = mpsc::unbounded_channel();
     let mut tickets = Vec::new();
-    for (index, (request, mut echoed)) in requests.into_iter().enumerate() {
+    for (index, Asked { request, mut echoed, ids }) in requests.into_iter().enumerate() {
         let sender = sender.clone();
         let request = within(model.limits, request)?;
-        if request.prompt_logprobs.is_some() {
-            let first = request.prompt.first().map(|&id| (index, News::First(id)));
-            first.map(|first| sender.send(first));
+        if let Some(&first) = request.prompt.first()
+            && request.prompt_logprobs.is_some()
+        {
+            let _ = sender.send((index, News::First(first)));
         }
         let mut watch = watch(observe::current());
         let on_event = move |event| {
@@ -108,6 +119,11 @@ pub(crate) fn submit(
             // Behind the log-probabilities of its tokens, as every text.
             if let EngineEvent::Token(_) | EngineEvent::Finished(_) = &event {
                 pass_on_text(&sender, index, std::mem::take(&mut echoed));
+            }
+            if let EngineEvent::Token(token) = &event
+                && ids
+            {
+                let _ = sender.send((index, News::Event(Event::Id(token.id))));
             }
             pass_on(&sender, index, event);
         };

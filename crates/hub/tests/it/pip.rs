@@ -318,7 +318,11 @@ fn failures_of_pip_are_told() {
             "hint: there is no wheel of m",
         ],
     );
-    check("ERROR: [Errno 28] No space left on device", "1", &["hint: free some space"]);
+    check(
+        "ERROR: [Errno 28] No space left on device",
+        "1",
+        &["store", "not enough space: the disk is full", "hint: free some space"],
+    );
     check("Traceback\n  File x\nKeyError: 'y'", "2", &["exit status: 2", "KeyError: 'y'"]);
     check("", "3", &["it said nothing"]);
     check("/usr/bin/python3: No module named pip", "1", &["none was found", "HURTLE_PYTHON"]);

@@ -86,6 +86,7 @@ pub(crate) trait Kernel {
     ///
     /// # Safety
     /// The lanes' instruction set is present.
+    #[inline(always)]
     unsafe fn unpack<L: IntLanes>(_lines: &[Line], _slot: usize, _to: &mut [Line]) {
         unreachable!("these blocks are not unpacked");
     }
@@ -94,6 +95,7 @@ pub(crate) trait Kernel {
     ///
     /// # Safety
     /// The lanes' instruction set is present.
+    #[inline(always)]
     unsafe fn add_products<L: IntLanes, const T: usize>(
         _unpacked: &[Line],
         _x: &[Self::Activations; T],

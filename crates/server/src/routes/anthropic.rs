@@ -5,6 +5,7 @@ use crate::messages::{Answer, News};
 use crate::output::Usage;
 use crate::wire::SseEvent;
 use crate::wire::anthropic::{self, Stream};
+use crate::wire::openai::Head;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -38,8 +39,7 @@ async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
         let chat = anthropic::parse(&body, &shared.options.sampler, false)?;
         let lease = shared.model(chat.model.as_deref()).await?;
-        let (id, reply) = (shared.head(&lease, "msg").id, chat.reply);
-        let model = chat.model.clone().unwrap_or_else(|| lease.source.name.clone());
+        let (Head { id, model, .. }, reply) = (shared.head(&lease, "msg"), chat.reply);
         let (messages, n_prompt) = lease.converse(chat).await?;
         if !reply.stream {
             let Answer { message, outcome, .. } = messages.one().await?;

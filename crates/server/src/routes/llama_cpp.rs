@@ -3,6 +3,7 @@ use super::{Shared, broken_off, outcome, with_json};
 use crate::error::ApiError;
 use crate::fill_in::plain;
 use crate::models::Lease;
+use crate::output::Outcome;
 use crate::request::{Generate, Reply};
 use crate::wire::{llama_cpp, openai};
 use crate::worker::{Answers, Event};
@@ -28,13 +29,13 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 }
 
 async fn completion(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let request = llama_cpp::parse_completion(&body, &shared.options.sampler)?;
+    let (request, wanted) = llama_cpp::parse_completion(&body, &shared.options.sampler)?;
     let model = shared.model(request.model.as_deref()).await?;
     let (reply, settings) = (request.reply, llama_cpp::settings(&request.generation));
     let (prompts, generation) = model.prompts(request)?;
     let texts = prompts.iter().map(|ids| model.text(ids)).collect();
     let answers = model.submit(prompts, generation).await?;
-    respond(Head { model, settings, texts }, answers, reply).await
+    respond(Head { model, settings, texts, wanted }, answers, reply).await
 }
 
 async fn infill(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -45,7 +46,7 @@ async fn infill(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respon
     let ids = model.fill_in("input_prefix", &before, &request.suffix, &request.files)?;
     let texts = vec![model.text(&ids)];
     let answers = model.submit(vec![ids], request.generation).await?;
-    respond(Head { model, settings, texts }, answers, request.reply).await
+    respond(Head { model, settings, texts, wanted: request.wanted }, answers, request.reply).await
 }
 
 /// What every message about an answer repeats.
@@ -54,12 +55,14 @@ struct Head {
     settings: Value,
     /// The prompts.
     texts: Vec<String>,
+    /// Fields of a whole reply; empty: all.
+    wanted: Vec<String>,
 }
 
 impl Head {
-    fn last(&self, index: usize, content: &str, outcome: &crate::output::Outcome) -> Value {
+    fn last(&self, index: usize, content: &str, ids: &[u32], outcome: &Outcome) -> Value {
         let (name, prompt) = (&self.model.source.name, &self.texts[index]);
-        llama_cpp::completion(name, index, prompt, content, &self.settings, outcome)
+        llama_cpp::completion(name, index, prompt, content, ids, &self.settings, outcome)
     }
 }
 
@@ -67,20 +70,25 @@ async fn respond(head: Head, mut answers: Answers, reply: Reply) -> Result<Respo
     if reply.stream {
         let mut broken = vec![false; head.texts.len()];
         let mut tokens = vec![Vec::new(); head.texts.len()];
+        let mut ids = vec![Vec::new(); head.texts.len()];
         let events = answers.filter_map(move |(index, event)| {
             let mut data = match event {
                 Event::Logprobs(token) => {
                     tokens[index].push(token);
                     return None;
                 }
+                Event::Id(id) => {
+                    ids[index].push(id);
+                    return None;
+                }
                 Event::Text(text) => {
                     broken[index] |= text.contains('\n');
-                    llama_cpp::completion_chunk(index, &text)
+                    llama_cpp::completion_chunk(index, &text, &std::mem::take(&mut ids[index]))
                 }
                 Event::Finished(finished) => match broken_off(&finished) {
                     Some(error) => error.openai(),
                     None => {
-                        let mut last = head.last(index, "", &outcome(finished));
+                        let mut last = head.last(index, "", &ids[index], &outcome(finished));
                         last["has_new_line"] = broken[index].into();
                         last
                     }
@@ -100,18 +108,22 @@ async fn respond(head: Head, mut answers: Answers, reply: Reply) -> Result<Respo
     let mut texts = vec![String::new(); head.texts.len()];
     let mut values = vec![Value::Null; head.texts.len()];
     let mut tokens = vec![Vec::new(); head.texts.len()];
+    let mut ids = vec![Vec::new(); head.texts.len()];
     while let Some((index, event)) = answers.next().await {
         match event {
             Event::Text(text) => texts[index] += &text,
             Event::Logprobs(token) => tokens[index].push(token),
+            Event::Id(id) => ids[index].push(id),
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => return Err(error),
                 None => {
-                    values[index] = head.last(index, &texts[index], &outcome(finished));
+                    let (text, outcome) = (&texts[index], outcome(finished));
+                    values[index] = head.last(index, text, &ids[index], &outcome);
                     if !tokens[index].is_empty() {
                         let tokens = llama_cpp::probabilities(&tokens[index]);
                         values[index]["completion_probabilities"] = tokens;
                     }
+                    values[index] = llama_cpp::only(values[index].take(), &head.wanted);
                 }
             },
             Event::Failed(error) => return Err(error),

@@ -1,7 +1,7 @@
 //! Embeddings as OpenAI, llama.cpp and Ollama have them, and the reranking of Jina, Cohere and TEI.
 use super::fields::Fields;
 use super::options;
-use crate::embedder::{Embedded, Input, TooLong, normalize};
+use crate::embedder::{Embedded, TooLong, normalize};
 use crate::error::ApiError;
 use crate::keep_alive::KeepAlive;
 use crate::request::Prompt;
@@ -19,7 +19,7 @@ const MAX_TEXTS: usize = 2048;
 #[derive(Debug)]
 pub(crate) struct Embeddings {
     pub(crate) model: Option<String>,
-    pub(crate) inputs: Vec<Input>,
+    pub(crate) inputs: Vec<Prompt>,
     pub(crate) shape: Shape,
     pub(crate) too_long: TooLong,
     pub(crate) keep_alive: Option<KeepAlive>,
@@ -35,12 +35,8 @@ pub(crate) struct Shape {
     dimensions: Option<usize>,
 }
 
-fn inputs(value: &Value, param: &str) -> Result<Vec<Input>, ApiError> {
-    let input = |prompt| match prompt {
-        Prompt::Text(text) => Input::Text(text),
-        Prompt::Ids(ids) => Input::Ids(ids),
-    };
-    Ok(read_prompts_of(value, param, MAX_TEXTS)?.into_iter().map(input).collect())
+fn inputs(value: &Value, param: &str) -> Result<Vec<Prompt>, ApiError> {
+    read_prompts_of(value, param, MAX_TEXTS)
 }
 
 fn dimensions(fields: &mut Fields) -> Result<Option<usize>, ApiError> {

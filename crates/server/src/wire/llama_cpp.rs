@@ -13,15 +13,18 @@ use serde_json::{Value, json};
 /// and nothing is kept when a context is shifted, because none is.
 pub const IGNORED: &[&str] = &["id_slot", "n_keep"];
 
-/// Reads the body of `/completion`.
-pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completion, ApiError> {
+/// Reads the body of `/completion`; also tells which fields of the reply are wanted, if not all.
+pub fn parse_completion(
+    body: &[u8],
+    sampler: &SamplerParams,
+) -> Result<(Completion, Vec<String>), ApiError> {
     let mut fields = Fields::parse(body)?;
     let prompts = read_prompts(&fields.required("prompt")?)?;
-    let (generation, reply) = common(&mut fields, sampler)?;
+    let (generation, reply, wanted) = common(&mut fields, sampler)?;
     let completion =
         Completion { model: fields.opt("model")?, prompts, suffix: None, generation, reply };
     fields.finish(IGNORED)?;
-    Ok(completion)
+    Ok((completion, wanted))
 }
 
 /// A gap to fill, and what else is known of the project.
@@ -39,6 +42,8 @@ pub struct Infill {
     pub generation: Generate,
     /// How to reply.
     pub reply: Reply,
+    /// Which fields of the reply are wanted; empty: all.
+    pub wanted: Vec<String>,
 }
 
 /// Reads the body of `/infill`.
@@ -56,13 +61,16 @@ pub fn parse_infill(body: &[u8], sampler: &SamplerParams) -> Result<Infill, ApiE
         };
         files.push((name.to_owned(), text.to_owned()));
     }
-    let (generation, reply) = common(&mut fields, sampler)?;
+    let (generation, reply, wanted) = common(&mut fields, sampler)?;
     let model = fields.opt("model")?;
     fields.finish(IGNORED)?;
-    Ok(Infill { prefix: prefix + &prompt, suffix, files, model, generation, reply })
+    Ok(Infill { prefix: prefix + &prompt, suffix, files, model, generation, reply, wanted })
 }
 
-fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<(Generate, Reply), ApiError> {
+fn common(
+    fields: &mut Fields,
+    sampler: &SamplerParams,
+) -> Result<(Generate, Reply, Vec<String>), ApiError> {
     let mut generate = options::defaults(sampler);
     options::sampling(fields, &mut generate)?;
     options::stop(fields, "stop", &mut generate)?;
@@ -78,7 +86,21 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<(Generate, Rep
     generate.logprobs = n_probs;
     fields.only("post_sampling_probs", json!(false), "probabilities are the model's own")?;
     let stream = fields.opt("stream")?.unwrap_or(false);
-    Ok((generate, Reply { stream, include_usage: true }))
+    generate.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
+    let wanted = fields.opt("response_fields")?.unwrap_or_default();
+    Ok((generate, Reply { stream, include_usage: true }, wanted))
+}
+
+/// The fields of a reply that `wanted` names; `a/b` is the field `b` of `a`, and is called `b` then.
+pub(crate) fn only(reply: Value, wanted: &[String]) -> Value {
+    if wanted.is_empty() {
+        return reply;
+    }
+    let fields = wanted.iter().filter_map(|path| {
+        let found = path.split('/').try_fold(&reply, |value, key| value.get(key))?;
+        Some((path.rsplit('/').next()?.to_owned(), found.clone()))
+    });
+    Value::Object(fields.collect())
 }
 
 /// The reply of `/completion` in one piece; in a stream, the last message, whose text is what was held back.
@@ -87,6 +109,7 @@ pub(crate) fn completion(
     index: usize,
     prompt: &str,
     content: &str,
+    tokens: &[u32],
     settings: &Value,
     outcome: &Outcome,
 ) -> Value {
@@ -98,7 +121,7 @@ pub(crate) fn completion(
     json!({
         "index": index,
         "content": content,
-        "tokens": [],
+        "tokens": tokens,
         "id_slot": -1,
         "stop": true,
         "model": model,
@@ -116,8 +139,8 @@ pub(crate) fn completion(
 }
 
 /// A message of the stream of `/completion`.
-pub(crate) fn completion_chunk(index: usize, content: &str) -> Value {
-    json!({"index": index, "content": content, "tokens": [], "stop": false, "id_slot": -1})
+pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32]) -> Value {
+    json!({"index": index, "content": content, "tokens": tokens, "stop": false, "id_slot": -1})
 }
 
 /// Log-probabilities of tokens, for `n_probs`.
@@ -232,14 +255,28 @@ mod tests {
     #[test]
     fn a_completion() {
         let body = br#"{"prompt": [1, 2], "n_predict": 5, "n_probs": 3, "stream": true, "id_slot": 0,
-            "cache_prompt": false, "grammar": "root ::= \"a\"", "samplers": ["top_k", "temperature"]}"#;
-        let read = parse_completion(body, &SamplerParams::default()).expect("read");
+            "cache_prompt": false, "grammar": "root ::= \"a\"", "samplers": ["top_k", "temperature"],
+            "response_fields": ["content"]}"#;
+        let (read, wanted) = parse_completion(body, &SamplerParams::default()).expect("read");
+        assert_eq!(wanted, ["content"]);
         assert_eq!(read.prompts, [Prompt::Ids(vec![1, 2])]);
         let generate = read.generation;
         assert_eq!((generate.params.n_predict, generate.logprobs), (Some(5), Some(3)));
         assert_eq!(generate.format, Some(Grammar::Gbnf("root ::= \"a\"".into())));
         assert_eq!(generate.params.sampler.samplers.len(), 2);
         assert!(!generate.cache_prompt && read.reply.stream);
+    }
+
+    #[test]
+    fn fields_that_are_wanted() {
+        let reply = json!({"content": "x", "settings": {"seed": 1, "top_k": 2}, "stop": true});
+        let check = |wanted: &[&str], expected: Value| {
+            let wanted: Vec<_> = wanted.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(only(reply.clone(), &wanted), expected);
+        };
+        check(&[], reply.clone());
+        check(&["content", "settings/seed"], json!({"content": "x", "seed": 1}));
+        check(&["settings", "nothing", "content/x"], json!({"settings": reply["settings"]}));
     }
 
     #[test]

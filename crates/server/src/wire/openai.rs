@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use crate::output::{
     Delta, FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall, Usage,
 };
-use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
+use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
@@ -300,17 +300,40 @@ pub(super) fn read_prompts_of(
     most: usize,
 ) -> Result<Vec<Prompt>, ApiError> {
     let wrong = |what: &str| ApiError::invalid(name, format!("{name}: {what}"));
+    let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
     let one = |value: &Value| match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
+        // As llama.cpp has them, where pictures may lie beside the text.
+        Value::Object(object) => match object.iter().next() {
+            Some((key, Value::String(text))) if key == "prompt_string" && object.len() == 1 => {
+                Ok(Prompt::Text(text.clone()))
+            }
+            Some((key, content)) if key == "content" && object.len() == 1 => {
+                let at = format!("{name}.content");
+                content_text(content, &at, &["text"]).map(Prompt::Text)
+            }
+            _ => Err(wrong("expected an object with prompt_string or content alone")),
+        },
+        Value::Array(parts) if parts.iter().any(Value::is_string) => {
+            let part = |part: &Value| match part {
+                Value::String(text) => Some(Part::Text(text.clone())),
+                _ => id(part).map(|id| Part::Ids(vec![id])),
+            };
+            let parts: Option<_> = parts.iter().map(part).collect();
+            parts.map(Prompt::Mixed).ok_or_else(|| wrong("expected texts and token ids"))
+        }
         Value::Array(ids) => {
-            let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
             let ids: Option<_> = ids.iter().map(id).collect();
             ids.map(Prompt::Ids).ok_or_else(|| wrong("expected token ids"))
         }
         _ => Err(wrong("expected a text, an array of token ids, or several of them")),
     };
     match prompt {
-        Value::Array(many) if many.iter().any(|p| p.is_string() || p.is_array()) => {
+        // With numbers among them, texts are parts of one prompt.
+        Value::Array(many)
+            if !many.iter().any(Value::is_number)
+                && many.iter().any(|p| p.is_string() || p.is_array() || p.is_object()) =>
+        {
             if many.len() > most {
                 return Err(wrong(&format!("expected at most {most}, found {}", many.len())));
             }

@@ -55,6 +55,60 @@ async fn a_completion_is_the_one_that_llama_cpp_gives() {
 }
 
 #[tokio::test]
+async fn numbers_of_tokens_and_fields_that_are_wanted() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "temperature": 0, "n_predict": 5, "ignore_eos": true});
+    let whole = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(whole["tokens"], json!([]));
+    body["return_tokens"] = true.into();
+    let with_tokens = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(with_tokens["tokens"].as_array().map(Vec::len), Some(5));
+    let text = ask(&server, "/detokenize", json!({"tokens": with_tokens["tokens"]})).await;
+    assert_eq!(text["content"], whole["content"]);
+
+    // In a stream they come with their texts, whether they are asked for or not.
+    body["stream"] = true.into();
+    let chunks = events(&server, "/completion", body.clone()).await;
+    let ids = chunks.iter().flat_map(|chunk| chunk["tokens"].as_array().expect("tokens").clone());
+    assert_eq!(Value::from(ids.collect::<Vec<_>>()), with_tokens["tokens"]);
+
+    body["stream"] = false.into();
+    body["response_fields"] = json!(["content", "generation_settings/n_predict", "no such"]);
+    let some = ask(&server, "/completion", body).await;
+    assert_eq!(some, json!({"content": whole["content"], "n_predict": 5}));
+}
+
+#[tokio::test]
+async fn prompts_of_texts_and_numbers() {
+    let server = server("llama");
+    let tokens = async |text: &str, special: bool| {
+        let body = json!({"content": text, "add_special": special});
+        ask(&server, "/tokenize", body).await["tokens"].as_array().expect("tokens").clone()
+    };
+    let all = [tokens("one", true).await, vec![json!(7), json!(8)], tokens(" two", false).await];
+    let answer = async |prompt: Value| {
+        let body = json!({"prompt": prompt, "temperature": 0, "n_predict": 8});
+        ask(&server, "/completion", body).await["content"].clone()
+    };
+    let expected = answer(all.concat().into()).await;
+    assert_eq!(answer(json!(["one", 7, 8, " two"])).await, expected);
+    let one = answer(json!("one")).await;
+    assert_eq!(answer(json!({"prompt_string": "one"})).await, one);
+    assert_eq!(answer(json!({"content": [{"type": "text", "text": "one"}]})).await, one);
+    let body = json!({"prompt": ["one", ["one", 7, 8, " two"]], "temperature": 0, "n_predict": 8});
+    let several = ask(&server, "/completion", body).await;
+    assert_eq!((&several[0]["content"], &several[1]["content"]), (&one, &expected));
+    for (prompt, says) in [
+        (json!(["one", -7]), "texts and token ids"),
+        (json!(["one", 7, null]), "texts and token ids"),
+        (json!({"prompt_string": "a", "multimodal_data": []}), "prompt_string or content alone"),
+        (json!(["one", 1_000_000]), "token ids below"),
+    ] {
+        refused(&server, "/completion", json!({"prompt": prompt}), 400, &["prompt", says]).await;
+    }
+}
+
+#[tokio::test]
 async fn probabilities_of_tokens() {
     let server = server("llama");
     let mut body =
