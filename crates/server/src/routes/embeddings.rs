@@ -3,6 +3,7 @@ use super::ollama::in_shape;
 use super::{Shared, with_json};
 use crate::embedder::Embedded;
 use crate::error::ApiError;
+use crate::models::Lease;
 use crate::wire::embeddings::{self, Embeddings};
 use axum::Router;
 use axum::body::Bytes;
@@ -34,9 +35,8 @@ struct Made {
 }
 
 impl Shared {
-    async fn embed(&self, request: Embeddings) -> Result<Made, ApiError> {
-        let Embeddings { inputs, shape, too_long, keep_alive, n_ctx, .. } = request;
-        let model = self.models.lease(request.model.as_deref(), keep_alive).await?;
+    async fn embed(&self, model: &Lease, request: Embeddings) -> Result<Made, ApiError> {
+        let Embeddings { inputs, shape, too_long, n_ctx, .. } = request;
         let Embedded { vectors, n_tokens } =
             model.embed(inputs, too_long, n_ctx, self.options.service.queue).await?;
         Ok(Made { model: model.source.name.clone(), vectors: shape.vectors(vectors)?, n_tokens })
@@ -44,12 +44,16 @@ impl Shared {
 }
 
 async fn openai(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let made = shared.embed(embeddings::parse_embeddings(&body, false)?).await?;
+    let request = embeddings::parse_embeddings(&body, false)?;
+    let model = shared.model(request.model.as_deref()).await?;
+    let made = shared.embed(&model, request).await?;
     Ok(with_json(&embeddings::openai(&made.model, made.vectors, made.n_tokens)))
 }
 
 async fn llama_cpp(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let made = shared.embed(embeddings::parse_embeddings(&body, true)?).await?;
+    let request = embeddings::parse_embeddings(&body, true)?;
+    let model = shared.model(request.model.as_deref()).await?;
+    let made = shared.embed(&model, request).await?;
     Ok(with_json(&embeddings::llama_cpp(made.vectors)))
 }
 
@@ -66,7 +70,8 @@ async fn ollama(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let start = Instant::now();
         let request = embeddings::parse_ollama(&body, false)?;
         let name = request.model.clone();
-        let made = shared.embed(request).await?;
+        let model = shared.models.lease(request.model.as_deref(), request.keep_alive).await?;
+        let made = shared.embed(&model, request).await?;
         Ok(with_json(&json!({
             "model": name,
             "embeddings": made.vectors,
@@ -80,7 +85,9 @@ async fn ollama(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 
 async fn ollama_old(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let answer = async {
-        let mut made = shared.embed(embeddings::parse_ollama(&body, true)?).await?;
+        let request = embeddings::parse_ollama(&body, true)?;
+        let model = shared.models.lease(request.model.as_deref(), request.keep_alive).await?;
+        let mut made = shared.embed(&model, request).await?;
         let vector = made.vectors.pop().unwrap_or_else(|| json!([]));
         Ok(with_json(&json!({"embedding": vector})))
     };

@@ -91,14 +91,14 @@ fn common(
     Ok((generate, Reply { stream, include_usage: true }, wanted))
 }
 
-/// The fields of a reply that `wanted` names; `a/b` is the field `b` of `a`, and is called `b` then.
+/// The fields of a reply that `wanted` names, under these names; `a/b` is the field `b` of `a`.
 pub(crate) fn only(reply: Value, wanted: &[String]) -> Value {
     if wanted.is_empty() {
         return reply;
     }
     let fields = wanted.iter().filter_map(|path| {
         let found = path.split('/').try_fold(&reply, |value, key| value.get(key))?;
-        Some((path.rsplit('/').next()?.to_owned(), found.clone()))
+        Some((path.clone(), found.clone()))
     });
     Value::Object(fields.collect())
 }
@@ -275,7 +275,7 @@ mod tests {
             assert_eq!(only(reply.clone(), &wanted), expected);
         };
         check(&[], reply.clone());
-        check(&["content", "settings/seed"], json!({"content": "x", "seed": 1}));
+        check(&["content", "settings/seed"], json!({"content": "x", "settings/seed": 1}));
         check(&["settings", "nothing", "content/x"], json!({"settings": reply["settings"]}));
     }
 

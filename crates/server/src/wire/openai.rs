@@ -308,11 +308,13 @@ pub(super) fn read_prompts_of(
             Some((key, Value::String(text))) if key == "prompt_string" && object.len() == 1 => {
                 Ok(Prompt::Text(text.clone()))
             }
-            Some((key, content)) if key == "content" && object.len() == 1 => {
+            Some((key, content @ Value::Array(_))) if key == "content" && object.len() == 1 => {
                 let at = format!("{name}.content");
                 content_text(content, &at, &["text"]).map(Prompt::Text)
             }
-            _ => Err(wrong("expected an object with prompt_string or content alone")),
+            _ => Err(wrong(
+                "expected an object with nothing but prompt_string, a text, or content, an array of parts",
+            )),
         },
         Value::Array(parts) if parts.iter().any(Value::is_string) => {
             let part = |part: &Value| match part {

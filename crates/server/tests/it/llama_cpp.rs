@@ -75,7 +75,8 @@ async fn numbers_of_tokens_and_fields_that_are_wanted() {
     body["stream"] = false.into();
     body["response_fields"] = json!(["content", "generation_settings/n_predict", "no such"]);
     let some = ask(&server, "/completion", body).await;
-    assert_eq!(some, json!({"content": whole["content"], "n_predict": 5}));
+    let expected = json!({"content": whole["content"], "generation_settings/n_predict": 5});
+    assert_eq!(some, expected);
 }
 
 #[tokio::test]
@@ -101,7 +102,8 @@ async fn prompts_of_texts_and_numbers() {
     for (prompt, says) in [
         (json!(["one", -7]), "texts and token ids"),
         (json!(["one", 7, null]), "texts and token ids"),
-        (json!({"prompt_string": "a", "multimodal_data": []}), "prompt_string or content alone"),
+        (json!({"prompt_string": "a", "multimodal_data": []}), "nothing but prompt_string"),
+        (json!({"content": "a"}), "an array of parts"),
         (json!(["one", 1_000_000]), "token ids below"),
     ] {
         refused(&server, "/completion", json!({"prompt": prompt}), 400, &["prompt", says]).await;

@@ -168,6 +168,8 @@ async fn the_only_model_answers_for_names_that_are_built_into_programs() {
     }
     let message = json!({"model": "claude-x", "max_tokens": 4, "messages": [{"role": "user", "content": "a"}]});
     assert_eq!(ask(&server, "/v1/messages", message).await["model"], "llama");
+    let texts = json!({"model": "text-embedding-3-small", "input": "a"});
+    assert_eq!(ask(&server, "/v1/embeddings", texts).await["model"], "llama");
     // Names that mean a certain model, Ollama's clients, which fetch what is not there, and servers that
     // have several models or no others.
     let chats = "/v1/chat/completions";
