@@ -68,6 +68,24 @@ impl fmt::Debug for Catalog {
 /// Ollama's.
 pub const DEFAULT_KEEP_ALIVE: KeepAlive = KeepAlive::For(Duration::from_secs(300));
 
+/// How the names of OpenAI's and Anthropic's hosted models begin.
+const HOSTED: [&str; 14] = [
+    "gpt-3",
+    "gpt-4",
+    "gpt-5",
+    "chatgpt-",
+    "o1",
+    "o3",
+    "o4",
+    "davinci-",
+    "babbage-",
+    "text-davinci-",
+    "text-embedding-",
+    "codex-",
+    "claude-",
+    "computer-use-",
+];
+
 /// What keys and values get at least, however little memory is left.
 const LEAST_KV_BYTES: u64 = 64 << 20;
 
@@ -383,15 +401,17 @@ impl Models {
         Ok(Source { name: plain.to_owned(), path: local.path, bytes: local.bytes })
     }
 
-    /// Whether the only model that the server was started with answers for a name that is not found. Programs have
-    /// names such as `gpt-4o` built in; a name of hurtle's own, or with a tag or a folder, is meant as it is.
+    /// Whether the only model that the server was started with answers for a name that is not found: one that
+    /// programs have built in, because a company's service has a model of that name.
     pub(crate) fn stands_in_for(&self, name: Option<&str>) -> bool {
         let Catalog { named, others, .. } = &self.inner.catalog;
-        let is_plain = |name: &str| {
+        let is_hosted = |name: &str| {
             let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-            name.bytes().all(word) && !name.ends_with(".gguf") && !Hub::is_alias(name)
+            name.bytes().all(word)
+                && !Hub::is_alias(name)
+                && HOSTED.iter().any(|start| name.starts_with(start))
         };
-        named.len() == 1 && others.is_some() && name.is_some_and(is_plain)
+        named.len() == 1 && others.is_some() && name.is_some_and(is_hosted)
     }
 
     /// The model in a store of this machine. A path is none: no request chooses which files are read.

@@ -124,7 +124,7 @@ async fn what_cannot_be_loaded_leaves_the_others_alone() {
     )
     .await;
     refused(&server, "/api/show", json!({"model": "broken"}), 500, &["broken.gguf"]).await;
-    refused(&server, chats, chat("no/where"), 404, &["model_not_found"]).await;
+    refused(&server, chats, chat("nowhere"), 404, &["model_not_found"]).await;
     // No request chooses a file.
     let path = golden("qwen2.gguf");
     for name in [
@@ -161,7 +161,7 @@ async fn the_only_model_answers_for_names_that_are_built_into_programs() {
     let with = |named: &[&str], others: Option<Hub>| start(Catalog { others, ..catalog(named) });
     let server = with(&["llama"], Some(hub(folder.path(), None)));
     let expected = answer(&server, "llama").await;
-    for name in ["gpt-4o", "text-davinci-003", "test"] {
+    for name in ["gpt-4o", "gpt-3.5-turbo", "text-davinci-003"] {
         let reply = ask(&server, "/v1/chat/completions", chat(name)).await;
         assert_eq!(reply["choices"][0]["message"]["content"], expected, "{name}");
         assert_eq!(reply["model"], "llama", "the reply says who answered");
@@ -173,7 +173,8 @@ async fn the_only_model_answers_for_names_that_are_built_into_programs() {
     // Names that mean a certain model, Ollama's clients, which fetch what is not there, and servers that
     // have several models or no others.
     let chats = "/v1/chat/completions";
-    for name in ["smollm2", "SmolLM2:135m", "qwen3:99b", "user/repo", "hf:user/repo", "x.gguf"] {
+    for name in ["nowhere", "smollm2", "gpt-oss", "gpt-4o:latest", "hf:user/gpt-4", "gpt-4/x.gguf"]
+    {
         refused(&server, chats, chat(name), 404, &["model_not_found"]).await;
     }
     let question = json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "a"}]});
@@ -386,7 +387,7 @@ async fn models_are_fetched_and_removed() {
     let (status, text) = delete("llama").await;
     assert_eq!(status, StatusCode::OK, "{text}");
     assert!(!folder.path().join("store/llama.gguf").exists());
-    refused(&server, "/api/show", json!({"model": "llama"}), 404, &["llama"]).await;
+    refused(&server, "/v1/chat/completions", chat("llama"), 404, &["model_not_found"]).await;
 
     for (name, status) in [
         ("http://127.0.0.1/x.gguf", 400),
