@@ -123,7 +123,14 @@ pub(crate) fn check_magic(path: &Path, what: &str) -> Result<(), Error> {
 /// race.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough while a program that another thread starts has a copy of the descriptor.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -150,12 +157,12 @@ impl Lock {
     pub(crate) fn try_now(path: &Path) -> Result<Option<Self>, Error> {
         let file = Self::open(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             // Some network file systems have no locks; one user pulling twice at once is then at
             // risk, which beats not pulling at all.
             Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
-                Ok(Some(Self { _file: file }))
+                Ok(Some(Self { file }))
             }
             Err(TryLockError::Error(e)) => Err(Error::io(path, "lock")(e)),
         }
