@@ -732,7 +732,9 @@ fn a_server_with_keys_asks_for_one() {
     assert_eq!(browser.eval("document.querySelector('#banner').hidden"), true);
     assert_eq!(browser.eval("document.querySelector('#model').value"), "tiny");
     let stats = browser.text(".answer .stats");
-    assert!(stats.starts_with("12 tokens · "), "{stats}");
+    // It ends by chance before them now and then.
+    let n_tokens = stats.split_once(" tokens · ").and_then(|(n, _)| n.parse::<usize>().ok());
+    assert!(n_tokens.is_some_and(|n| (1..=12).contains(&n)), "{stats}");
     browser.reload();
     assert_eq!(browser.eval("document.querySelector('#banner').hidden"), true);
     browser.assert_no_problems();
