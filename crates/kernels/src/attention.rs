@@ -21,6 +21,9 @@
 //! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order, those that its
 //! neighbours don't see by itself, so its sums are the same in any block. The rows of one token alone
 //! are too few for a copy to pay: they widen each vector as they meet it, to the same numbers.
+//!
+//! Keys and values of bf16 stay what they are, two to a lane, and meet queries and weights of the same
+//! form. What a row does not see of two positions that share a lane has weight 0.
 
 use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
@@ -78,7 +81,7 @@ pub(crate) struct Task<'a> {
     start: usize,
     /// The last position that each query sees, ascending.
     positions: &'a [usize],
-    /// `[n_queries, n_heads, dim_k]`, of which the first heads are those of the group.
+    /// `[n_rows]` queries, in the form that the keys take them.
     queries: &'a [f32],
 }
 
@@ -117,12 +120,10 @@ impl Task<'_> {
         self.seen(0).start..self.seen(self.positions.len() - 1).end
     }
 
-    /// The query of a row: `[dim_k]`.
+    /// The query of a row, which has `n_lanes`.
     #[inline(always)]
-    fn query(&self, row: usize) -> &[f32] {
-        let (n_group, dim) = (self.n_group(), self.layer.kv.dim_k);
-        let at = (row / n_group * self.layer.n_heads + row % n_group) * dim;
-        &self.queries[at..at + dim]
+    fn query(&self, row: usize, n_lanes: usize) -> &[f32] {
+        &self.queries[row * n_lanes..(row + 1) * n_lanes]
     }
 
     /// The page of a position.
@@ -159,13 +160,37 @@ fn row_len(dim_v: usize) -> usize {
     padded(dim_v) + 2
 }
 
-/// What a thread works with: the scores of some rows, and vectors that were widened.
-fn scratch_lens(kv: &KvLayer, n_rows: usize) -> (usize, usize) {
-    (n_rows * SPAN, VECTORS * LANES * kv.dim_k.max(SPAN))
+/// What a thread works with, f32s: the queries of some rows.
+fn queries_len(kv: &KvLayer, n_rows: usize) -> usize {
+    n_rows * kv.dim_k.div_ceil(kv.type_k.per_lane())
+}
+
+/// And their scores, and vectors that were widened.
+fn scratch_len(kv: &KvLayer, n_rows: usize) -> usize {
+    n_rows * SPAN + VECTORS * LANES * kv.dim_k.max(SPAN)
+}
+
+/// Brings the query heads of a group together, as the keys take them: `queries` is `[n_rows]`, `q` has
+/// `width` values a token, of which the first are those of the group.
+#[inline(always)]
+pub(crate) unsafe fn gather<L: Lanes, K: Elem>(
+    q: &[f32],
+    width: usize,
+    n_group: usize,
+    dim: usize,
+    queries: &mut [f32],
+) {
+    let n_lanes = dim.div_ceil(K::PER_LANE);
+    for (q, queries) in q.chunks(width).zip(queries.chunks_exact_mut(n_group * n_lanes)) {
+        for (q, query) in q.chunks_exact(dim).zip(queries.chunks_exact_mut(n_lanes)) {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { K::factors::<L>(q, query) };
+        }
+    }
 }
 
 /// Computes the partial results of a task: `partial` is `[n_rows, row_len]`, `scratch` as long as
-/// [`scratch_lens`] says.
+/// [`scratch_len`] says.
 fn attend(exec: Exec<'_>, task: &Task<'_>, scratch: &mut [f32], partial: &mut [f32]) {
     let kv = task.layer.kv;
     let (scores, vectors) = scratch.split_at_mut(task.n_rows() * SPAN);
@@ -214,27 +239,36 @@ pub fn attention<'a>(
             finish(state, sinks, dim_v, out);
         }
     };
-    // The queries of a KV head from token `first` on.
-    let queries =
-        |first: usize, kv_head: usize| &q[(first * n_heads + kv_head * n_group) * dim_k..];
+    // The queries of a KV head from token `first` on, as many as there is room for.
+    let gather = |first: usize, kv_head: usize, queries: &mut [f32]| {
+        let q = &q[(first * n_heads + kv_head * n_group) * dim_k..];
+        let width = n_heads * dim_k;
+        with_kv!(layer.kv.type_k, K => {
+            dispatch!(exec.isa, gather[K](q, width, n_group, dim_k, queries));
+        });
+    };
 
     let n_items = n_tokens * n_kv_heads;
     if n_items >= 4 * exec.n_threads || exec.n_threads == 1 {
         // Long blocks, but enough of them for all threads.
         let longest = (BLOCK_ROWS / n_group).max(1);
         let block = (n_items / (8 * exec.n_threads)).clamp(1, longest);
-        let (scores_len, vectors_len) = scratch_lens(layer.kv, block * n_group);
+        let queries_len = queries_len(layer.kv, block * n_group);
+        let scratch_len = scratch_len(layer.kv, block * n_group);
         let n_pieces = n_tokens.div_ceil(block) * n_kv_heads;
         exec.for_chunks(n_pieces, 1, |pieces, worker| {
             let partial_len = block * n_group * row_len;
-            let scratch = worker.scratch(scores_len + vectors_len + 2 * partial_len);
-            let (scratch, partials) = scratch.split_at_mut(scores_len + vectors_len);
+            let scratch = worker.scratch(queries_len + scratch_len + 2 * partial_len);
+            let (queries, scratch) = scratch.split_at_mut(queries_len);
+            let (scratch, partials) = scratch.split_at_mut(scratch_len);
             let (state, next) = partials.split_at_mut(partial_len);
             for piece in pieces {
                 // The last tokens of a prompt see most: with them first, threads end together.
                 let piece = n_pieces - 1 - piece;
                 let (kv_head, tokens) = (piece % n_kv_heads, piece / n_kv_heads * block);
                 let end = n_tokens.min(tokens + block);
+                gather(tokens, kv_head, queries);
+                let queries_of = |token: usize| &queries[queries_len / block * (token - tokens)..];
                 let mut first = tokens;
                 while first < end {
                     // As many tokens as follow one another in a sequence.
@@ -268,7 +302,7 @@ pub fn attention<'a>(
                             kv_head,
                             start: span * SPAN,
                             positions: &positions[some..some + len],
-                            queries: queries(first + some, kv_head),
+                            queries: queries_of(first + some),
                         };
                         attend(exec, &task, scratch, next);
                         let per_token = n_group * row_len;
@@ -298,7 +332,8 @@ pub fn attention<'a>(
         scratch.resize(total * partial_len, 0.0);
     }
     let partials = Shared::new(&mut scratch[..]);
-    let (scores_len, vectors_len) = scratch_lens(layer.kv, n_group);
+    let queries_len = queries_len(layer.kv, n_group);
+    let scratch_len = scratch_len(layer.kv, n_group);
     // Some in a row, so that what is fetched ahead serves the thread that fetches it.
     let chunk = total / (8 * exec.n_threads);
     exec.for_chunks(total, chunk, |pieces, worker| {
@@ -313,7 +348,9 @@ pub fn attention<'a>(
             let (kv_head, span) = (i / spans.len(), spans.start + i % spans.len());
             // SAFETY: each piece has its own partial result.
             let partial = unsafe { partials.range(piece * partial_len, partial_len) };
-            let scratch = worker.scratch(scores_len + vectors_len);
+            let (queries, scratch) =
+                worker.scratch(queries_len + scratch_len).split_at_mut(queries_len);
+            gather(t, kv_head, queries);
             let task = Task {
                 layer,
                 pages,
@@ -321,7 +358,7 @@ pub fn attention<'a>(
                 kv_head,
                 start: span * SPAN,
                 positions: &[pos],
-                queries: queries(t, kv_head),
+                queries,
             };
             attend(exec, &task, scratch, partial);
         }
@@ -405,9 +442,9 @@ macro_rules! by_rows {
     };
 }
 
-/// Turns the scores of a span into weights, `e^(score - max)`: `scores` is `[n_rows, SPAN]`, of
-/// which the positions of a row's tiles are written, those that it does not see as 0. The maxima and
-/// the sums go to `partial`, `[n_rows, row_len]`.
+/// Turns the scores of a span into weights, `e^(score - max)`, in the form that the values take them:
+/// `scores` is `[n_rows, SPAN]`, of which the positions of a row's tiles are written, those that it does
+/// not see as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     task: &Task<'_>,
@@ -441,11 +478,15 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
             tile += n;
         }
         let row_len = row_len(task.layer.kv.dim_v);
+        let packs = task.layer.kv.type_v.per_lane() == 2;
         let rows = scores.chunks_exact_mut(SPAN).zip(partial.chunks_exact_mut(row_len));
         for (row, (scores, partial)) in rows.enumerate() {
             let seen = task.seen(row / n_group);
-            let (start, end) = (seen.start / TILE * TILE, seen.end.next_multiple_of(TILE));
-            let row = &mut scores[start - task.start..end - task.start];
+            let per_step = 2 * TILE;
+            let (start, end) =
+                (seen.start / per_step * per_step, seen.end.next_multiple_of(per_step));
+            let columns = start - task.start..end - task.start;
+            let row = &mut scores[columns.clone()];
             if let Some(cap) = task.layer.soft_cap {
                 for score in row.iter_mut() {
                     *score = cap * all::tanh(*score / cap);
@@ -462,8 +503,18 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
                 *score = all::exp(*score - max);
             }
             let mut sum = L::splat(0.0);
-            for lanes in row.chunks_exact(LANES) {
-                sum = sum.add(L::load(lanes));
+            if packs {
+                let ones = L::splat(1.0).pack(L::splat(1.0));
+                for column in columns.step_by(2 * LANES) {
+                    let (first, next) = scores[column..].split_at(LANES);
+                    let pairs = L::load(first).pack(L::load(next));
+                    sum = sum.add_pairs(pairs, ones);
+                    pairs.store(&mut scores[column / 2..]);
+                }
+            } else {
+                for lanes in row.chunks_exact(LANES) {
+                    sum = sum.add(L::load(lanes));
+                }
             }
             let totals = &mut partial[row_len - 2..];
             (totals[0], totals[1]) = (max, all::fold(sum.to_array()));
@@ -482,7 +533,7 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
 ) {
     const PER_PAGE: usize = PAGE_TOKENS / TILE;
     let kv = task.layer.kv;
-    let dim = kv.dim_k;
+    let n_lanes = kv.dim_k.div_ceil(K::PER_LANE);
     let tiles: [_; N] = std::array::from_fn(|p| {
         kv.keys::<K>(task.page((tile + p) * TILE), task.kv_head, (tile + p) % PER_PAGE)
     });
@@ -506,19 +557,20 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
             });
             return score_rows::<L, K, K, N>(task, &tiles, keys, ahead, rows, at, scores);
         }
-        let vectors = &mut vectors.as_chunks_mut::<TILE>().0[..N * dim];
-        for (keys, tile) in vectors.chunks_exact_mut(dim).zip(&tiles) {
+        let vectors = &mut vectors.as_chunks_mut::<TILE>().0[..N * n_lanes];
+        for (keys, tile) in vectors.chunks_exact_mut(n_lanes).zip(&tiles) {
             for (to, key) in keys.iter_mut().zip(tile.stored()) {
                 K::load::<L>(key).store(to);
             }
         }
-        let keys = std::array::from_fn(|p| &vectors[p * dim..(p + 1) * dim]);
-        score_rows::<L, K, f32, N>(task, &tiles, keys, [std::ptr::null(); N], rows, at, scores);
+        let keys = std::array::from_fn(|p| &vectors[p * n_lanes..(p + 1) * n_lanes]);
+        let ahead = [std::ptr::null(); N];
+        score_rows::<L, K, K::Loaded, N>(task, &tiles, keys, ahead, rows, at, scores);
     }
 }
 
 /// Scores of `N` tiles for some rows, which go to their columns from `at` on. `keys` are those of
-/// `tiles`, as they are or widened: `[dim_k][16]`. As much is fetched from `ahead`, if that is not null.
+/// `tiles`, as they are or widened: `[n_lanes][16]`. As much is fetched from `ahead`, if that is not null.
 #[inline(always)]
 unsafe fn score_rows<L: Lanes, K: Elem, E: Elem, const N: usize>(
     task: &Task<'_>,
@@ -558,10 +610,10 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
     at: usize,
     scores: &mut [f32],
 ) {
-    let dim = task.layer.kv.dim_k;
+    let n_lanes = keys[0].len();
     let mut queries = [&[][..]; H];
     for h in 0..H {
-        queries[h] = task.query(row + h);
+        queries[h] = task.query(row + h, n_lanes);
     }
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
@@ -569,8 +621,8 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
         if K::SCALES {
             // The scale of 32 values is applied to their sum.
             let mut start = 0;
-            while start < dim {
-                let end = dim.min(start + 32);
+            while start < n_lanes {
+                let end = n_lanes.min(start + 32);
                 let mut parts = [[L::splat(0.0); H]; P];
                 add_products::<L, E, P, H>(&keys, &ahead, &queries, start..end, &mut parts);
                 for p in 0..P {
@@ -582,7 +634,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
                 start = end;
             }
         } else {
-            add_products::<L, E, P, H>(&keys, &ahead, &queries, 0..dim, &mut sums);
+            add_products::<L, E, P, H>(&keys, &ahead, &queries, 0..n_lanes, &mut sums);
         }
         let scale = L::splat(task.layer.scale);
         for p in 0..P {
@@ -594,40 +646,40 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
     }
 }
 
-/// Adds the products of some values of keys and queries.
+/// Adds the products of some lanes of keys and queries.
 #[inline(always)]
 unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
     keys: &[&[[E::Stored; TILE]]; P],
     ahead: &[*const u8; P],
     queries: &[&[f32]; H],
-    values: Range<usize>,
+    lanes: Range<usize>,
     sums: &mut [[L; H]; P],
 ) {
     // Slices of one length, checked once.
-    let n = values.len();
-    let mut key_values = [&[][..]; P];
+    let n = lanes.len();
+    let mut key_lanes = [&[][..]; P];
     for p in 0..P {
-        key_values[p] = &keys[p][values.clone()][..n];
+        key_lanes[p] = &keys[p][lanes.clone()][..n];
     }
-    let mut query_values = [&[][..]; H];
+    let mut query_lanes = [&[][..]; H];
     for h in 0..H {
-        query_values[h] = &queries[h][values.clone()][..n];
+        query_lanes[h] = &queries[h][lanes.clone()][..n];
     }
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         for d in 0..n {
             let mut key = [L::splat(0.0); P];
             for p in 0..P {
-                key[p] = E::load(&key_values[p][d]);
+                key[p] = E::load(&key_lanes[p][d]);
                 if !ahead[p].is_null() {
-                    let offset = (values.start + d) * size_of::<[E::Stored; TILE]>();
+                    let offset = (lanes.start + d) * size_of::<[E::Stored; TILE]>();
                     L::prefetch(ahead[p].wrapping_add(offset));
                 }
             }
             for h in 0..H {
-                let query = L::splat(query_values[h][d]);
+                let query = L::splat(query_lanes[h][d]);
                 for p in 0..P {
-                    sums[p][h] = key[p].mul_add(query, sums[p][h]);
+                    sums[p][h] = E::add_products(sums[p][h], key[p], query);
                 }
             }
         }
@@ -652,42 +704,48 @@ pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
         // SAFETY: the caller has the lanes' instruction set.
         return unsafe { add_in_place::<L, V>(task, weights, partial) };
     }
-    let seen = task.seen_by_any();
+    // The steps of the span that see some positions, one for each lane.
+    let steps = |seen: Range<usize>| {
+        (seen.start - task.start) / V::PER_LANE..(seen.end - task.start).div_ceil(V::PER_LANE)
+    };
+    let per_page = PAGE_TOKENS / V::PER_LANE;
+    let seen = steps(task.seen_by_any());
     let values = &mut vectors.as_chunks_mut::<LANES>().0[..VECTORS * SPAN];
     let mut d = 0;
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         while d < width / LANES {
             let n = VECTORS.min(width / LANES - d);
-            let mut pos = seen.start;
-            while pos < seen.end {
-                let rows = kv.values::<V>(task.page(pos), task.kv_head);
-                let end = seen.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
-                for pos in pos..end {
+            let mut step = seen.start;
+            while step < seen.end {
+                let page = task.page(task.start + step * V::PER_LANE);
+                let rows = kv.values::<V>(page, task.kv_head);
+                let end = seen.end.min((step / per_page + 1) * per_page);
+                for step in step..end {
                     for v in 0..n {
-                        let to = &mut values[v * SPAN + pos - task.start];
-                        rows.load::<L>(pos % PAGE_TOKENS, d + v).store(to);
+                        let to = &mut values[v * SPAN + step];
+                        rows.load::<L>(step % per_page, d + v).store(to);
                     }
                 }
-                pos = end;
+                step = end;
             }
             by_rows!(L, 0..n_rows, |row, H| {
                 let queries = [row / n_group, (row + H - 1) / n_group];
-                // All of these rows see the positions `start..end`; `start` if there is none.
-                let start = task.seen(queries[1]).start;
-                let end = task.seen(queries[0]).end.max(start);
+                // All of these rows take the steps `start..end`; `start` if there is none.
+                let start = steps(task.seen(queries[1])).start;
+                let end = steps(task.seen(queries[0])).end.max(start);
                 if queries[0] != queries[1] {
                     for row in row..row + H {
-                        let seen = task.seen(row / n_group);
+                        let seen = steps(task.seen(row / n_group));
                         let before = seen.start..start.min(seen.end);
-                        add_some::<L, 1>(task, values, (d, n), row, before, weights, partial);
+                        add_some::<L, V, 1>(task, values, (d, n), row, before, weights, partial);
                     }
                 }
-                add_some::<L, H>(task, values, (d, n), row, start..end, weights, partial);
+                add_some::<L, V, H>(task, values, (d, n), row, start..end, weights, partial);
                 if queries[0] != queries[1] {
                     for row in row..row + H {
-                        let behind = end..task.seen(row / n_group).end;
-                        add_some::<L, 1>(task, values, (d, n), row, behind, weights, partial);
+                        let behind = end..steps(task.seen(row / n_group)).end;
+                        add_some::<L, V, 1>(task, values, (d, n), row, behind, weights, partial);
                     }
                 }
             });
@@ -706,7 +764,8 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
     while pos < seen.end {
         let rows = kv.values::<V>(task.page(pos), task.kv_head);
         let end = seen.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
-        let columns = pos - task.start..end - task.start;
+        let slot = pos % PAGE_TOKENS / V::PER_LANE;
+        let columns = (pos - task.start) / V::PER_LANE..(end - task.start).div_ceil(V::PER_LANE);
         // Next come the values of the page that follows, or else the keys of the span that does.
         let mut ahead = if end < task.start + SPAN {
             task.ahead(end, |kv, page| kv.values_at(page, task.kv_head))
@@ -721,20 +780,19 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
                     weights_of[h] = &weights[(row + h) * SPAN..][columns.clone()];
                 }
                 let partial = &mut partial[row * row_len..(row + H) * row_len];
-                let slot = pos % PAGE_TOKENS;
                 let column = |vector: usize| Column { rows: &rows, slot, vector, ahead };
                 let mut d = 0;
                 while d < n_vectors {
                     if H * 4 <= L::SUMS && d + 4 <= n_vectors {
                         let values = std::array::from_fn(|i| column(d + i));
-                        add::<L, _, H, 4>(values, weights_of, d, row_len, partial);
+                        add::<L, V, _, H, 4>(values, weights_of, d, row_len, partial);
                         d += 4;
                     } else if H * 2 <= L::SUMS && d + 2 <= n_vectors {
                         let values = std::array::from_fn(|i| column(d + i));
-                        add::<L, _, H, 2>(values, weights_of, d, row_len, partial);
+                        add::<L, V, _, H, 2>(values, weights_of, d, row_len, partial);
                         d += 2;
                     } else {
-                        add::<L, _, H, 1>([column(d)], weights_of, d, row_len, partial);
+                        add::<L, V, _, H, 1>([column(d)], weights_of, d, row_len, partial);
                         d += 1;
                     }
                 }
@@ -746,12 +804,12 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
     }
 }
 
-/// A vector of successive positions' values.
+/// A vector of successive steps' values: a step is a position, or the positions that share lanes.
 trait Vectors: Sized {
-    /// Those of the first `n` positions, which alone are asked for.
+    /// Those of the first `n` steps, which alone are asked for.
     fn first(self, n: usize) -> Self;
 
-    /// That of the position `i`.
+    /// That of step `i`.
     unsafe fn load<L: Lanes>(&self, i: usize) -> L;
 }
 
@@ -769,7 +827,7 @@ impl Vectors for &[[f32; LANES]] {
     }
 }
 
-/// As they lie in a page, from position `slot` on. What lies at the same place after `ahead` is
+/// As they lie in a page, from lane `slot` on. What lies at the same place after `ahead` is
 /// fetched, if that is not null.
 struct Column<'a, V: Elem> {
     rows: &'a Values<'a, V>,
@@ -797,46 +855,45 @@ impl<V: Elem> Vectors for Column<'_, V> {
     }
 }
 
-/// Adds some positions' vectors `d` to `d + n - 1` to the sums of `H` rows.
+/// Adds some steps' vectors `d` to `d + n - 1` to the sums of `H` rows.
 #[inline(always)]
-unsafe fn add_some<L: Lanes, const H: usize>(
+unsafe fn add_some<L: Lanes, V: Elem, const H: usize>(
     task: &Task<'_>,
     values: &[[f32; LANES]],
     (d, n): (usize, usize),
     row: usize,
-    positions: Range<usize>,
+    steps: Range<usize>,
     weights: &[f32],
     partial: &mut [f32],
 ) {
-    if positions.is_empty() {
+    if steps.is_empty() {
         return;
     }
-    let positions = positions.start - task.start..positions.end - task.start;
     let row_len = row_len(task.layer.kv.dim_v);
     let partial = &mut partial[row * row_len..(row + H) * row_len];
     let mut rows = [&[][..]; H];
     for h in 0..H {
-        rows[h] = &weights[(row + h) * SPAN..(row + h + 1) * SPAN][positions.clone()];
+        rows[h] = &weights[(row + h) * SPAN..(row + h + 1) * SPAN][steps.clone()];
     }
-    let column = |v: usize| &values[v * SPAN..(v + 1) * SPAN][positions.clone()];
+    let column = |v: usize| &values[v * SPAN..(v + 1) * SPAN][steps.clone()];
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         if n == VECTORS && H * VECTORS <= L::SUMS {
             let columns = std::array::from_fn::<_, VECTORS, _>(column);
-            add::<L, _, H, VECTORS>(columns, rows, d, row_len, partial);
+            add::<L, V, _, H, VECTORS>(columns, rows, d, row_len, partial);
         } else {
             for v in 0..n {
-                add::<L, _, H, 1>([column(v)], rows, d + v, row_len, partial);
+                add::<L, V, _, H, 1>([column(v)], rows, d + v, row_len, partial);
             }
         }
     }
 }
 
-/// Adds vectors `d` to `d + D - 1` of some positions to the sums of `H` rows, `[H, row_len]`.
+/// Adds vectors `d` to `d + D - 1` of some steps to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name rows, vectors and positions")]
-unsafe fn add<L: Lanes, V: Vectors, const H: usize, const D: usize>(
-    values: [V; D],
+#[expect(clippy::needless_range_loop, reason = "indices name rows, vectors and steps")]
+unsafe fn add<L: Lanes, V: Elem, S: Vectors, const H: usize, const D: usize>(
+    values: [S; D],
     weights: [&[f32]; H],
     d: usize,
     row_len: usize,
@@ -854,15 +911,15 @@ unsafe fn add<L: Lanes, V: Vectors, const H: usize, const D: usize>(
                 sums[h][i] = L::load(&partial[h * row_len + (d + i) * LANES..]);
             }
         }
-        for pos in 0..n {
+        for step in 0..n {
             let mut value = [L::splat(0.0); D];
             for i in 0..D {
-                value[i] = values[i].load(pos);
+                value[i] = values[i].load(step);
             }
             for h in 0..H {
-                let weight = L::splat(weights[h][pos]);
+                let weight = L::splat(weights[h][step]);
                 for i in 0..D {
-                    sums[h][i] = value[i].mul_add(weight, sums[h][i]);
+                    sums[h][i] = V::add_products(sums[h][i], value[i], weight);
                 }
             }
         }

@@ -15,6 +15,8 @@ pub(crate) enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
 }
@@ -43,9 +45,12 @@ impl Isa {
                     all.push(Isa(Level::Avx512));
                     if has!("avx512vnni") {
                         all.push(Isa(Level::Avx512Vnni));
-                        #[cfg(target_os = "linux")]
-                        if amx::is_available() {
-                            all.push(Isa(Level::Amx));
+                        if has!("avx512bf16") {
+                            all.push(Isa(Level::Avx512Bf16));
+                            #[cfg(target_os = "linux")]
+                            if amx::is_available() {
+                                all.push(Isa(Level::Amx));
+                            }
                         }
                     }
                 }
@@ -84,8 +89,8 @@ impl Isa {
         self.0
     }
 
-    /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ), `avx512vnni` or `amx` (int8 tiles
-    /// beside AVX-512 VNNI).
+    /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ), `avx512vnni`, `avx512bf16` (beside VNNI) or
+    /// `amx` (int8 tiles beside both).
     pub const fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -97,6 +102,8 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512bf16",
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Level::Amx => "amx",
         }

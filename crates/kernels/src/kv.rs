@@ -5,9 +5,15 @@
 //! K       [n_kv_heads][4 tiles]                         a tile: 16 positions
 //! tile    [dim_k][16 positions]                         Q8_0: before it [dim_k / 32][16] f16 scales
 //! V       [n_kv_heads][64 positions][dim_v]             Q8_0: before each head [64][dim_v / 32] scales
+//!
+//! BF16    tile [dim_k / 2][16 positions][2], V [n_kv_heads][32 positions][dim_v][2]
 //! ```
 //! Scores come from lanes that are positions, so that they need no horizontal sums; weighted sums
 //! come from lanes that are values. So keys lie transposed, 16 at a time, and values as they are.
+//!
+//! Of BF16 a lane holds two: successive values of a key, or the values of successive positions. That
+//! is what the instruction takes that multiplies bf16 and adds two products at a time, for which queries
+//! and weights are rounded to bf16 as well. Without it the same is done in two steps.
 //!
 //! A page holds all layers of 64 consecutive positions of one sequence, so sequences grow without
 //! being moved and share nothing but the pool of pages. Pages lie in slabs of some MiB, which the
@@ -36,9 +42,10 @@ pub enum KvType {
     /// 4 bytes: exact.
     F32,
     /// 2 bytes: 11 significant bits, up to 65 504.
-    #[default]
     F16,
-    /// 2 bytes: 8 significant bits, the range of f32.
+    /// 2 bytes: 8 significant bits, the range of f32. Queries, or weights of values, are rounded to it,
+    /// too; where the processor multiplies bf16, that is twice as fast.
+    #[default]
     BF16,
     /// 8 bits, and an f16 scale for 32 values.
     Q8_0,
@@ -47,6 +54,11 @@ pub enum KvType {
 impl KvType {
     /// All types, for messages and command lines.
     pub const ALL: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
+
+    /// Elements in a lane of 32 bits.
+    pub(crate) fn per_lane(self) -> usize {
+        with_kv!(self, E => E::PER_LANE)
+    }
 
     /// `f32`, `f16`, `bf16` or `q8_0`.
     pub fn name(self) -> &'static str {
@@ -102,22 +114,63 @@ macro_rules! with_kv {
 }
 pub(crate) use with_kv;
 
-/// How an element type lies in memory.
+/// How an element type lies in memory, and what is multiplied with it.
 pub(crate) trait Elem {
-    /// An element.
+    /// What a lane holds: an element, or two.
     type Stored: bytemuck::Pod;
+    /// What [`load`](Self::load) gives, when it is stored again.
+    type Loaded: Elem<Stored = f32>;
+    const PER_LANE: usize = 1;
     /// Whether each 32 elements have an f16 scale.
     const SCALES: bool = false;
 
     /// Rounds a head to the type; `scales` is empty without them.
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [Self::Stored], scales: &mut [f16]);
 
-    /// 16 elements, scales aside.
+    /// The same for a value that becomes element `i` of its lanes. The elements before it stay.
+    #[inline(always)]
+    unsafe fn encode_in_lanes<L: Lanes>(
+        x: &[f32],
+        i: usize,
+        stored: &mut [Self::Stored],
+        scales: &mut [f16],
+    ) {
+        debug_assert_eq!(i, 0, "the lane's only element");
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { Self::encode::<L>(x, stored, scales) }
+    }
+
+    /// 16 lanes, scales aside.
     unsafe fn load<L: Lanes>(stored: &[Self::Stored; LANES]) -> L;
+
+    /// Writes factors in the form that [`add_products`](Self::add_products) takes them.
+    unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]);
+
+    /// Adds the products of lanes that were loaded and of factors.
+    unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L;
+}
+
+/// Lanes of an f32, the factors of which are f32.
+macro_rules! single {
+    () => {
+        type Loaded = f32;
+
+        #[inline(always)]
+        unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]) {
+            to.copy_from_slice(x);
+        }
+
+        #[inline(always)]
+        unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { loaded.mul_add(factors, sums) }
+        }
+    };
 }
 
 impl Elem for f32 {
     type Stored = f32;
+    single!();
 
     #[inline(always)]
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f32], _: &mut [f16]) {
@@ -133,6 +186,7 @@ impl Elem for f32 {
 
 impl Elem for f16 {
     type Stored = f16;
+    single!();
 
     #[inline(always)]
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f16], _: &mut [f16]) {
@@ -155,19 +209,49 @@ impl Elem for f16 {
 }
 
 impl Elem for bf16 {
-    type Stored = bf16;
+    /// The bits of two, the first in the upper half.
+    type Stored = f32;
+    type Loaded = Self;
+    const PER_LANE: usize = 2;
 
     #[inline(always)]
-    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [bf16], _: &mut [f16]) {
-        for (to, from) in stored.iter_mut().zip(x) {
-            *to = bf16::from_f32(*from);
+    unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f32], _: &mut [f16]) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { Self::factors::<L>(x, stored) }
+    }
+
+    #[inline(always)]
+    unsafe fn encode_in_lanes<L: Lanes>(x: &[f32], i: usize, stored: &mut [f32], _: &mut [f16]) {
+        for (lane, x) in stored.iter_mut().zip(x) {
+            let bits = u32::from(bf16::from_f32(*x).to_bits());
+            // What follows in the lane gets no weight before it is written, but must be a number.
+            let bits = if i == 0 { bits << 16 } else { lane.to_bits() & 0xFFFF_0000 | bits };
+            *lane = f32::from_bits(bits);
         }
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(stored: &[bf16; LANES]) -> L {
+    unsafe fn load<L: Lanes>(stored: &[f32; LANES]) -> L {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::load_bf16(stored) }
+        unsafe { L::load(stored) }
+    }
+
+    #[inline(always)]
+    unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]) {
+        for (x, to) in x.chunks(2 * LANES).zip(to.chunks_mut(LANES)) {
+            let mut whole = [0.0; 2 * LANES];
+            whole[..x.len()].copy_from_slice(x);
+            let mut pairs = [0.0; LANES];
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { L::load(&whole).pack(L::load(&whole[LANES..])).store(&mut pairs) };
+            to.copy_from_slice(&pairs[..to.len()]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { sums.add_pairs(loaded, factors) }
     }
 }
 
@@ -177,6 +261,7 @@ pub(crate) struct Q8;
 impl Elem for Q8 {
     type Stored = i8;
     const SCALES: bool = true;
+    single!();
 
     #[inline(always)]
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [i8], scales: &mut [f16]) {
@@ -206,24 +291,26 @@ fn scale_bytes<E: Elem>(dim: usize, n: usize) -> usize {
 pub(crate) struct Tile<'a, E: Elem> {
     /// `[dim / 32][16]`, or empty.
     scales: &'a [f16],
-    /// `[dim]`
+    /// `[dim / PER_LANE]`
     stored: &'a [[E::Stored; TILE]],
 }
 
 impl<'a, E: Elem> Tile<'a, E> {
     fn n_bytes(dim: usize) -> usize {
-        let bytes = scale_bytes::<E>(dim, TILE) + dim * TILE * size_of::<E::Stored>();
+        let n_lanes = dim.div_ceil(E::PER_LANE);
+        let bytes = scale_bytes::<E>(dim, TILE) + n_lanes * TILE * size_of::<E::Stored>();
         bytes.next_multiple_of(size_of::<Line>())
     }
 
     #[inline(always)]
     fn new(bytes: &'a [u8], dim: usize) -> Self {
         let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, TILE));
-        let stored = bytemuck::cast_slice(&stored[..dim * TILE * size_of::<E::Stored>()]);
-        Self { scales: bytemuck::cast_slice(scales), stored: &stored.as_chunks().0[..dim] }
+        let n_lanes = dim.div_ceil(E::PER_LANE);
+        let stored = bytemuck::cast_slice(&stored[..n_lanes * TILE * size_of::<E::Stored>()]);
+        Self { scales: bytemuck::cast_slice(scales), stored: &stored.as_chunks().0[..n_lanes] }
     }
 
-    /// The 16 keys, without their scales: `[dim]`.
+    /// The 16 keys, without their scales: `[dim / PER_LANE]`.
     #[inline(always)]
     pub(crate) fn stored(&self) -> &'a [[E::Stored; TILE]] {
         self.stored
@@ -241,7 +328,7 @@ impl<'a, E: Elem> Tile<'a, E> {
 pub(crate) struct Values<'a, E: Elem> {
     /// `[64][dim / 32]`, or empty.
     scales: &'a [f16],
-    /// `[64][n_vectors]`
+    /// `[64 / PER_LANE][n_vectors]`
     stored: &'a [[E::Stored; LANES]],
     n_scales: usize,
     n_vectors: usize,
@@ -249,7 +336,8 @@ pub(crate) struct Values<'a, E: Elem> {
 
 impl<'a, E: Elem> Values<'a, E> {
     fn n_bytes(dim: usize) -> usize {
-        let stored = PAGE_TOKENS * dim.next_multiple_of(LANES) * size_of::<E::Stored>();
+        let n_lanes = PAGE_TOKENS / E::PER_LANE * dim.next_multiple_of(LANES);
+        let stored = n_lanes * size_of::<E::Stored>();
         (scale_bytes::<E>(dim, PAGE_TOKENS) + stored).next_multiple_of(size_of::<Line>())
     }
 
@@ -257,7 +345,7 @@ impl<'a, E: Elem> Values<'a, E> {
     fn new(bytes: &'a [u8], dim: usize) -> Self {
         let n_vectors = dim.div_ceil(LANES);
         let (scales, stored) = bytes.split_at(scale_bytes::<E>(dim, PAGE_TOKENS));
-        let n_bytes = PAGE_TOKENS * n_vectors * LANES * size_of::<E::Stored>();
+        let n_bytes = PAGE_TOKENS / E::PER_LANE * n_vectors * LANES * size_of::<E::Stored>();
         let stored: &[E::Stored] = bytemuck::cast_slice(&stored[..n_bytes]);
         Self {
             scales: bytemuck::cast_slice(scales),
@@ -273,7 +361,7 @@ impl<'a, E: Elem> Values<'a, E> {
         (slot * self.n_vectors + i) * size_of::<[E::Stored; LANES]>()
     }
 
-    /// Values `16 i` to `16 i + 15` of a position.
+    /// Values `16 i` to `16 i + 15` of a position, or of the two that share lane `slot`.
     #[inline(always)]
     pub(crate) unsafe fn load<L: Lanes>(&self, slot: usize, i: usize) -> L {
         // SAFETY: the caller has the lanes' instruction set.
@@ -531,16 +619,16 @@ const PIECE: usize = 4 * SCALED;
 pub(crate) unsafe fn store_key<L: Lanes, E: Elem>(tile: &mut [u8], slot: usize, key: &[f32]) {
     let (tile_scales, tile) = tile.split_at_mut(scale_bytes::<E>(key.len(), TILE));
     let tile_scales: &mut [f16] = bytemuck::cast_slice_mut(tile_scales);
-    let tile = &mut tile[..key.len() * TILE * size_of::<E::Stored>()];
+    let tile = &mut tile[..key.len().div_ceil(E::PER_LANE) * TILE * size_of::<E::Stored>()];
     let tile: &mut [E::Stored] = bytemuck::cast_slice_mut(tile);
     let mut piece = [bytemuck::Zeroable::zeroed(); PIECE];
     let mut scales = [f16::ZERO; PIECE / SCALED];
     for (i, key) in key.chunks(PIECE).enumerate() {
-        let piece = &mut piece[..key.len()];
+        let piece = &mut piece[..key.len().div_ceil(E::PER_LANE)];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { E::encode::<L>(key, piece, &mut scales) };
         for (d, value) in piece.iter().enumerate() {
-            tile[(i * PIECE + d) * TILE + slot] = *value;
+            tile[(i * PIECE / E::PER_LANE + d) * TILE + slot] = *value;
         }
         if E::SCALES {
             for (b, scale) in scales[..key.len().div_ceil(SCALED)].iter().enumerate() {
@@ -556,11 +644,12 @@ pub(crate) unsafe fn store_value<L: Lanes, E: Elem>(values: &mut [u8], slot: usi
     let dim = value.len();
     let (scales, rows) = values.split_at_mut(scale_bytes::<E>(dim, PAGE_TOKENS));
     let row_bytes = dim.next_multiple_of(LANES) * size_of::<E::Stored>();
-    let row = &mut rows[slot * row_bytes..][..dim * size_of::<E::Stored>()];
+    let row = &mut rows[slot / E::PER_LANE * row_bytes..][..dim * size_of::<E::Stored>()];
     let n_scales = scale_bytes::<E>(dim, 1);
     let scales = &mut scales[slot * n_scales..(slot + 1) * n_scales];
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        E::encode::<L>(value, bytemuck::cast_slice_mut(row), bytemuck::cast_slice_mut(scales));
+        let (row, scales) = (bytemuck::cast_slice_mut(row), bytemuck::cast_slice_mut(scales));
+        E::encode_in_lanes::<L>(value, slot % E::PER_LANE, row, scales);
     }
 }

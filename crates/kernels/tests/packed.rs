@@ -114,7 +114,7 @@ fn multiply(exec: Exec<'_>, weights: &PackedMatrix, x: &QuantizedActivations, ou
 /// Each instruction set of this machine.
 fn for_each_isa(f: impl Fn(Isa)) {
     let available = Isa::available();
-    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx"] {
+    for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"] {
         match available.iter().find(|isa| isa.name() == name) {
             Some(isa) => f(*isa),
             None => println!("skipped: {name} is not available on this machine"),

@@ -29,7 +29,6 @@ pub(crate) trait Lanes: Copy {
     /// The first 16 values of `x`, here and below; panics if there are fewer.
     unsafe fn load(x: &[f32]) -> Self;
     unsafe fn load_f16(x: &[half::f16]) -> Self;
-    unsafe fn load_bf16(x: &[half::bf16]) -> Self;
     unsafe fn load_i8(x: &[i8]) -> Self;
     unsafe fn store(self, to: &mut [f32]);
     /// Rounds to nearest, ties to even.
@@ -38,6 +37,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self · factor + summand`, rounded once.
     unsafe fn mul_add(self, factor: Self, summand: Self) -> Self;
+    /// Adds two products of bf16 to each lane: that of the upper halves of `a` and `b`, then that of
+    /// the lower halves, each rounded once. The instruction for it takes numbers below 2^-126 for 0.
+    unsafe fn add_pairs(self, a: Self, b: Self) -> Self;
+    /// The 16 values and those of `next`, rounded to bf16 (to nearest, ties to even), two to a lane, the
+    /// first in the upper half.
+    unsafe fn pack(self, next: Self) -> Self;
     /// The larger of numbers that are not NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Fetches the cache line at `at`, which need not be memory.
@@ -132,7 +137,8 @@ pub(crate) trait IntLanes: Copy {
 }
 
 /// Calls the f32 shell of an instruction set: `dispatch!(isa, function(arguments))`. The VNNI
-/// levels and AMX have integer instructions in addition, and share the shell of the level below.
+/// levels and AMX have integer instructions in addition, and share the shell of the level below, as
+/// those for bf16 share the integer shell.
 macro_rules! dispatch {
     ($isa:expr, $function:ident $([$($generic:ty),+])? ($($arg:expr),* $(,)?)) => {
         match $isa.level() {
@@ -147,10 +153,15 @@ macro_rules! dispatch {
             $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni => unsafe {
                 $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*)
             },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            $crate::isa::Level::Avx512Bf16 => unsafe {
+                $crate::arch::x86_64::avx512bf16::$function $(::<$($generic),+>)? ($($arg),*)
+            },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: as above.
             $crate::isa::Level::Amx => unsafe {
-                $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*)
+                $crate::arch::x86_64::avx512bf16::$function $(::<$($generic),+>)? ($($arg),*)
             },
         }
     };
@@ -173,7 +184,9 @@ macro_rules! dispatch_int {
             $crate::isa::Level::Avx512 => unsafe { $crate::arch::x86_64::avx512::$function $(::<$($generic),+>)? ($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            $crate::isa::Level::Avx512Vnni => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
+            $crate::isa::Level::Avx512Vnni | $crate::isa::Level::Avx512Bf16 => unsafe {
+                $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*)
+            },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: as above. What tiles don't serve runs on the lanes of the level below.
             $crate::isa::Level::Amx => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
@@ -215,6 +228,9 @@ macro_rules! shells {
             quantize_block(x: &[f32; 32], out: &mut $crate::activations::Block)
             = $crate::activations::quantize_block(x, out));
 
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            gather[K: Elem](q: &[f32], width: usize, n_group: usize, dim: usize, queries: &mut [f32])
+            = $crate::attention::gather::<$lanes, K>(q, width, n_group, dim, queries));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             weigh[K: Elem](task: &Task<'_>, vectors: &mut [f32], scores: &mut [f32], partial: &mut [f32])
             = $crate::attention::weigh::<$lanes, K>(task, vectors, scores, partial));

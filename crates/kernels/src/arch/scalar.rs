@@ -28,11 +28,6 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|i| x[i].to_f32()))
     }
     #[inline(always)]
-    unsafe fn load_bf16(x: &[bf16]) -> Self {
-        let x = &x[..LANES];
-        Self(std::array::from_fn(|i| x[i].to_f32()))
-    }
-    #[inline(always)]
     unsafe fn load_i8(x: &[i8]) -> Self {
         let x = &x[..LANES];
         Self(std::array::from_fn(|i| f32::from(x[i])))
@@ -58,6 +53,23 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+        let upper = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
+        let lower = |x: f32| f32::from_bits(x.to_bits() << 16);
+        Self(std::array::from_fn(|i| {
+            let sum = upper(a.0[i]).mul_add(upper(b.0[i]), self.0[i]);
+            lower(a.0[i]).mul_add(lower(b.0[i]), sum)
+        }))
+    }
+    #[inline(always)]
+    unsafe fn pack(self, next: Self) -> Self {
+        let bits = |i: usize| {
+            let x = if i < LANES { self.0[i] } else { next.0[i - LANES] };
+            u32::from(bf16::from_f32(x).to_bits())
+        };
+        Self(std::array::from_fn(|i| f32::from_bits(bits(2 * i) << 16 | bits(2 * i + 1))))
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {

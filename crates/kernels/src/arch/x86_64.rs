@@ -540,7 +540,7 @@ macro_rules! zmm_ints {
 /// AVX2, with F16C for half-precision loads.
 pub(crate) mod avx2 {
     use crate::arch::{LANES, Lanes};
-    use half::{bf16, f16};
+    use half::f16;
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -570,19 +570,6 @@ pub(crate) mod avx2 {
                 Self(
                     _mm256_cvtph_ps(_mm_loadu_si128(x)),
                     _mm256_cvtph_ps(_mm_loadu_si128(x.add(1))),
-                )
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(x: &[bf16]) -> Self {
-            let x = x[..LANES].as_ptr().cast::<__m128i>();
-            // SAFETY: 16 values of 2 bytes are there; `bf16` is a transparent u16.
-            unsafe {
-                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x));
-                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.add(1)));
-                Self(
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
                 )
             }
         }
@@ -637,6 +624,19 @@ pub(crate) mod avx2 {
             }
         }
         #[inline(always)]
+        unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe {
+                let sum = a.upper().mul_add(b.upper(), self);
+                a.lower().mul_add(b.lower(), sum)
+            }
+        }
+        #[inline(always)]
+        unsafe fn pack(self, next: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe { Self(pack_ymm(self.0, self.1), pack_ymm(next.0, next.1)) }
+        }
+        #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: see `splat`.
             unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
@@ -653,6 +653,44 @@ pub(crate) mod avx2 {
             unsafe { self.store(&mut array) };
             array
         }
+    }
+
+    impl TwoYmm {
+        /// The bf16 in the upper half of each lane.
+        #[inline(always)]
+        unsafe fn upper(self) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF_0000_u32 as i32));
+                Self(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
+            }
+        }
+        /// The bf16 in the lower half of each lane.
+        #[inline(always)]
+        unsafe fn lower(self) -> Self {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let shift =
+                    |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+                Self(shift(self.0), shift(self.1))
+            }
+        }
+    }
+
+    /// 16 values rounded to bf16, as [`Lanes::pack`] packs them.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pack_ymm(a: __m256, b: __m256) -> __m256 {
+        // The even values and the odd ones, each 64 bits of `a` beside 64 bits of `b`.
+        let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+        let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+        let round = |bits: __m256i| {
+            let ties = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            _mm256_add_epi32(bits, _mm256_add_epi32(ties, _mm256_set1_epi32(0x7FFF)))
+        };
+        let odd = _mm256_srli_epi32::<16>(round(odd));
+        let pairs = _mm256_blend_epi16::<0b10_10_10_10>(odd, round(even));
+        _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(pairs))
     }
 
     crate::arch::shells!(TwoYmm, "avx2,fma,f16c");
@@ -747,13 +785,15 @@ pub(crate) mod avxvnni {
 /// AVX-512 (F, BW, VL, DQ).
 pub(crate) mod avx512 {
     use crate::arch::{LANES, Lanes};
-    use half::{bf16, f16};
+    use half::f16;
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
+    /// Lanes in a register; those of `BF16` have the instructions for it.
     #[derive(Clone, Copy)]
-    pub(crate) struct Zmm(pub(super) __m512);
+    pub(crate) struct Zmm<const BF16: bool = false>(pub(super) __m512);
 
-    impl Lanes for Zmm {
+    impl<const BF16: bool> Lanes for Zmm<BF16> {
         const TILE_ROWS: usize = 4;
         const TILE_TOKENS: usize = 4;
         const SUMS: usize = 12;
@@ -776,15 +816,6 @@ pub(crate) mod avx512 {
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(x))) }
         }
         #[inline(always)]
-        unsafe fn load_bf16(x: &[bf16]) -> Self {
-            let x = x[..LANES].as_ptr().cast::<__m256i>();
-            // SAFETY: 16 values of 2 bytes are there; `bf16` is a transparent u16.
-            unsafe {
-                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-            }
-        }
-        #[inline(always)]
         unsafe fn load_i8(x: &[i8]) -> Self {
             let x = x[..LANES].as_ptr().cast::<__m128i>();
             // SAFETY: 16 bytes are there.
@@ -803,6 +834,37 @@ pub(crate) mod avx512 {
         unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
             // SAFETY: see `splat`.
             unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, summand.0)) }
+        }
+        #[inline(always)]
+        unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe {
+                if BF16 {
+                    return Self(_mm512_dpbf16_ps(self.0, transmute(a.0), transmute(b.0)));
+                }
+                let sum = a.upper().mul_add(b.upper(), self);
+                a.lower().mul_add(b.lower(), sum)
+            }
+        }
+        #[inline(always)]
+        unsafe fn pack(self, next: Self) -> Self {
+            // SAFETY: see `splat`.
+            unsafe {
+                let pairs = if BF16 {
+                    let pairs: __m512i = transmute(_mm512_cvtne2ps_pbh(next.0, self.0));
+                    _mm512_rol_epi32::<16>(pairs)
+                } else {
+                    let even =
+                        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+                    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                    let (a, b) = (_mm512_castps_si512(self.0), _mm512_castps_si512(next.0));
+                    let even = round_to_bf16(_mm512_permutex2var_epi32(a, even, b));
+                    let odd = round_to_bf16(_mm512_permutex2var_epi32(a, odd, b));
+                    let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+                    _mm512_or_si512(_mm512_and_si512(even, upper), _mm512_srli_epi32::<16>(odd))
+                };
+                Self(_mm512_castsi512_ps(pairs))
+            }
         }
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
@@ -837,6 +899,36 @@ pub(crate) mod avx512 {
             unsafe { self.store(&mut array) };
             array
         }
+    }
+
+    impl<const BF16: bool> Zmm<BF16> {
+        /// The bf16 in the upper half of each lane.
+        #[inline(always)]
+        unsafe fn upper(self) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe {
+                let bits = _mm512_castps_si512(self.0);
+                let mask = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+                Self(_mm512_castsi512_ps(_mm512_and_si512(bits, mask)))
+            }
+        }
+        /// The bf16 in the lower half of each lane.
+        #[inline(always)]
+        unsafe fn lower(self) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe {
+                let bits = _mm512_castps_si512(self.0);
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
+        }
+    }
+
+    /// Numbers whose upper halves are those of `bits`, rounded to bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn round_to_bf16(bits: __m512i) -> __m512i {
+        let ties = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        _mm512_add_epi32(bits, _mm512_add_epi32(ties, _mm512_set1_epi32(0x7FFF)))
     }
 
     crate::arch::shells!(Zmm, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
@@ -913,4 +1005,11 @@ pub(crate) mod avx512vnni {
         ZmmInts,
         "avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
     );
+}
+
+/// AVX-512 with the instructions for bf16; its integers are those of [`avx512vnni`].
+pub(crate) mod avx512bf16 {
+    use super::avx512::Zmm;
+
+    crate::arch::shells!(Zmm<true>, "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
 }
