@@ -102,10 +102,10 @@ pub(crate) struct TypeArgs {
     /// [default: q8; f32 in `logits` and `perplexity`]
     #[arg(long, value_name = "TYPE")]
     activations: Option<Activations>,
-    /// Element type of the K cache (also -ctk) [default: f16; f32 in `logits` and `perplexity`]
+    /// Element type of the K cache (also -ctk) [default: bf16; f32 in `logits` and `perplexity`]
     #[arg(long, value_name = "TYPE")]
     cache_type_k: Option<CacheType>,
-    /// Element type of the V cache (also -ctv) [default: f16; f32 in `logits` and `perplexity`]
+    /// Element type of the V cache (also -ctv) [default: bf16; f32 in `logits` and `perplexity`]
     #[arg(long, value_name = "TYPE")]
     cache_type_v: Option<CacheType>,
 }
@@ -122,8 +122,8 @@ impl Types {
     /// For commands that are to be fast.
     pub(crate) const FAST: Types = Types {
         activations: Activations::Q8,
-        cache_type_k: CacheType::F16,
-        cache_type_v: CacheType::F16,
+        cache_type_k: CacheType::Bf16,
+        cache_type_v: CacheType::Bf16,
     };
     /// For commands that tell what a model says, whatever runs it.
     pub(crate) const EXACT: Types = Types {

@@ -1,6 +1,6 @@
 //! How fast attention over a prompt's last chunk is, and over a single token, for a layer of many, so
 //! that keys and values come from memory:
-//! `cargo run --release -p hurtle-kernels --example attention_speed [CONTEXT] [THREADS]`
+//! `cargo run --release -p hurtle-kernels --example attention_speed [CONTEXT] [THREADS] [TYPE] [ISA]`
 
 use hurtle_kernels::attention::{Layer, Token, attention};
 use hurtle_kernels::kv::{KvLayer, KvPages, KvType, PAGE_TOKENS};
@@ -14,13 +14,16 @@ const SHAPES: [(usize, usize, usize); 2] = [(12, 2, 128), (32, 32, 128)];
 const MEMORY: usize = 400 << 20;
 
 fn main() {
-    let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
-    let context: usize = args.next().unwrap_or(4096).max(512);
-    let n_threads: usize = args.next().unwrap_or_else(Pool::available_threads);
+    let mut args = std::env::args().skip(1);
+    let mut number = || args.next().map(|arg| arg.parse().expect("a number"));
+    let context: usize = number().unwrap_or(4096).max(512);
+    let n_threads: usize = number().unwrap_or_else(Pool::available_threads);
+    let only: Option<KvType> = args.next().map(|arg| arg.parse().expect("a type"));
+    let isa: Isa = args.next().map_or(Isa::best(), |arg| arg.parse().expect("an instruction set"));
     let pool = Pool::new(n_threads).expect("threads");
-    let exec = Exec { isa: Isa::best(), pool: &pool, n_threads };
+    let exec = Exec { isa, pool: &pool, n_threads };
     for (n_heads, n_kv_heads, dim) in SHAPES {
-        for ty in KvType::ALL {
+        for ty in KvType::ALL.into_iter().filter(|ty| only.is_none_or(|only| only == *ty)) {
             let layer_at = |start| KvLayer::new(start, (ty, ty), n_kv_heads, dim, dim);
             let n_layers = (MEMORY / (layer_at(0).bytes_per_token() * context)).clamp(1, 28);
             let layers: Vec<KvLayer> = (0..n_layers)
@@ -51,7 +54,7 @@ fn main() {
                 let mut scratch = Vec::new();
                 let mut best = Duration::MAX;
                 let layers = if n_tokens == 1 { &layers } else { &layers[..1] };
-                for _ in 0..5 {
+                for _ in 0..20 {
                     let start = Instant::now();
                     for kv in layers {
                         let layer =

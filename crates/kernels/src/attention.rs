@@ -18,24 +18,25 @@
 //! Successive tokens of a sequence are a block, and the rows of a block, the query heads of a KV head
 //! of each token, meet a span together. Two vectors at a time of its keys, and then of its values,
 //! are widened to f32 and stay in L1 while all rows pass, as many at a time as registers hold sums
-//! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order, those that its
-//! neighbours don't see by itself, so its sums are the same in any block. The rows of one token alone
+//! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order; what only its neighbours
+//! see has weight 0, so its sums are the same in any block. The rows of one token alone
 //! are too few for a copy to pay: they widen each vector as they meet it, to the same numbers.
 //!
 //! Keys and values of bf16 stay what they are, two to a lane, and meet queries and weights of the same
-//! form. What a row does not see of two positions that share a lane has weight 0.
+//! form.
 
 use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
 use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, Values, with_kv};
 use crate::share::Shared;
+use half::bf16;
 use std::ops::Range;
 
 /// Positions whose scores are at hand at a time.
 const SPAN: usize = 2 * PAGE_TOKENS;
 
-/// Vectors that are widened at a time: of keys and of values, they fit L1 beside some queries.
-const VECTORS: usize = 2;
+/// Bytes of keys or of values, about, that are widened at a time: they fit L1 beside some queries.
+const WIDENED: usize = 16 << 10;
 
 /// Rows of a block, about: with them a span's keys and values are widened seldom, and scores, queries
 /// and sums still fit L2.
@@ -81,7 +82,7 @@ pub(crate) struct Task<'a> {
     start: usize,
     /// The last position that each query sees, ascending.
     positions: &'a [usize],
-    /// `[n_rows]` queries, in the form that the keys take them.
+    /// `[n_rows, query_len]`, factors of the keys.
     queries: &'a [f32],
 }
 
@@ -101,11 +102,13 @@ impl Task<'_> {
         self.positions.len() == 1 && self.n_group() <= FEW_ROWS
     }
 
-    /// Where something begins in a position's page that a token alone meets after what is at hand, to
-    /// be fetched ahead; null if it does not see the position.
+    /// Where something begins in a position's page that comes after what is at hand, to be fetched ahead;
+    /// null if no query sees the position.
     fn ahead(&self, pos: usize, at: impl Fn(&KvLayer, &[u8]) -> *const u8) -> *const u8 {
         match self.page_ids.get(pos / PAGE_TOKENS) {
-            Some(&id) if pos <= self.positions[0] => at(self.layer.kv, self.pages.page(id)),
+            Some(&id) if Some(&pos) <= self.positions.last() => {
+                at(self.layer.kv, self.pages.page(id))
+            }
             _ => std::ptr::null(),
         }
     }
@@ -120,10 +123,11 @@ impl Task<'_> {
         self.seen(0).start..self.seen(self.positions.len() - 1).end
     }
 
-    /// The query of a row, which has `n_lanes`.
+    /// The query of a row.
     #[inline(always)]
-    fn query(&self, row: usize, n_lanes: usize) -> &[f32] {
-        &self.queries[row * n_lanes..(row + 1) * n_lanes]
+    fn query(&self, row: usize) -> &[f32] {
+        let len = query_len(self.layer.kv.dim_k);
+        &self.queries[row * len..(row + 1) * len]
     }
 
     /// The page of a position.
@@ -160,18 +164,27 @@ fn row_len(dim_v: usize) -> usize {
     padded(dim_v) + 2
 }
 
-/// What a thread works with, f32s: the queries of some rows.
-fn queries_len(kv: &KvLayer, n_rows: usize) -> usize {
-    n_rows * kv.dim_k.div_ceil(kv.type_k.per_lane())
+/// Room for the factors of a query.
+fn query_len(dim_k: usize) -> usize {
+    dim_k.next_multiple_of(2)
 }
 
-/// And their scores, and vectors that were widened.
+/// What a thread works with: the scores of some rows, and vectors that were widened.
 fn scratch_len(kv: &KvLayer, n_rows: usize) -> usize {
-    n_rows * SPAN + VECTORS * LANES * kv.dim_k.max(SPAN)
+    n_rows * SPAN + MOST_VECTORS * LANES * kv.dim_k.max(SPAN)
 }
 
-/// Brings the query heads of a group together, as the keys take them: `queries` is `[n_rows]`, `q` has
-/// `width` values a token, of which the first are those of the group.
+/// Most vectors that are widened at a time.
+const MOST_VECTORS: usize = 4;
+
+/// How many of `left` vectors of `n_lines` each are widened at a time: 4, 2 or 1.
+fn at_a_time(left: usize, n_lines: usize) -> usize {
+    let fit = (WIDENED / (n_lines * LANES * size_of::<f32>())).max(2);
+    [MOST_VECTORS, 2].into_iter().find(|n| *n <= left && *n <= fit).unwrap_or(1)
+}
+
+/// Brings the query heads of a group together, as factors of the keys: `queries` is
+/// `[n_rows, query_len]`, `q` has `width` values a token, of which the first are those of the group.
 #[inline(always)]
 pub(crate) unsafe fn gather<L: Lanes, K: Elem>(
     q: &[f32],
@@ -180,11 +193,13 @@ pub(crate) unsafe fn gather<L: Lanes, K: Elem>(
     dim: usize,
     queries: &mut [f32],
 ) {
-    let n_lanes = dim.div_ceil(K::PER_LANE);
-    for (q, queries) in q.chunks(width).zip(queries.chunks_exact_mut(n_group * n_lanes)) {
-        for (q, query) in q.chunks_exact(dim).zip(queries.chunks_exact_mut(n_lanes)) {
+    let len = query_len(dim);
+    for (q, queries) in q.chunks(width).zip(queries.chunks_exact_mut(n_group * len)) {
+        for (q, query) in q.chunks_exact(dim).zip(queries.chunks_exact_mut(len)) {
+            query[..dim].copy_from_slice(q);
+            query[dim..].fill(0.0);
             // SAFETY: the caller has the lanes' instruction set.
-            unsafe { K::factors::<L>(q, query) };
+            unsafe { K::make_factors::<L>(query) };
         }
     }
 }
@@ -253,7 +268,7 @@ pub fn attention<'a>(
         // Long blocks, but enough of them for all threads.
         let longest = (BLOCK_ROWS / n_group).max(1);
         let block = (n_items / (8 * exec.n_threads)).clamp(1, longest);
-        let queries_len = queries_len(layer.kv, block * n_group);
+        let queries_len = block * n_group * query_len(dim_k);
         let scratch_len = scratch_len(layer.kv, block * n_group);
         let n_pieces = n_tokens.div_ceil(block) * n_kv_heads;
         exec.for_chunks(n_pieces, 1, |pieces, worker| {
@@ -332,7 +347,7 @@ pub fn attention<'a>(
         scratch.resize(total * partial_len, 0.0);
     }
     let partials = Shared::new(&mut scratch[..]);
-    let queries_len = queries_len(layer.kv, n_group);
+    let queries_len = n_group * query_len(dim_k);
     let scratch_len = scratch_len(layer.kv, n_group);
     // Some in a row, so that what is fetched ahead serves the thread that fetches it.
     let chunk = total / (8 * exec.n_threads);
@@ -442,8 +457,7 @@ macro_rules! by_rows {
     };
 }
 
-/// Turns the scores of a span into weights, `e^(score - max)`, in the form that the values take them:
-/// `scores` is `[n_rows, SPAN]`, of which the positions of a row's tiles are written, those that it does
+/// Turns the scores of a span into weights, `e^(score - max)`, as factors of the values: `scores` is `[n_rows, SPAN]`, of which the positions of a row's tiles are written, those that it does
 /// not see as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
@@ -455,11 +469,12 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     let (n_group, n_queries) = (task.n_group(), task.positions.len());
     let seen = task.seen_by_any();
     let tiles = seen.start / TILE..seen.end.div_ceil(TILE);
+    let n_lanes = task.layer.kv.dim_k.div_ceil(K::PER_LANE);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut tile = tiles.start;
         while tile < tiles.end {
-            let n = VECTORS.min(tiles.end - tile);
+            let n = at_a_time(tiles.end - tile, n_lanes);
             // Who sees some of these tiles.
             let (first, end) = (tile * TILE, (tile + n) * TILE);
             let mut queries = 0..n_queries;
@@ -470,22 +485,26 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
                 queries.end -= 1;
             }
             let rows = queries.start * n_group..queries.end * n_group;
-            if n == VECTORS {
-                score_tiles::<L, K, VECTORS>(task, tile, rows, vectors, scores);
-            } else {
-                score_tiles::<L, K, 1>(task, tile, rows, vectors, scores);
+            match n {
+                4 => score_tiles::<L, K, 4>(task, tile, rows, vectors, scores),
+                2 => score_tiles::<L, K, 2>(task, tile, rows, vectors, scores),
+                _ => score_tiles::<L, K, 1>(task, tile, rows, vectors, scores),
             }
             tile += n;
         }
         let row_len = row_len(task.layer.kv.dim_v);
-        let packs = task.layer.kv.type_v.per_lane() == 2;
+        let pairs = task.layer.kv.type_v.per_lane() == 2;
+        // Columns of whole vectors, or of pairs of them.
+        let whole = |seen: &Range<usize>| {
+            let (first, end) = (seen.start - task.start, seen.end - task.start);
+            first / (2 * LANES) * (2 * LANES)..end.next_multiple_of(2 * LANES)
+        };
+        let all = whole(&seen);
         let rows = scores.chunks_exact_mut(SPAN).zip(partial.chunks_exact_mut(row_len));
         for (row, (scores, partial)) in rows.enumerate() {
             let seen = task.seen(row / n_group);
-            let per_step = 2 * TILE;
-            let (start, end) =
-                (seen.start / per_step * per_step, seen.end.next_multiple_of(per_step));
-            let columns = start - task.start..end - task.start;
+            let columns = whole(&seen);
+            let start = task.start + columns.start;
             let row = &mut scores[columns.clone()];
             if let Some(cap) = task.layer.soft_cap {
                 for score in row.iter_mut() {
@@ -498,23 +517,19 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
             for lanes in row.chunks_exact(LANES) {
                 max = max.max(L::load(lanes));
             }
-            let max = max.to_array().into_iter().fold(f32::NEG_INFINITY, f32::max);
+            let max = all::max(max.to_array());
             for score in row.iter_mut() {
-                *score = all::exp(*score - max);
+                *score = all::exp_to_88(*score - max);
             }
             let mut sum = L::splat(0.0);
-            if packs {
-                let ones = L::splat(1.0).pack(L::splat(1.0));
-                for column in columns.step_by(2 * LANES) {
-                    let (first, next) = scores[column..].split_at(LANES);
-                    let pairs = L::load(first).pack(L::load(next));
-                    sum = sum.add_pairs(pairs, ones);
-                    pairs.store(&mut scores[column / 2..]);
-                }
-            } else {
-                for lanes in row.chunks_exact(LANES) {
-                    sum = sum.add(L::load(lanes));
-                }
+            for lanes in row.chunks_exact(LANES) {
+                sum = sum.add(L::load(lanes));
+            }
+            // Rows of other tokens see more.
+            scores[all.start..columns.start].fill(0.0);
+            scores[columns.end..all.end].fill(0.0);
+            if pairs {
+                bf16::make_factors::<L>(&mut scores[..all.end]);
             }
             let totals = &mut partial[row_len - 2..];
             (totals[0], totals[1]) = (max, all::fold(sum.to_array()));
@@ -558,8 +573,15 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
             return score_rows::<L, K, K, N>(task, &tiles, keys, ahead, rows, at, scores);
         }
         let vectors = &mut vectors.as_chunks_mut::<TILE>().0[..N * n_lanes];
-        for (keys, tile) in vectors.chunks_exact_mut(n_lanes).zip(&tiles) {
-            for (to, key) in keys.iter_mut().zip(tile.stored()) {
+        for (p, keys) in vectors.chunks_exact_mut(n_lanes).enumerate() {
+            let stored = tiles[p].stored();
+            // Next come the span's values.
+            let page = task.page((tile + p) * TILE);
+            let ahead = kv.values_at(page, task.kv_head);
+            let mut ahead = ahead.wrapping_add((tile + p) % PER_PAGE * size_of_val(stored));
+            for (to, key) in keys.iter_mut().zip(stored) {
+                L::prefetch_to_l2(ahead);
+                ahead = ahead.wrapping_add(size_of_val(key));
                 K::load::<L>(key).store(to);
             }
         }
@@ -613,22 +635,22 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
     let n_lanes = keys[0].len();
     let mut queries = [&[][..]; H];
     for h in 0..H {
-        queries[h] = task.query(row + h, n_lanes);
+        queries[h] = task.query(row + h);
     }
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        let mut sums = [[L::splat(0.0); H]; P];
+        let mut sums = [[L::splat(0.0); P]; H];
         if K::SCALES {
             // The scale of 32 values is applied to their sum.
             let mut start = 0;
             while start < n_lanes {
                 let end = n_lanes.min(start + 32);
-                let mut parts = [[L::splat(0.0); H]; P];
+                let mut parts = [[L::splat(0.0); P]; H];
                 add_products::<L, E, P, H>(&keys, &ahead, &queries, start..end, &mut parts);
                 for p in 0..P {
                     let scale: L = tiles[p].scales(start);
                     for h in 0..H {
-                        sums[p][h] = parts[p][h].mul_add(scale, sums[p][h]);
+                        sums[h][p] = parts[h][p].mul_add(scale, sums[h][p]);
                     }
                 }
                 start = end;
@@ -640,7 +662,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
         for p in 0..P {
             for h in 0..H {
                 let at = (row + h) * SPAN + at + p * TILE;
-                sums[p][h].mul(scale).store(&mut scores[at..at + TILE]);
+                sums[h][p].mul(scale).store(&mut scores[at..at + TILE]);
             }
         }
     }
@@ -653,17 +675,18 @@ unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
     ahead: &[*const u8; P],
     queries: &[&[f32]; H],
     lanes: Range<usize>,
-    sums: &mut [[L; H]; P],
+    sums: &mut [[L; P]; H],
 ) {
     // Slices of one length, checked once.
-    let n = lanes.len();
+    let (n, n_factors) = (lanes.len(), E::n_factors::<L>());
     let mut key_lanes = [&[][..]; P];
     for p in 0..P {
         key_lanes[p] = &keys[p][lanes.clone()][..n];
     }
     let mut query_lanes = [&[][..]; H];
     for h in 0..H {
-        query_lanes[h] = &queries[h][lanes.clone()][..n];
+        let factors = lanes.start * n_factors..lanes.end * n_factors;
+        query_lanes[h] = &queries[h][factors][..n * n_factors];
     }
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
@@ -677,10 +700,7 @@ unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
                 }
             }
             for h in 0..H {
-                let query = L::splat(query_lanes[h][d]);
-                for p in 0..P {
-                    sums[p][h] = E::add_products(sums[p][h], key[p], query);
-                }
+                E::add_products(&mut sums[h], &key, query_lanes[h], d);
             }
         }
     }
@@ -704,50 +724,41 @@ pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
         // SAFETY: the caller has the lanes' instruction set.
         return unsafe { add_in_place::<L, V>(task, weights, partial) };
     }
-    // The steps of the span that see some positions, one for each lane.
+    // The steps of the span that take some positions, a step for those that share lanes.
     let steps = |seen: Range<usize>| {
         (seen.start - task.start) / V::PER_LANE..(seen.end - task.start).div_ceil(V::PER_LANE)
     };
     let per_page = PAGE_TOKENS / V::PER_LANE;
     let seen = steps(task.seen_by_any());
-    let values = &mut vectors.as_chunks_mut::<LANES>().0[..VECTORS * SPAN];
+    let values = &mut vectors.as_chunks_mut::<LANES>().0[..MOST_VECTORS * SPAN];
     let mut d = 0;
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         while d < width / LANES {
-            let n = VECTORS.min(width / LANES - d);
+            let n = at_a_time(width / LANES - d, seen.len());
             let mut step = seen.start;
             while step < seen.end {
-                let page = task.page(task.start + step * V::PER_LANE);
-                let rows = kv.values::<V>(page, task.kv_head);
+                let pos = task.start + step * V::PER_LANE;
+                let rows = kv.values::<V>(task.page(pos), task.kv_head);
+                // Next come the keys of the span that follows.
+                let ahead = task.ahead(pos + SPAN, |kv, page| kv.keys_at(page, task.kv_head, 0));
                 let end = seen.end.min((step / per_page + 1) * per_page);
                 for step in step..end {
                     for v in 0..n {
-                        let to = &mut values[v * SPAN + step];
-                        rows.load::<L>(step % per_page, d + v).store(to);
+                        let (slot, to) = (step % per_page, &mut values[v * SPAN + step]);
+                        if !ahead.is_null() {
+                            L::prefetch_to_l2(ahead.wrapping_add(rows.offset(slot, d + v)));
+                        }
+                        rows.load::<L>(slot, d + v).store(to);
                     }
                 }
                 step = end;
             }
             by_rows!(L, 0..n_rows, |row, H| {
-                let queries = [row / n_group, (row + H - 1) / n_group];
-                // All of these rows take the steps `start..end`; `start` if there is none.
-                let start = steps(task.seen(queries[1])).start;
-                let end = steps(task.seen(queries[0])).end.max(start);
-                if queries[0] != queries[1] {
-                    for row in row..row + H {
-                        let seen = steps(task.seen(row / n_group));
-                        let before = seen.start..start.min(seen.end);
-                        add_some::<L, V, 1>(task, values, (d, n), row, before, weights, partial);
-                    }
-                }
-                add_some::<L, V, H>(task, values, (d, n), row, start..end, weights, partial);
-                if queries[0] != queries[1] {
-                    for row in row..row + H {
-                        let behind = end..steps(task.seen(row / n_group)).end;
-                        add_some::<L, V, 1>(task, values, (d, n), row, behind, weights, partial);
-                    }
-                }
+                // What one of the rows sees; those that don't see it have weights of 0.
+                let start = steps(task.seen(row / n_group)).start;
+                let end = steps(task.seen((row + H - 1) / n_group)).end;
+                add_widened::<L, V, H>(task, values, (d, n), row, start..end, weights, partial);
             });
             d += n;
         }
@@ -765,7 +776,8 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
         let rows = kv.values::<V>(task.page(pos), task.kv_head);
         let end = seen.end.min((pos / PAGE_TOKENS + 1) * PAGE_TOKENS);
         let slot = pos % PAGE_TOKENS / V::PER_LANE;
-        let columns = (pos - task.start) / V::PER_LANE..(end - task.start).div_ceil(V::PER_LANE);
+        let steps = (pos - task.start) / V::PER_LANE..(end - task.start).div_ceil(V::PER_LANE);
+        let factors = steps.start * V::n_factors::<L>()..steps.end * V::n_factors::<L>();
         // Next come the values of the page that follows, or else the keys of the span that does.
         let mut ahead = if end < task.start + SPAN {
             task.ahead(end, |kv, page| kv.values_at(page, task.kv_head))
@@ -777,7 +789,7 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
             by_rows!(L, 0..task.n_rows(), |row, H| {
                 let mut weights_of = [&[][..]; H];
                 for h in 0..H {
-                    weights_of[h] = &weights[(row + h) * SPAN..][columns.clone()];
+                    weights_of[h] = &weights[(row + h) * SPAN..][factors.clone()];
                 }
                 let partial = &mut partial[row * row_len..(row + H) * row_len];
                 let column = |vector: usize| Column { rows: &rows, slot, vector, ahead };
@@ -857,7 +869,7 @@ impl<V: Elem> Vectors for Column<'_, V> {
 
 /// Adds some steps' vectors `d` to `d + n - 1` to the sums of `H` rows.
 #[inline(always)]
-unsafe fn add_some<L: Lanes, V: Elem, const H: usize>(
+unsafe fn add_widened<L: Lanes, V: Elem, const H: usize>(
     task: &Task<'_>,
     values: &[[f32; LANES]],
     (d, n): (usize, usize),
@@ -866,24 +878,29 @@ unsafe fn add_some<L: Lanes, V: Elem, const H: usize>(
     weights: &[f32],
     partial: &mut [f32],
 ) {
-    if steps.is_empty() {
-        return;
-    }
     let row_len = row_len(task.layer.kv.dim_v);
     let partial = &mut partial[row * row_len..(row + H) * row_len];
+    let factors = steps.start * V::n_factors::<L>()..steps.end * V::n_factors::<L>();
     let mut rows = [&[][..]; H];
     for h in 0..H {
-        rows[h] = &weights[(row + h) * SPAN..(row + h + 1) * SPAN][steps.clone()];
+        rows[h] = &weights[(row + h) * SPAN..(row + h + 1) * SPAN][factors.clone()];
     }
     let column = |v: usize| &values[v * SPAN..(v + 1) * SPAN][steps.clone()];
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        if n == VECTORS && H * VECTORS <= L::SUMS {
-            let columns = std::array::from_fn::<_, VECTORS, _>(column);
-            add::<L, V, _, H, VECTORS>(columns, rows, d, row_len, partial);
-        } else {
-            for v in 0..n {
+        let mut v = 0;
+        while v < n {
+            if v + 4 <= n && H * 4 <= L::SUMS {
+                let columns = std::array::from_fn(|i| column(v + i));
+                add::<L, V, _, H, 4>(columns, rows, d + v, row_len, partial);
+                v += 4;
+            } else if v + 2 <= n && H * 2 <= L::SUMS {
+                let columns = std::array::from_fn(|i| column(v + i));
+                add::<L, V, _, H, 2>(columns, rows, d + v, row_len, partial);
+                v += 2;
+            } else {
                 add::<L, V, _, H, 1>([column(v)], rows, d + v, row_len, partial);
+                v += 1;
             }
         }
     }
@@ -900,9 +917,9 @@ unsafe fn add<L: Lanes, V: Elem, S: Vectors, const H: usize, const D: usize>(
     partial: &mut [f32],
 ) {
     // Slices of one length, checked once.
-    let n = weights[0].len();
+    let n = weights[0].len() / V::n_factors::<L>();
     let values = values.map(|values| values.first(n));
-    let weights = weights.map(|weights| &weights[..n]);
+    let weights = weights.map(|weights| &weights[..n * V::n_factors::<L>()]);
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let mut sums = [[L::splat(0.0); D]; H];
@@ -917,10 +934,7 @@ unsafe fn add<L: Lanes, V: Elem, S: Vectors, const H: usize, const D: usize>(
                 value[i] = values[i].load(step);
             }
             for h in 0..H {
-                let weight = L::splat(weights[h][step]);
-                for i in 0..D {
-                    sums[h][i] = V::add_products(sums[h][i], value[i], weight);
-                }
+                V::add_products(&mut sums[h], &value, weights[h], step);
             }
         }
         for h in 0..H {

@@ -143,11 +143,19 @@ pub(crate) trait Elem {
     /// 16 lanes, scales aside.
     unsafe fn load<L: Lanes>(stored: &[Self::Stored; LANES]) -> L;
 
-    /// Writes factors in the form that [`add_products`](Self::add_products) takes them.
-    unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]);
+    /// Factors for a lane.
+    fn n_factors<L: Lanes>() -> usize;
 
-    /// Adds the products of lanes that were loaded and of factors.
-    unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L;
+    /// Makes factors of numbers, in place. What is left behind them means nothing.
+    unsafe fn make_factors<L: Lanes>(x: &mut [f32]);
+
+    /// Adds the products of lanes that were loaded with factors, which are those of lane `i`.
+    unsafe fn add_products<L: Lanes, const P: usize>(
+        sums: &mut [L; P],
+        loaded: &[L; P],
+        factors: &[f32],
+        i: usize,
+    );
 }
 
 /// Lanes of an f32, the factors of which are f32.
@@ -156,14 +164,27 @@ macro_rules! single {
         type Loaded = f32;
 
         #[inline(always)]
-        unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]) {
-            to.copy_from_slice(x);
+        fn n_factors<L: Lanes>() -> usize {
+            1
         }
 
         #[inline(always)]
-        unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L {
+        unsafe fn make_factors<L: Lanes>(_: &mut [f32]) {}
+
+        #[inline(always)]
+        unsafe fn add_products<L: Lanes, const P: usize>(
+            sums: &mut [L; P],
+            loaded: &[L; P],
+            factors: &[f32],
+            i: usize,
+        ) {
             // SAFETY: the caller has the lanes' instruction set.
-            unsafe { loaded.mul_add(factors, sums) }
+            unsafe {
+                let factor = L::splat(factors[i]);
+                for p in 0..P {
+                    sums[p] = loaded[p].mul_add(factor, sums[p]);
+                }
+            }
         }
     };
 }
@@ -216,8 +237,10 @@ impl Elem for bf16 {
 
     #[inline(always)]
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f32], _: &mut [f16]) {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { Self::factors::<L>(x, stored) }
+        for (lane, x) in stored.iter_mut().zip(x.chunks(2)) {
+            let bits = |i: usize| x.get(i).map_or(0, |x| u32::from(bf16::from_f32(*x).to_bits()));
+            *lane = f32::from_bits(bits(0) << 16 | bits(1));
+        }
     }
 
     #[inline(always)]
@@ -237,21 +260,43 @@ impl Elem for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn factors<L: Lanes>(x: &[f32], to: &mut [f32]) {
-        for (x, to) in x.chunks(2 * LANES).zip(to.chunks_mut(LANES)) {
-            let mut whole = [0.0; 2 * LANES];
-            whole[..x.len()].copy_from_slice(x);
-            let mut pairs = [0.0; LANES];
+    fn n_factors<L: Lanes>() -> usize {
+        L::PAIR_FACTORS
+    }
+
+    #[inline(always)]
+    unsafe fn make_factors<L: Lanes>(x: &mut [f32]) {
+        for at in (0..x.len()).step_by(2 * LANES) {
+            let values = x[at..].first_chunk().copied().unwrap_or_else(|| {
+                let mut values = [0.0; 2 * LANES];
+                values[..x.len() - at].copy_from_slice(&x[at..]);
+                values
+            });
+            let mut factors = [0.0; 2 * LANES];
             // SAFETY: the caller has the lanes' instruction set.
-            unsafe { L::load(&whole).pack(L::load(&whole[LANES..])).store(&mut pairs) };
-            to.copy_from_slice(&pairs[..to.len()]);
+            unsafe { L::pair_factors(&values, &mut factors) };
+            let to = &mut x[at / 2 * L::PAIR_FACTORS..];
+            if L::PAIR_FACTORS == 1
+                && let Some(to) = to.first_chunk_mut::<LANES>()
+            {
+                to.copy_from_slice(&factors[..LANES]);
+            } else if let Some(to) = to.first_chunk_mut() {
+                *to = factors;
+            } else {
+                to.copy_from_slice(&factors[..to.len()]);
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn add_products<L: Lanes>(sums: L, loaded: L, factors: L) -> L {
+    unsafe fn add_products<L: Lanes, const P: usize>(
+        sums: &mut [L; P],
+        loaded: &[L; P],
+        factors: &[f32],
+        i: usize,
+    ) {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { sums.add_pairs(loaded, factors) }
+        unsafe { L::add_pairs(sums, loaded, factors, i) }
     }
 }
 

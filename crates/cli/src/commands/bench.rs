@@ -74,10 +74,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "TYPE", default_value = "q8")]
     activations: Activations,
     /// Element types of the K cache (also -ctk)
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', default_value = "f16")]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', default_value = "bf16")]
     cache_type_k: Vec<CacheType>,
     /// Element types of the V cache (also -ctv)
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', default_value = "f16")]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', default_value = "bf16")]
     cache_type_v: Vec<CacheType>,
     /// Repetitions of each test
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

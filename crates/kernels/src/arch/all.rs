@@ -33,6 +33,21 @@ pub(crate) fn fold(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// The largest of 16 lanes that are not NaN.
+#[inline(always)]
+pub(crate) fn max(lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    let mut lanes = lanes;
+    while width > 0 {
+        for i in 0..width {
+            let other = lanes[i + width];
+            lanes[i] = if lanes[i] > other { lanes[i] } else { other };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Adds the products of the last `k % 16` values to their lanes.
 #[inline(always)]
 fn add_tail(lanes: &mut [f32; LANES], a: &[f32], b: &[f32]) {
@@ -204,34 +219,37 @@ pub(crate) fn rope(heads: &mut [f32], head_dim: usize, style: RopeStyle, table: 
     }
 }
 
-/// `e^x` for finite `x`, to about 1 ulp: `2^n · p(r)` with `|r| <= ln 2 / 2` (Cephes' polynomial).
-/// Below -87.3 it is 0, above 88.7 infinite.
-///
-/// Written without branches, so that loops over it become vector code, and without fused
-/// operations, so that every instruction set gives the same bits.
+/// `e^x`, to about 1 ulp. Above 88 it is infinite.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
+    if x > 88.0 { f32::INFINITY } else { exp_to_88(x) }
+}
+
+/// `e^x` for `x <= 88`, to about 1 ulp: `2^n · p(r)` with `|r| <= ln 2 / 2` (Cephes' polynomial).
+/// Below -87 it is 0.
+///
+/// Written without branches, so that loops over it become vector code.
+#[inline(always)]
+pub(crate) fn exp_to_88(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer: 1.5 · 2^23.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.0, 88.0);
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    // Not `max`, which would make a number of NaN.
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 0.166_666_65;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 0.166_666_65);
+    let p = p.mul_add(r, 0.5);
+    let p = (p * r).mul_add(r, r) + 1.0;
     // The integer sits in the low bits of `shifted`; move it into the exponent.
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    let value = p * scale;
-    let value = if x < -87.0 { 0.0 } else { value };
-    let value = if x > 88.0 { f32::INFINITY } else { value };
-    if x.is_nan() { x } else { value }
+    if x < -87.0 { 0.0 } else { p * scale }
 }
 
 /// `tanh`, from [`exp`].

@@ -23,7 +23,7 @@ pub(crate) trait Lanes: Copy {
     /// Rows and tokens of a register tile of the matrix kernel that fit this register file.
     const TILE_ROWS: usize;
     const TILE_TOKENS: usize;
-    /// Sums that attention keeps at a time, beside two vectors and a factor.
+    /// Sums that attention keeps at a time, beside up to four vectors and a factor.
     const SUMS: usize;
     unsafe fn splat(x: f32) -> Self;
     /// The first 16 values of `x`, here and below; panics if there are fewer.
@@ -37,17 +37,57 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self · factor + summand`, rounded once.
     unsafe fn mul_add(self, factor: Self, summand: Self) -> Self;
-    /// Adds two products of bf16 to each lane: that of the upper halves of `a` and `b`, then that of
-    /// the lower halves, each rounded once. The instruction for it takes numbers below 2^-126 for 0.
-    unsafe fn add_pairs(self, a: Self, b: Self) -> Self;
-    /// The 16 values and those of `next`, rounded to bf16 (to nearest, ties to even), two to a lane, the
-    /// first in the upper half.
-    unsafe fn pack(self, next: Self) -> Self;
+    /// Factors of [`add_pairs`](Self::add_pairs) for a lane of two bf16: 2, or 1 that holds both.
+    const PAIR_FACTORS: usize = 2;
+    /// Rounds values to bf16, to nearest, ties to even, and writes them as factors.
+    #[inline(always)]
+    unsafe fn pair_factors(x: &[f32; 2 * LANES], to: &mut [f32; 2 * LANES]) {
+        for (x, to) in x.iter().zip(to) {
+            *to = half::bf16::from_f32(*x).to_f32();
+        }
+    }
+    /// Adds two products to each lane of some sums: that of the bf16 in the upper half of `pairs` with
+    /// the first of lane `i`'s factors, then that of the lower half with the second, each rounded once.
+    /// An instruction for it may take numbers below 2^-126 for 0.
+    #[inline(always)]
+    unsafe fn add_pairs<const P: usize>(
+        sums: &mut [Self; P],
+        pairs: &[Self; P],
+        factors: &[f32],
+        i: usize,
+    ) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { add_split_pairs(sums, pairs, factors, i) }
+    }
+    /// The bf16 in the upper half of each lane.
+    unsafe fn upper_bf16(self) -> Self;
+    /// The bf16 in the lower half of each lane.
+    unsafe fn lower_bf16(self) -> Self;
     /// The larger of numbers that are not NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Fetches the cache line at `at`, which need not be memory.
     unsafe fn prefetch(at: *const u8);
+    /// The same, past the cache of the first level.
+    unsafe fn prefetch_to_l2(at: *const u8);
     unsafe fn to_array(self) -> [f32; LANES];
+}
+
+/// [`Lanes::add_pairs`] in two steps.
+#[inline(always)]
+unsafe fn add_split_pairs<L: Lanes, const P: usize>(
+    sums: &mut [L; P],
+    pairs: &[L; P],
+    factors: &[f32],
+    i: usize,
+) {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        let (first, second) = (L::splat(factors[2 * i]), L::splat(factors[2 * i + 1]));
+        for p in 0..P {
+            sums[p] = pairs[p].upper_bf16().mul_add(first, sums[p]);
+            sums[p] = pairs[p].lower_bf16().mul_add(second, sums[p]);
+        }
+    }
 }
 
 /// 16 lanes of 32 bits, each an integer or 4 bytes: what the kernels of packed weights work on.

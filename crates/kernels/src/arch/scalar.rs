@@ -2,7 +2,7 @@
 
 use super::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
-use half::{bf16, f16};
+use half::f16;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; LANES]);
@@ -55,21 +55,12 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
     }
     #[inline(always)]
-    unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
-        let upper = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
-        let lower = |x: f32| f32::from_bits(x.to_bits() << 16);
-        Self(std::array::from_fn(|i| {
-            let sum = upper(a.0[i]).mul_add(upper(b.0[i]), self.0[i]);
-            lower(a.0[i]).mul_add(lower(b.0[i]), sum)
-        }))
+    unsafe fn upper_bf16(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000)))
     }
     #[inline(always)]
-    unsafe fn pack(self, next: Self) -> Self {
-        let bits = |i: usize| {
-            let x = if i < LANES { self.0[i] } else { next.0[i - LANES] };
-            u32::from(bf16::from_f32(x).to_bits())
-        };
-        Self(std::array::from_fn(|i| f32::from_bits(bits(2 * i) << 16 | bits(2 * i + 1))))
+    unsafe fn lower_bf16(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits(x.to_bits() << 16)))
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
@@ -77,6 +68,8 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_to_l2(_: *const u8) {}
     #[inline(always)]
     unsafe fn to_array(self) -> [f32; LANES] {
         self.0

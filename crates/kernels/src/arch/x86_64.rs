@@ -624,17 +624,21 @@ pub(crate) mod avx2 {
             }
         }
         #[inline(always)]
-        unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+        unsafe fn upper_bf16(self) -> Self {
             // SAFETY: see `splat`.
             unsafe {
-                let sum = a.upper().mul_add(b.upper(), self);
-                a.lower().mul_add(b.lower(), sum)
+                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF_0000_u32 as i32));
+                Self(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
             }
         }
         #[inline(always)]
-        unsafe fn pack(self, next: Self) -> Self {
+        unsafe fn lower_bf16(self) -> Self {
             // SAFETY: see `splat`.
-            unsafe { Self(pack_ymm(self.0, self.1), pack_ymm(next.0, next.1)) }
+            unsafe {
+                let low = _mm256_slli_epi32::<16>(_mm256_castps_si256(self.0));
+                let high = _mm256_slli_epi32::<16>(_mm256_castps_si256(self.1));
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+            }
         }
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
@@ -647,50 +651,17 @@ pub(crate) mod avx2 {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
+        unsafe fn prefetch_to_l2(at: *const u8) {
+            // SAFETY: a prefetch of any address is valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn to_array(self) -> [f32; LANES] {
             let mut array = [0.0; LANES];
             // SAFETY: see `splat`.
             unsafe { self.store(&mut array) };
             array
         }
-    }
-
-    impl TwoYmm {
-        /// The bf16 in the upper half of each lane.
-        #[inline(always)]
-        unsafe fn upper(self) -> Self {
-            // SAFETY: the caller has AVX2.
-            unsafe {
-                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF_0000_u32 as i32));
-                Self(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
-            }
-        }
-        /// The bf16 in the lower half of each lane.
-        #[inline(always)]
-        unsafe fn lower(self) -> Self {
-            // SAFETY: the caller has AVX2.
-            unsafe {
-                let shift =
-                    |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
-                Self(shift(self.0), shift(self.1))
-            }
-        }
-    }
-
-    /// 16 values rounded to bf16, as [`Lanes::pack`] packs them.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn pack_ymm(a: __m256, b: __m256) -> __m256 {
-        // The even values and the odd ones, each 64 bits of `a` beside 64 bits of `b`.
-        let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
-        let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-        let round = |bits: __m256i| {
-            let ties = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            _mm256_add_epi32(bits, _mm256_add_epi32(ties, _mm256_set1_epi32(0x7FFF)))
-        };
-        let odd = _mm256_srli_epi32::<16>(round(odd));
-        let pairs = _mm256_blend_epi16::<0b10_10_10_10>(odd, round(even));
-        _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(pairs))
     }
 
     crate::arch::shells!(TwoYmm, "avx2,fma,f16c");
@@ -796,7 +767,45 @@ pub(crate) mod avx512 {
     impl<const BF16: bool> Lanes for Zmm<BF16> {
         const TILE_ROWS: usize = 4;
         const TILE_TOKENS: usize = 4;
-        const SUMS: usize = 12;
+        const SUMS: usize = if BF16 { 24 } else { 12 };
+        const PAIR_FACTORS: usize = if BF16 { 1 } else { 2 };
+
+        #[inline(always)]
+        unsafe fn pair_factors(x: &[f32; 2 * LANES], to: &mut [f32; 2 * LANES]) {
+            // SAFETY: see `splat`; with `BF16` the caller has its instructions, too.
+            unsafe {
+                let (first, second) = (_mm512_loadu_ps(&x[0]), _mm512_loadu_ps(&x[LANES]));
+                if BF16 {
+                    // Earlier values come in lower halves.
+                    let pairs: __m512i = transmute(_mm512_cvtne2ps_pbh(second, first));
+                    let pairs = _mm512_rol_epi32::<16>(pairs);
+                    _mm512_storeu_ps(&mut to[0], _mm512_castsi512_ps(pairs));
+                } else {
+                    _mm512_storeu_ps(&mut to[0], round_to_bf16(first));
+                    _mm512_storeu_ps(&mut to[LANES], round_to_bf16(second));
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_pairs<const P: usize>(
+            sums: &mut [Self; P],
+            pairs: &[Self; P],
+            factors: &[f32],
+            i: usize,
+        ) {
+            // SAFETY: as above.
+            unsafe {
+                if BF16 {
+                    let factors = _mm512_set1_ps(factors[i]);
+                    for p in 0..P {
+                        let (pairs, factors) = (transmute(pairs[p].0), transmute(factors));
+                        sums[p].0 = _mm512_dpbf16_ps(sums[p].0, pairs, factors);
+                    }
+                } else {
+                    crate::arch::add_split_pairs(sums, pairs, factors, i);
+                }
+            }
+        }
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
@@ -836,34 +845,20 @@ pub(crate) mod avx512 {
             unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, summand.0)) }
         }
         #[inline(always)]
-        unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+        unsafe fn upper_bf16(self) -> Self {
             // SAFETY: see `splat`.
             unsafe {
-                if BF16 {
-                    return Self(_mm512_dpbf16_ps(self.0, transmute(a.0), transmute(b.0)));
-                }
-                let sum = a.upper().mul_add(b.upper(), self);
-                a.lower().mul_add(b.lower(), sum)
+                let bits = _mm512_castps_si512(self.0);
+                let mask = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+                Self(_mm512_castsi512_ps(_mm512_and_si512(bits, mask)))
             }
         }
         #[inline(always)]
-        unsafe fn pack(self, next: Self) -> Self {
+        unsafe fn lower_bf16(self) -> Self {
             // SAFETY: see `splat`.
             unsafe {
-                let pairs = if BF16 {
-                    let pairs: __m512i = transmute(_mm512_cvtne2ps_pbh(next.0, self.0));
-                    _mm512_rol_epi32::<16>(pairs)
-                } else {
-                    let even =
-                        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-                    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-                    let (a, b) = (_mm512_castps_si512(self.0), _mm512_castps_si512(next.0));
-                    let even = round_to_bf16(_mm512_permutex2var_epi32(a, even, b));
-                    let odd = round_to_bf16(_mm512_permutex2var_epi32(a, odd, b));
-                    let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
-                    _mm512_or_si512(_mm512_and_si512(even, upper), _mm512_srli_epi32::<16>(odd))
-                };
-                Self(_mm512_castsi512_ps(pairs))
+                let bits = _mm512_castps_si512(self.0);
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
             }
         }
         #[inline(always)]
@@ -893,6 +888,11 @@ pub(crate) mod avx512 {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
+        unsafe fn prefetch_to_l2(at: *const u8) {
+            // SAFETY: a prefetch of any address is valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn to_array(self) -> [f32; LANES] {
             let mut array = [0.0; LANES];
             // SAFETY: see `splat`.
@@ -901,34 +901,15 @@ pub(crate) mod avx512 {
         }
     }
 
-    impl<const BF16: bool> Zmm<BF16> {
-        /// The bf16 in the upper half of each lane.
-        #[inline(always)]
-        unsafe fn upper(self) -> Self {
-            // SAFETY: the caller has AVX-512.
-            unsafe {
-                let bits = _mm512_castps_si512(self.0);
-                let mask = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
-                Self(_mm512_castsi512_ps(_mm512_and_si512(bits, mask)))
-            }
-        }
-        /// The bf16 in the lower half of each lane.
-        #[inline(always)]
-        unsafe fn lower(self) -> Self {
-            // SAFETY: the caller has AVX-512.
-            unsafe {
-                let bits = _mm512_castps_si512(self.0);
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-            }
-        }
-    }
-
-    /// Numbers whose upper halves are those of `bits`, rounded to bf16.
+    /// Rounds to bf16.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn round_to_bf16(bits: __m512i) -> __m512i {
+    fn round_to_bf16(x: __m512) -> __m512 {
+        let bits = _mm512_castps_si512(x);
         let ties = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        _mm512_add_epi32(bits, _mm512_add_epi32(ties, _mm512_set1_epi32(0x7FFF)))
+        let bits = _mm512_add_epi32(bits, _mm512_add_epi32(ties, _mm512_set1_epi32(0x7FFF)));
+        let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+        _mm512_castsi512_ps(_mm512_and_si512(bits, upper))
     }
 
     crate::arch::shells!(Zmm, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
