@@ -13,7 +13,8 @@
 //! Other work on the machine only ever makes a measurement smaller, so each is the best of several.
 
 use crate::Exec;
-use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
+use crate::arch::{IntLanes, LANES, Lanes, dispatch, dispatch_int};
+use crate::kv::{Elem, KvType, with_kv};
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
 use std::hint::black_box;
@@ -132,6 +133,15 @@ impl Probe {
     }
 }
 
+/// Multiplications and additions a second that `exec`'s threads reach as attention does them over keys and
+/// values of some type: of f32, fused, or of bf16.
+pub fn attention_ops(exec: Exec<'_>, ty: KvType) -> f64 {
+    with_kv!(ty, E => peak(exec, &|operands, tile| {
+        black_box(dispatch!(exec.isa, attention_products[E](operands, tile, ROUNDS)));
+        2 * E::PER_LANE * LANES * tile * TILE_LINES * ROUNDS
+    }))
+}
+
 /// Multiplications and additions a second by tiles, 0 without them.
 fn tile_ops(exec: Exec<'_>) -> f64 {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -176,8 +186,8 @@ pub(crate) struct Operands {
     dwords: [[u32; TILES[3]]; TILE_LINES],
     /// A weight of 16 rows in each.
     rows: [[f32; LANES]; TILE_LINES],
-    /// `[TILE_LINES, tokens]`
-    floats: [[f32; TILES[3]]; TILE_LINES],
+    /// `[TILE_LINES, tokens]`, and one more.
+    floats: [[f32; TILES[3] + 1]; TILE_LINES],
 }
 
 impl Operands {
@@ -317,6 +327,51 @@ unsafe fn float_tile<L: Lanes, const T: usize>(operands: &Operands, rounds: usiz
     }
 }
 
+/// As [`float_products`], of lanes as attention loads them, with factors.
+///
+/// # Safety
+/// The lanes' instruction set is present.
+#[inline(always)]
+pub(crate) unsafe fn attention_products<L: Lanes, E: Elem>(
+    operands: &Operands,
+    tokens: usize,
+    rounds: usize,
+) -> [f32; LANES] {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        match tokens {
+            4 => attention_tile::<L, E, 4>(operands, rounds),
+            6 => attention_tile::<L, E, 6>(operands, rounds),
+            8 => attention_tile::<L, E, 8>(operands, rounds),
+            _ => attention_tile::<L, E, 12>(operands, rounds),
+        }
+    }
+}
+
+/// The inner loop of attention.
+#[inline(always)]
+unsafe fn attention_tile<L: Lanes, E: Elem, const T: usize>(
+    operands: &Operands,
+    rounds: usize,
+) -> [f32; LANES] {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        let mut sums = [[L::splat(0.0)]; T];
+        for _ in 0..rounds {
+            for k in 0..TILE_LINES {
+                let lanes = [L::load(&operands.rows[k])];
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    E::Loaded::add_products(sum, &lanes, &operands.floats[k][t..], 0);
+                }
+            }
+        }
+        for t in 1..T {
+            sums[0][0] = sums[0][0].add(sums[t][0]);
+        }
+        sums[0][0].to_array()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,10 +420,17 @@ mod tests {
                 let found =
                     dispatch_int!(isa, integer_products(&operands, tokens, rounds as usize));
                 assert_eq!(found.map(|x| x.to_bits() as i32), integers, "{isa}, {tokens} tokens");
-                let found = dispatch_int!(isa, float_products(&operands, tokens, rounds as usize));
-                for (found, expected) in found.into_iter().zip(floats) {
+                let rounds = rounds as usize;
+                let plain = dispatch_int!(isa, float_products(&operands, tokens, rounds));
+                let fused = dispatch!(isa, attention_products[f32](&operands, tokens, rounds));
+                for (found, expected) in
+                    [plain, fused].into_iter().flat_map(|x| x.into_iter().zip(floats))
+                {
                     assert!((f64::from(found) / expected - 1.0).abs() < 1e-4, "{isa}: {found}");
                 }
+                let pairs =
+                    dispatch!(isa, attention_products[half::bf16](&operands, tokens, rounds));
+                assert!(pairs.iter().all(|sum| sum.is_finite() && *sum > 0.0), "{isa}: {pairs:?}");
             }
         });
     }
@@ -381,7 +443,8 @@ mod tests {
             let probe = Probe::new(exec, 3 << 20).unwrap();
             assert_eq!(probe.n_bytes(), 3 << 20);
             let Roofline { read_bytes, integer_ops, float_ops } = probe.measure(exec);
-            for rate in [read_bytes, integer_ops, float_ops] {
+            let [f32_ops, bf16_ops] = [KvType::F32, KvType::BF16].map(|ty| attention_ops(exec, ty));
+            for rate in [read_bytes, integer_ops, float_ops, f32_ops, bf16_ops] {
                 assert!(rate.is_finite() && rate > 0.0, "{rate}");
             }
         }

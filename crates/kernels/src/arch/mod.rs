@@ -278,6 +278,10 @@ macro_rules! shells {
             add_values[V: Elem](task: &Task<'_>, vectors: &mut [f32], weights: &[f32], partial: &mut [f32])
             = $crate::attention::add_values::<$lanes, V>(task, vectors, weights, partial));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            attention_products[E: Elem](operands: &$crate::roofline::Operands, tokens: usize, rounds: usize)
+                -> [f32; $crate::arch::LANES]
+            = $crate::roofline::attention_products::<$lanes, E>(operands, tokens, rounds));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             merge(state: &mut [f32], next: &[f32], row_len: usize)
             = $crate::attention::merge(state, next, row_len));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?

@@ -11,7 +11,8 @@ use crate::terminal::{StatusLine, bytes, harmless};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use hurtle_engine::{BenchTest, EngineOptions, ProfileRun};
-use hurtle_kernels::roofline::{Probe, Roofline};
+use hurtle_kernels::kv::KvType;
+use hurtle_kernels::roofline::{Probe, Roofline, attention_ops};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::profile::{Cost, Op};
 use serde::Serialize;
@@ -98,7 +99,7 @@ pub(crate) fn execute(args: &ProfileArgs, globals: &GlobalArgs) -> Result<()> {
     // Before the model is there, so that the buffer finds room.
     let mut status = StatusLine::new();
     status.set("measuring what memory and processor give");
-    let roofline = measure(isa.unwrap_or_else(Isa::best), threads)?;
+    let given = measure(isa.unwrap_or_else(Isa::best), threads, test.kv_types)?;
     drop(status);
     let engine = models::load(&args.model.model, &options, globals)?;
     bench::check_memory(&engine, std::slice::from_ref(&test))?;
@@ -115,7 +116,7 @@ pub(crate) fn execute(args: &ProfileArgs, globals: &GlobalArgs) -> Result<()> {
         threads,
         n_tokens: test.n_tokens(),
     };
-    let report = Report::new(setting, &run, roofline, args.layers);
+    let report = Report::new(setting, &run, given, args.layers);
     let text = match format {
         Format::Text => report.to_text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -157,13 +158,22 @@ impl ProfileArgs {
 }
 
 /// What this machine gives to the threads in use.
-fn measure(isa: Isa, n_threads: usize) -> Result<Roofline> {
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    roofline: Roofline,
+    /// As attention multiplies keys and values of the cache's types.
+    attention_ops: f64,
+}
+
+fn measure(isa: Isa, n_threads: usize, (type_k, type_v): (KvType, KvType)) -> Result<Given> {
     let pool = Pool::new(n_threads).with_context(|| {
         format!("cannot start {n_threads} threads\nhint: ask for fewer with --threads")
     })?;
     let exec = Exec { isa, pool: &pool, n_threads };
     let n_bytes = Machine::read(Path::new("/")).probe_bytes();
-    Ok(Probe::new(exec, n_bytes).context("no buffer of this size")?.measure(exec))
+    let roofline = Probe::new(exec, n_bytes).context("no buffer of this size")?.measure(exec);
+    let attention_ops = attention_ops(exec, type_k).min(attention_ops(exec, type_v));
+    Ok(Given { roofline, attention_ops })
 }
 
 /// What was run.
@@ -189,6 +199,7 @@ struct Report {
     read_bytes_per_second: f64,
     integer_ops_per_second: f64,
     float_ops_per_second: f64,
+    attention_ops_per_second: f64,
     /// The operations, sampling and everything else: together the total.
     operations: Vec<Row>,
     total: Row,
@@ -274,25 +285,27 @@ impl Row {
 }
 
 /// Which of the peaks bounds an operation: projections compute in integers if activations are quantized.
-fn peak(op: Op, activations: Activations, roofline: &Roofline) -> f64 {
+fn peak(op: Op, activations: Activations, Given { roofline, attention_ops }: &Given) -> f64 {
     match op {
         Op::Qkv | Op::AttnOutput | Op::GateUp | Op::Down | Op::LmHead
             if activations != Activations::F32 =>
         {
             roofline.integer_ops
         }
+        Op::Attention => *attention_ops,
         _ => roofline.float_ops,
     }
 }
 
 impl Report {
-    fn new(setting: Setting, run: &ProfileRun, roofline: Roofline, layers: bool) -> Self {
+    fn new(setting: Setting, run: &ProfileRun, given: Given, layers: bool) -> Self {
         let Setting { model, test, isa, activations, threads, n_tokens } = setting;
         let n = n_tokens as f64;
+        let Given { roofline, attention_ops } = given;
         let row = |name, cost, peak| Row::new(name, cost, n, roofline.read_bytes, peak);
         let rows = |cost: &dyn Fn(Op) -> Cost| -> Vec<Row> {
             let used = Op::ALL.iter().filter(|op| cost(**op).calls > 0);
-            used.map(|op| row(op.name(), cost(*op), peak(*op, activations, &roofline))).collect()
+            used.map(|op| row(op.name(), cost(*op), peak(*op, activations, &given))).collect()
         };
         let plain = |name, calls, time, wait| {
             row(name, Cost { calls, time, wait, ..Cost::default() }, roofline.float_ops)
@@ -345,6 +358,7 @@ impl Report {
             read_bytes_per_second: roofline.read_bytes,
             integer_ops_per_second: roofline.integer_ops,
             float_ops_per_second: roofline.float_ops,
+            attention_ops_per_second: attention_ops,
             layers: layers.then(|| (0..run.costs.n_layers()).map(layer).collect()),
             operations,
             total,
@@ -362,10 +376,11 @@ impl Report {
     /// What the machine gives, in a line.
     fn machine(&self) -> String {
         format!(
-            "reads {:.1} GB/s, 8-bit products {:.0} Gop/s, f32 products {:.0} Gop/s",
+            "reads {:.1} GB/s, 8-bit products {:.0} Gop/s, f32 products {:.0} Gop/s, attention {:.0} Gop/s",
             self.read_bytes_per_second / 1e9,
             self.integer_ops_per_second / 1e9,
-            self.float_ops_per_second / 1e9
+            self.float_ops_per_second / 1e9,
+            self.attention_ops_per_second / 1e9
         )
     }
 
@@ -515,7 +530,10 @@ pub(super) mod tests {
     use std::time::Duration;
 
     /// 10 GB/s, 400 Gop/s in integers and 50 in f32.
-    const MACHINE: Roofline = Roofline { read_bytes: 10e9, integer_ops: 400e9, float_ops: 50e9 };
+    const MACHINE: Given = Given {
+        roofline: Roofline { read_bytes: 10e9, integer_ops: 400e9, float_ops: 50e9 },
+        attention_ops: 100e9,
+    };
 
     const fn cost(us: u64, bytes: u64, flops: u64) -> Cost {
         let time = Duration::from_micros(us);

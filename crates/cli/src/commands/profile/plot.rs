@@ -119,6 +119,7 @@ pub(super) fn svg(report: &Report) -> String {
     let peaks = [
         ("8-bit products", report.integer_ops_per_second / 1e9),
         ("f32 products", report.float_ops_per_second / 1e9),
+        ("attention", report.attention_ops_per_second / 1e9),
     ];
     let ridges = peaks.map(|(_, peak)| peak / bandwidth);
     let xs: Vec<f64> = dots.iter().map(|row| intensity(row)).chain(ridges).chain([1.0]).collect();
@@ -175,7 +176,7 @@ fn grid(out: &mut String, x: Axis, y: Axis) {
 }
 
 /// What memory gives, rising with the operations a byte, and the peaks that end it.
-fn roofs(out: &mut String, x: Axis, y: Axis, bandwidth: f64, peaks: [(&str, f64); 2]) {
+fn roofs(out: &mut String, x: Axis, y: Axis, bandwidth: f64, peaks: [(&str, f64); 3]) {
     let highest = peaks.iter().fold(0.0, |highest, (_, peak)| f64::max(highest, *peak));
     let ridge = (highest / bandwidth).min(x.end());
     let (x0, y0) = (x.at(x.start()), y.at(bandwidth * x.start()));
