@@ -191,7 +191,7 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
-/// What 8-bit activations cost, and 8-bit activations with a cache of f16, which is the default: about
+/// What 8-bit activations cost, and 8-bit activations with a cache of bf16, which is the default: about
 /// what llama.cpp's quantized activations with a cache of f32 cost it on the same texts. The rounding is
 /// the same, but which way it falls is chance over 192 positions, so a tenth more may be.
 #[test]
@@ -200,7 +200,7 @@ fn the_default_is_as_near_to_f32_as_llama_cpps() {
     for (name, file) in MODELS {
         let Some(reference) = open(file) else { continue };
         let f32_cache = EngineOptions { arithmetic: Arithmetic::Integer, ..exact() };
-        for (cache, options) in [("f32", f32_cache), ("f16", EngineOptions::default())] {
+        for (cache, options) in [("f32", f32_cache), ("bf16", EngineOptions::default())] {
             let engine = open_with(file, &options).unwrap();
             let (mut sum, mut n, mut yardstick) = (0.0, 0, 0.0);
             for text in golden["models"][name].as_array().unwrap() {

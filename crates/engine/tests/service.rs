@@ -293,7 +293,7 @@ fn saved_prefixes_give_the_same_bits_after_a_restart() {
     let base = || EngineOptions { ctx_size: Some(1024), threads: Some(1), ..Default::default() };
     let others = [
         EngineOptions { arithmetic: Arithmetic::Exact, ..base() },
-        EngineOptions { kv_type_k: KvType::BF16, ..base() },
+        EngineOptions { kv_type_k: KvType::F16, ..base() },
     ];
     for other in others {
         let service = Service::start(Engine::load(&path, &other).unwrap(), options()).unwrap();
