@@ -22,6 +22,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub(crate) type Key = [u8; 32];
 
 const MAGIC: &[u8; 8] = b"hurtlekv";
+/// To be raised when the bits of pages change within a version.
+const REVISION: u8 = 2;
 
 /// How long nothing is written after a failure: a disk that is full stays so for a while.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -278,6 +280,7 @@ fn identity(engine: &Engine) -> Key {
         sha.update(bytes);
     };
     part(env!("CARGO_PKG_VERSION").as_bytes());
+    part(&[REVISION]);
     part(engine.how().as_bytes());
     part(format!("{:?}", engine.model().hparams()).as_bytes());
     part(&engine.kv_cache().page_bytes().to_le_bytes());

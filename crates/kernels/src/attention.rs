@@ -558,18 +558,12 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
         if task.is_alone() {
             let keys = std::array::from_fn(|p| tiles[p].stored());
             // Next come the tiles that follow, or else the span's values.
-            let ahead = std::array::from_fn(|p| {
-                let tile = tile + N + p;
-                let pos = tile * TILE;
-                if pos < task.start + SPAN && pos <= task.positions[0] {
-                    task.ahead(pos, |kv, page| kv.keys_at(page, task.kv_head, tile % PER_PAGE))
-                } else {
-                    task.ahead(task.start, |kv, page| {
-                        let n_bytes = size_of_val(tiles[0].stored());
-                        kv.values_at(page, task.kv_head).wrapping_add(p * n_bytes)
-                    })
-                }
-            });
+            let next = tile + N;
+            let ahead = if next * TILE < task.start + SPAN && next * TILE <= task.positions[0] {
+                task.ahead(next * TILE, |kv, page| kv.keys_at(page, task.kv_head, next % PER_PAGE))
+            } else {
+                task.ahead(task.start, |kv, page| kv.values_at(page, task.kv_head))
+            };
             return score_rows::<L, K, K, N>(task, &tiles, keys, ahead, rows, at, scores);
         }
         let vectors = &mut vectors.as_chunks_mut::<TILE>().0[..N * n_lanes];
@@ -586,7 +580,7 @@ unsafe fn score_tiles<L: Lanes, K: Elem, const N: usize>(
             }
         }
         let keys = std::array::from_fn(|p| &vectors[p * n_lanes..(p + 1) * n_lanes]);
-        let ahead = [std::ptr::null(); N];
+        let ahead = std::ptr::null();
         score_rows::<L, K, K::Loaded, N>(task, &tiles, keys, ahead, rows, at, scores);
     }
 }
@@ -598,7 +592,7 @@ unsafe fn score_rows<L: Lanes, K: Elem, E: Elem, const N: usize>(
     task: &Task<'_>,
     tiles: &[Tile<'_, K>; N],
     keys: [&[[E::Stored; TILE]]; N],
-    mut ahead: [*const u8; N],
+    mut ahead: *const u8,
     rows: Range<usize>,
     at: usize,
     scores: &mut [f32],
@@ -611,11 +605,14 @@ unsafe fn score_rows<L: Lanes, K: Elem, E: Elem, const N: usize>(
             } else {
                 for p in 0..N {
                     let (tile, at) = (std::array::from_ref(&tiles[p]), at + p * TILE);
-                    score::<L, K, E, 1, H>(task, tile, [keys[p]], [ahead[p]], row, at, scores);
+                    score::<L, K, E, 1, H>(task, tile, [keys[p]], ahead, row, at, scores);
+                    if !ahead.is_null() {
+                        ahead = ahead.wrapping_add(size_of_val(keys[p]));
+                    }
                 }
             }
             // Once is enough.
-            ahead = [std::ptr::null(); N];
+            ahead = std::ptr::null();
         });
     }
 }
@@ -627,7 +624,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
     task: &Task<'_>,
     tiles: &[Tile<'_, K>; P],
     keys: [&[[E::Stored; TILE]]; P],
-    ahead: [*const u8; P],
+    ahead: *const u8,
     row: usize,
     at: usize,
     scores: &mut [f32],
@@ -646,7 +643,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
             while start < n_lanes {
                 let end = n_lanes.min(start + 32);
                 let mut parts = [[L::splat(0.0); P]; H];
-                add_products::<L, E, P, H>(&keys, &ahead, &queries, start..end, &mut parts);
+                add_products::<L, E, P, H>(&keys, ahead, &queries, start..end, &mut parts);
                 for p in 0..P {
                     let scale: L = tiles[p].scales(start);
                     for h in 0..H {
@@ -656,7 +653,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
                 start = end;
             }
         } else {
-            add_products::<L, E, P, H>(&keys, &ahead, &queries, 0..n_lanes, &mut sums);
+            add_products::<L, E, P, H>(&keys, ahead, &queries, 0..n_lanes, &mut sums);
         }
         let scale = L::splat(task.layer.scale);
         for p in 0..P {
@@ -672,7 +669,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
 #[inline(always)]
 unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
     keys: &[&[[E::Stored; TILE]]; P],
-    ahead: &[*const u8; P],
+    ahead: *const u8,
     queries: &[&[f32]; H],
     lanes: Range<usize>,
     sums: &mut [[L; P]; H],
@@ -694,9 +691,9 @@ unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
             let mut key = [L::splat(0.0); P];
             for p in 0..P {
                 key[p] = E::load(&key_lanes[p][d]);
-                if !ahead[p].is_null() {
-                    let offset = (lanes.start + d) * size_of::<[E::Stored; TILE]>();
-                    L::prefetch(ahead[p].wrapping_add(offset));
+                if !ahead.is_null() {
+                    let line = (lanes.start + d) * P + p;
+                    L::prefetch(ahead.wrapping_add(line * size_of::<[E::Stored; TILE]>()));
                 }
             }
             for h in 0..H {
@@ -792,19 +789,25 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
                     weights_of[h] = &weights[(row + h) * SPAN..][factors.clone()];
                 }
                 let partial = &mut partial[row * row_len..(row + H) * row_len];
-                let column = |vector: usize| Column { rows: &rows, slot, vector, ahead };
+                // `D` vectors from `d` on are fetched as they are met, but in the order of memory.
+                let column = |d: usize, i: usize, n: usize| {
+                    let stride = n * size_of::<[V::Stored; LANES]>();
+                    let offset = d * steps.len() * size_of::<[V::Stored; LANES]>() + i * stride / n;
+                    let ahead = if ahead.is_null() { ahead } else { ahead.wrapping_add(offset) };
+                    Column { rows: &rows, slot, vector: d + i, ahead, stride }
+                };
                 let mut d = 0;
                 while d < n_vectors {
                     if H * 4 <= L::SUMS && d + 4 <= n_vectors {
-                        let values = std::array::from_fn(|i| column(d + i));
+                        let values = std::array::from_fn(|i| column(d, i, 4));
                         add::<L, V, _, H, 4>(values, weights_of, d, row_len, partial);
                         d += 4;
                     } else if H * 2 <= L::SUMS && d + 2 <= n_vectors {
-                        let values = std::array::from_fn(|i| column(d + i));
+                        let values = std::array::from_fn(|i| column(d, i, 2));
                         add::<L, V, _, H, 2>(values, weights_of, d, row_len, partial);
                         d += 2;
                     } else {
-                        add::<L, V, _, H, 1>([column(d)], weights_of, d, row_len, partial);
+                        add::<L, V, _, H, 1>([column(d, 0, 1)], weights_of, d, row_len, partial);
                         d += 1;
                     }
                 }
@@ -846,6 +849,7 @@ struct Column<'a, V: Elem> {
     slot: usize,
     vector: usize,
     ahead: *const u8,
+    stride: usize,
 }
 
 impl<V: Elem> Vectors for Column<'_, V> {
@@ -859,8 +863,7 @@ impl<V: Elem> Vectors for Column<'_, V> {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             if !self.ahead.is_null() {
-                let offset = self.rows.offset(self.slot + i, self.vector);
-                L::prefetch(self.ahead.wrapping_add(offset));
+                L::prefetch(self.ahead.wrapping_add(i * self.stride));
             }
             self.rows.load(self.slot + i, self.vector)
         }
