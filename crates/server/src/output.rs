@@ -1,5 +1,6 @@
 //! What the engine gives back, whatever API asked.
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,19 @@ impl TokenLogprob {
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
     }
+}
+
+/// How much of a prompt has been processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Tokens of the prompt.
+    pub total: usize,
+    /// Of these, found in the cache.
+    pub cached: usize,
+    /// Of these, processed, those of the cache included.
+    pub processed: usize,
+    /// How long it took so far.
+    pub time: Duration,
 }
 
 /// How an answer ended.

@@ -13,7 +13,7 @@ use crate::connections::ReadTimeout;
 use crate::error::{ApiError, ErrorKind};
 use crate::fill_in;
 use crate::messages::{Messages, Reading};
-use crate::models::{Lease, Models};
+use crate::models::{Lease, Models, Source};
 use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
@@ -195,20 +195,20 @@ async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError>
 
 /// The models that flags name, and those that are loaded.
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let entry = |name: &str| json!({"id": name, "object": "model", "created": shared.started, "owned_by": "hurtle"});
-    let mut models: Vec<Value> =
-        shared.models.named().iter().map(|source| entry(&source.name)).collect();
+    let entry = |source: &Source| json!({"id": source.name, "aliases": source.aliases, "object": "model", "created": shared.started, "owned_by": "hurtle"});
+    let mut models: Vec<Value> = shared.models.named().iter().map(entry).collect();
     shared.models.loaded(|status| {
-        let name = &status.loaded.source.name;
-        let known = models.iter().position(|model| model["id"] == name.as_str());
+        let source = &status.loaded.source;
+        let known = models.iter().position(|model| model["id"] == source.name.as_str());
         let at = known.unwrap_or_else(|| {
-            models.push(entry(name));
+            models.push(entry(source));
             models.len() - 1
         });
         let engine = status.loaded.service.engine();
         let hparams = engine.model().hparams();
         models[at]["meta"] = json!({"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "size": status.loaded.source.bytes});
+            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "n_params": engine.gguf().n_params(),
+            "size": source.bytes});
     });
     with_json(&json!({"object": "list", "data": models}))
 }
@@ -257,13 +257,27 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// The answers being written.
+/// The places in which the loaded models write answers: first those in use, then those that are free.
 async fn slots(State(shared): State<Arc<Shared>>) -> Response {
-    let slot = |slot: hurtle_engine::SlotInfo| {
-        json!({"id": slot.id, "n_prompt_tokens": slot.n_prompt, "n_past": slot.n_done,
-            "n_decoded": slot.n_generated, "is_processing": true})
-    };
-    with_json(&shared.models.stats().slots.into_iter().map(slot).collect())
+    let mut slots = Vec::new();
+    shared.models.loaded(|status| {
+        let service = &status.loaded.service;
+        let running = service.stats().slots;
+        for place in 0..shared.options.service.max_sequences.max(running.len()) {
+            let mut slot = json!({"id": slots.len(), "model": status.loaded.source.name,
+                "n_ctx": service.engine().ctx_size(), "is_processing": false});
+            if let Some(answer) = running.get(place) {
+                slot["is_processing"] = true.into();
+                slot["id_task"] = answer.id.into();
+                slot["n_prompt_tokens"] = answer.n_prompt.into();
+                slot["n_past"] = answer.n_done.into();
+                slot["n_decoded"] = answer.n_generated.into();
+                slot["next_token"] = json!([{"n_decoded": answer.n_generated}]);
+            }
+            slots.push(slot);
+        }
+    });
+    with_json(&slots.into())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -274,9 +288,17 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
     let ids = tok.encode(&request.content, how);
     let tokens: Value = match request.with_pieces {
         false => json!(ids),
-        true => ids.iter().map(|&id| json!({"id": id, "piece": tok.token_text(id)})).collect(),
+        true => ids.iter().map(|&id| json!({"id": id, "piece": piece(tok, id)})).collect(),
     };
     Ok(with_json(&json!({"tokens": tokens})))
+}
+
+/// The text of a token; its bytes, where it is a part of a character.
+fn piece(tok: &Tokenizer, id: u32) -> Value {
+    match String::from_utf8(tok.token_bytes(id, true)) {
+        Ok(text) => text.into(),
+        Err(error) => error.into_bytes().into(),
+    }
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -478,12 +500,13 @@ impl Lease {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
                     logprobs: generate.logprobs,
+                    distribution: generate.distribution,
                     prompt_logprobs: generate.logprobs.filter(|_| generate.echo),
                     constraint: constraint.clone().map(|constraint| Box::new(constraint) as _),
                     ..hurtle_engine::Request::new(prompt.clone(), params)
                 };
                 let echoed = if generate.echo { self.text(prompt) } else { String::new() };
-                worker::Asked { request, echoed, ids: generate.ids }
+                worker::Asked { request, echoed, tell: generate.tell }
             })
         });
         worker::submit(self, requests)
@@ -665,7 +688,7 @@ async fn reply(
                 }
                 answers.push((index, outcome(finished)));
             }
-            Event::Id(_) => {}
+            Event::Id(_) | Event::Timings(_) | Event::Progress(_) => {}
             Event::Failed(error) => return Err(error),
         }
     }
@@ -687,15 +710,22 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
     let take = |(tokens, offset): &mut (Vec<Logprobs>, usize)| {
         openai::completion_logprobs(&std::mem::take(tokens), offset)
     };
+    let mut timings = HashMap::new();
     let mut sum = Usage::default();
     let encode = move |(index, event): (usize, Event)| {
         let mut out = String::new();
         match event {
             Event::Logprobs(token) => tokens.entry(index).or_default().0.push(token),
             Event::Id(_) => {}
+            Event::Timings(so_far) => drop(timings.insert(index, so_far)),
+            Event::Progress(progress) => {
+                let chunk = head.completion_chunk(index, "", None, None);
+                out += &chunk.with_progress(progress).encode();
+            }
             Event::Text(text) => {
                 let logprobs = tokens.get_mut(&index).map(take);
-                out += &head.completion_chunk(index, &text, logprobs, None).encode();
+                let chunk = head.completion_chunk(index, &text, logprobs, None);
+                out += &chunk.with_timings(timings.get(&index)).encode();
             }
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => out += &format!("data: {}\n\n", error.openai()),
@@ -706,7 +736,8 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
                     }
                     let outcome = outcome(finished);
                     sum = sum.and(outcome.usage);
-                    out += &head.completion_chunk(index, "", None, Some(outcome.reason)).encode();
+                    let chunk = head.completion_chunk(index, "", None, Some(outcome.reason));
+                    out += &chunk.with_timings(Some(&outcome.timings)).encode();
                 }
             },
             Event::Failed(error) => out += &format!("data: {}\n\n", error.openai()),

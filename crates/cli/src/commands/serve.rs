@@ -101,6 +101,10 @@ pub(crate) struct ServeArgs {
     /// A model as in 'hurtle run'; may be repeated: the first is the one that requests mean which name none
     #[arg(short, long, env = "HURTLE_MODEL", default_value = hurtle_hub::DEFAULT_MODEL, help_heading = "Models")]
     model: Vec<String>,
+    /// Names under which the first --model is served, separated by commas; replies use the first of them [default: what
+    /// --model calls it]
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', help_heading = "Models")]
+    alias: Vec<String>,
     /// Serve only the models that --model names, not others that are on this machine; fetch and delete none
     #[arg(long, help_heading = "Models")]
     only_named: bool,
@@ -158,6 +162,9 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     if api_keys.iter().any(String::is_empty) {
         usage!("--api-key: an empty key would let everybody in");
     }
+    if args.alias.iter().any(String::is_empty) {
+        usage!("--alias: a name is empty");
+    }
     let origins =
         Origins::of(&args.cors_origin).map_err(|e| Usage(format!("--cors-origin {e}")))?;
     let tls = match (&args.ssl_key_file, &args.ssl_cert_file) {
@@ -175,7 +182,11 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         // Who asks need not know where a file lies.
         let stem = local.path.file_stem().filter(|_| local.origin == Origin::File);
         let name = stem.map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
-        named.push(Source { name, path: local.path, bytes: local.bytes });
+        named.push(Source::new(name, local.path, local.bytes));
+    }
+    if let Some((name, _)) = args.alias.split_first() {
+        named[0].name.clone_from(name);
+        named[0].aliases.clone_from(&args.alias);
     }
     let catalog = Catalog {
         load: load(args, options, &named, globals),

@@ -13,7 +13,19 @@ use std::sync::Arc;
 use tokio_stream::StreamExt as _;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v1/responses", post(respond)).route("/responses", post(respond))
+    Router::new()
+        .route("/v1/responses", post(respond))
+        .route("/responses", post(respond))
+        .route("/v1/responses/input_tokens", post(input_tokens))
+        .route("/responses/input_tokens", post(input_tokens))
+}
+
+/// How many tokens the prompt of a response has.
+async fn input_tokens(
+    State(shared): State<Arc<Shared>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    shared.count_input(responses::parse(&body, &shared.options.sampler)?.0).await
 }
 
 async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -33,7 +45,7 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
     let pieces = messages.map(move |(_, news)| {
         let events = match news {
             News::Delta(delta) => stream.delta(&delta),
-            News::Logprobs(_) => Vec::new(),
+            News::Logprobs(_) | News::Timings(_) | News::Progress(_) => Vec::new(),
             News::Finished(outcome) => stream.finish(&outcome),
             News::Failed(error) => vec![stream.error(&error)],
         };

@@ -3,10 +3,10 @@ use super::fields::Fields;
 use super::openai::read_prompts;
 use super::options::{self, MAX_LOGPROBS};
 use crate::error::ApiError;
-use crate::output::{FinishReason, Logprobs, Outcome, TokenLogprob};
+use crate::output::{FinishReason, Logprobs, Outcome, Progress, TokenLogprob, Usage};
 use crate::request::{Completion, Generate, Reply};
 use hurtle_engine::Timings;
-use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
 /// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
@@ -84,9 +84,12 @@ fn common(
         return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
     }
     generate.logprobs = n_probs;
-    fields.only("post_sampling_probs", json!(false), "probabilities are the model's own")?;
+    if fields.opt("post_sampling_probs")?.unwrap_or(false) {
+        generate.distribution = Distribution::Drawn;
+    }
     let stream = fields.opt("stream")?.unwrap_or(false);
-    generate.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
+    options::tell(fields, stream, &mut generate)?;
+    generate.tell.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
     let wanted = fields.opt("response_fields")?.unwrap_or_default();
     Ok((generate, Reply { stream, include_usage: true }, wanted))
 }
@@ -138,24 +141,57 @@ pub(crate) fn completion(
     })
 }
 
-/// A message of the stream of `/completion`.
-pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32]) -> Value {
-    json!({"index": index, "content": content, "tokens": tokens, "stop": false, "id_slot": -1})
+/// A message of the stream of `/completion`; `usage` counts the tokens up to its end.
+pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32], usage: Usage) -> Value {
+    json!({
+        "index": index,
+        "content": content,
+        "tokens": tokens,
+        "stop": false,
+        "id_slot": -1,
+        "tokens_predicted": usage.generated,
+        "tokens_evaluated": usage.prompt,
+    })
 }
 
-/// Log-probabilities of tokens, for `n_probs`.
-pub(crate) fn probabilities(tokens: &[Logprobs]) -> Value {
-    let entry = |token: &TokenLogprob| json!({"id": token.id, "token": token.text(), "bytes": token.bytes, "logprob": token.logprob});
+/// Log-probabilities of tokens, for `n_probs`; of what was drawn from, probabilities, and those of no token that
+/// could not have been drawn.
+pub(crate) fn probabilities(tokens: &[Logprobs], of: Distribution) -> Value {
+    let prob = |token: &TokenLogprob| token.logprob.map_or(0.0, f32::exp);
+    let entry = |token: &TokenLogprob| {
+        let mut value = json!({"id": token.id, "token": token.text(), "bytes": token.bytes});
+        match of {
+            Distribution::Model => value["logprob"] = token.logprob.into(),
+            Distribution::Drawn => value["prob"] = prob(token).into(),
+        }
+        value
+    };
     let token = |Logprobs { token, top }: &Logprobs| {
         let mut value = entry(token);
-        value["top_logprobs"] = top.iter().map(entry).collect();
+        match of {
+            Distribution::Model => value["top_logprobs"] = top.iter().map(entry).collect(),
+            Distribution::Drawn => {
+                let possible = top.iter().filter(|token| prob(token) > 0.0);
+                value["top_probs"] = possible.map(entry).collect();
+            }
+        }
         value
     };
     tokens.iter().map(token).collect()
 }
 
-/// Under llama.cpp's names.
-fn timings(timings: &Timings) -> Value {
+/// How far a prompt is, for `return_progress`.
+pub(crate) fn progress(progress: Progress) -> Value {
+    json!({
+        "total": progress.total,
+        "cache": progress.cached,
+        "processed": progress.processed,
+        "time_ms": progress.time.as_millis() as u64,
+    })
+}
+
+/// How long an answer took, under llama.cpp's names.
+pub(crate) fn timings(timings: &Timings) -> Value {
     let each = |ms: f64, n: usize| if n == 0 { 0.0 } else { ms / n as f64 };
     json!({
         "cache_n": timings.cache_n,
@@ -206,6 +242,8 @@ pub(crate) fn settings(generate: &Generate) -> Value {
         "samplers": samplers,
         "stop": generate.params.stop,
         "n_probs": generate.logprobs.unwrap_or(0),
+        "post_sampling_probs": generate.distribution == Distribution::Drawn,
+        "timings_per_token": generate.tell.timings,
     })
 }
 
@@ -288,7 +326,9 @@ mod tests {
         };
         check(r#"{"prompt": "a", "lora": []}"#, "lora");
         check(r#"{"prompt": "a", "t_max_predict_ms": 5}"#, "t_max_predict_ms");
-        check(r#"{"prompt": "a", "post_sampling_probs": true}"#, "post_sampling_probs");
+        check(r#"{"prompt": "a", "post_sampling_probs": 1}"#, "post_sampling_probs");
+        check(r#"{"prompt": "a", "timings_per_token": 1}"#, "timings_per_token");
+        check(r#"{"prompt": "a", "return_progress": 1}"#, "return_progress");
         check(r#"{}"#, "prompt");
     }
 

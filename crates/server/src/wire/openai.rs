@@ -1,12 +1,13 @@
 //! OpenAI's chat completions and completions, with llama.cpp's additions.
 use super::fields::Fields;
 use super::options::{self, MAX_LOGPROBS};
-use super::{SseEvent, arguments_value, content_text};
+use super::{SseEvent, arguments_value, content_text, llama_cpp};
 use crate::error::ApiError;
 use crate::output::{
-    Delta, FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall, Usage,
+    Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
 };
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
+use hurtle_engine::Timings;
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
@@ -68,6 +69,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     for (old, new) in [("functions", "tools"), ("function_call", "tool_choice")] {
         fields.only(old, json!([]), &format!("use {new}"))?;
     }
+    let reply = reply(&mut fields, &mut generate)?;
     let chat = Chat {
         model: fields.opt("model")?,
         messages,
@@ -76,7 +78,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
         template,
         generation: generate,
-        reply: reply(&mut fields)?,
+        reply,
     };
     fields.finish(IGNORED)?;
     Ok(chat)
@@ -95,12 +97,13 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
     }
     generate.echo = fields.opt("echo")?.unwrap_or(false);
     fields.only("best_of", json!(1), "ask for several answers with n and choose yourself")?;
+    let reply = reply(&mut fields, &mut generate)?;
     let completion = Completion {
         model: fields.opt("model")?,
         prompts: read_prompts(&fields.required("prompt")?)?,
         suffix: fields.opt::<String>("suffix")?.filter(|suffix| !suffix.is_empty()),
         generation: generate,
-        reply: reply(&mut fields)?,
+        reply,
     };
     fields.finish(IGNORED)?;
     Ok(completion)
@@ -122,8 +125,9 @@ fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> 
     Ok(())
 }
 
-fn reply(fields: &mut Fields) -> Result<Reply, ApiError> {
+fn reply(fields: &mut Fields, generate: &mut Generate) -> Result<Reply, ApiError> {
     let stream = fields.opt("stream")?.unwrap_or(false);
+    options::tell(fields, stream, generate)?;
     let mut include_usage = false;
     if let Some(mut options) = fields.object("stream_options")? {
         include_usage = options.opt("include_usage")?.unwrap_or(false);
@@ -437,14 +441,19 @@ impl Head {
         let total = answers.iter().map(|a| a.1.usage).reduce(Usage::and).unwrap_or_default();
         reply["usage"] = usage(total);
         if let [(_, outcome, _)] = answers {
-            reply["timings"] = json!(outcome.timings);
+            reply["timings"] = llama_cpp::timings(&outcome.timings);
         }
         reply
     }
 
     /// The chunk that opens the answer `index`.
     pub fn chat_start(&self, index: usize) -> SseEvent {
-        self.chat_chunk(index, json!({"role": "assistant", "content": ""}), None, None)
+        self.chat_chunk(index, json!({"role": "assistant", "content": null}), None, None)
+    }
+
+    /// The chunk that tells how far the prompt of the answer `index` is. It opens the answer, too.
+    pub fn chat_progress(&self, index: usize, progress: Progress) -> SseEvent {
+        self.chat_start(index).with_progress(progress)
     }
 
     /// The chunk of a piece of the answer `index`, if the API has one for it.
@@ -471,9 +480,8 @@ impl Head {
 
     /// The chunk that ends the answer `index`.
     pub fn chat_end(&self, index: usize, outcome: &Outcome) -> SseEvent {
-        let mut event = self.chat_chunk(index, json!({}), None, Some(outcome.reason));
-        event.data["timings"] = json!(outcome.timings);
-        event
+        let event = self.chat_chunk(index, json!({}), None, Some(outcome.reason));
+        event.with_timings(Some(&outcome.timings))
     }
 
     /// The chunk that counts tokens, for `include_usage`.
@@ -512,6 +520,9 @@ impl Head {
         let choices = answers.iter().enumerate().map(choice).collect();
         let mut reply = self.object("text_completion", choices);
         reply["usage"] = usage(total);
+        if let [(_, outcome, _)] = answers {
+            reply["timings"] = llama_cpp::timings(&outcome.timings);
+        }
         reply
     }
 
@@ -537,6 +548,22 @@ impl Head {
         let mut data = self.object("text_completion", json!([]));
         data["usage"] = usage(total);
         SseEvent::unnamed(data)
+    }
+}
+
+impl SseEvent {
+    /// With llama.cpp's times, if there are any.
+    pub fn with_timings(mut self, timings: Option<&Timings>) -> Self {
+        if let Some(timings) = timings {
+            self.data["timings"] = llama_cpp::timings(timings);
+        }
+        self
+    }
+
+    /// With how far the prompt is.
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.data["prompt_progress"] = llama_cpp::progress(progress);
+        self
     }
 }
 

@@ -5,12 +5,28 @@ use hurtle_gguf::Value as Meta;
 use hurtle_server::Server;
 use serde_json::{Value, json};
 
-/// The data of each event of a stream without a closing word.
+/// The data of each event of a stream, without OpenAI's closing word.
 async fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
     let (status, text) = post(server, path, body).await;
     assert_eq!(status, StatusCode::OK, "{text}");
-    let event = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data"));
-    text.split_terminator("\n\n").map(|text| event(text).expect("JSON")).collect()
+    let events = text.split_terminator("\n\n").map(|event| event.strip_prefix("data: "));
+    let data = events.map(|data| data.expect("data")).filter(|&data| data != "[DONE]");
+    data.map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+/// Requests that are answered with `n` tokens in a stream.
+fn streams(n: usize, prompt: &[u32], text: &str) -> [(&'static str, Value); 3] {
+    let common = json!({"stream": true, "temperature": 0, "ignore_eos": true, "max_tokens": n});
+    let with = |name: &str, value: Value| {
+        let mut body = common.clone();
+        body[name] = value;
+        body
+    };
+    [
+        ("/completion", with("prompt", json!(prompt))),
+        ("/v1/completions", with("prompt", json!(prompt))),
+        ("/v1/chat/completions", with("messages", json!([{"role": "user", "content": text}]))),
+    ]
 }
 
 #[tokio::test]
@@ -128,6 +144,192 @@ async fn probabilities_of_tokens() {
     let chunks = events(&server, "/completion", body).await;
     let streamed = chunks.iter().filter_map(|chunk| chunk["completion_probabilities"].as_array());
     assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), tokens);
+}
+
+#[tokio::test]
+async fn probabilities_of_what_was_drawn_from() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "n_predict": 5, "ignore_eos": true, "seed": 1, "n_probs": 4,
+        "post_sampling_probs": true, "top_k": 3, "temperature": 1.5, "samplers": ["top_k", "temperature"]});
+    let whole = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(whole["generation_settings"]["post_sampling_probs"], true);
+    let tokens = whole["completion_probabilities"].as_array().expect("tokens");
+    assert_eq!(tokens.len(), 5);
+    for token in tokens {
+        let top = token["top_probs"].as_array().expect("the candidates");
+        assert_eq!(top.len(), 3, "the cut leaves no more: {token}");
+        let sum: f64 = top.iter().map(|token| token["prob"].as_f64().expect("a number")).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{token}");
+        let drawn = top.iter().find(|candidate| candidate["id"] == token["id"]);
+        assert_eq!(drawn.expect("one of them")["prob"], token["prob"]);
+        assert!(token.get("logprob").is_none() && token.get("top_logprobs").is_none(), "{token}");
+    }
+    body["stream"] = true.into();
+    let chunks = events(&server, "/completion", body.clone()).await;
+    let streamed = chunks.iter().filter_map(|chunk| chunk["completion_probabilities"].as_array());
+    assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), tokens);
+
+    // Without a temperature there is one candidate, and it is certain.
+    body["stream"] = false.into();
+    body["temperature"] = 0.into();
+    let greedy = ask(&server, "/completion", body).await;
+    for token in greedy["completion_probabilities"].as_array().expect("tokens") {
+        assert_eq!((&token["prob"], &token["top_probs"][0]["prob"]), (&json!(1.0), &json!(1.0)));
+        assert_eq!(token["top_probs"].as_array().map(Vec::len), Some(1), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn times_with_each_piece() {
+    let server = server("llama");
+    const NAMES: [&str; 9] = [
+        "cache_n",
+        "prompt_n",
+        "prompt_ms",
+        "prompt_per_token_ms",
+        "prompt_per_second",
+        "predicted_n",
+        "predicted_ms",
+        "predicted_per_token_ms",
+        "predicted_per_second",
+    ];
+    for (path, mut body) in streams(6, &[5, 6, 7], "a") {
+        let has_timings = |chunk: &&Value| chunk.get("timings").is_some();
+        let plain = events(&server, path, body.clone()).await;
+        assert_eq!(plain.iter().filter(has_timings).count(), 1, "the last: {path}");
+        body["timings_per_token"] = true.into();
+        if path != "/completion" {
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        let chunks = events(&server, path, body.clone()).await;
+        let is_chat = path.contains("chat");
+        if is_chat {
+            let delta = json!({"role": "assistant", "content": null});
+            assert_eq!(chunks[0]["choices"][0]["delta"], delta);
+            assert!(!has_timings(&&chunks[0]), "nothing has been generated: {}", chunks[0]);
+            let usage = chunks.last().expect("usage");
+            assert!(usage["choices"] == json!([]) && has_timings(&usage), "{usage}");
+        }
+        let timed: Vec<_> = chunks.iter().filter(has_timings).collect();
+        let missing = chunks.len() - timed.len();
+        assert_eq!(missing, usize::from(path != "/completion"), "{path}: {chunks:?}");
+        let mut before = 0;
+        for chunk in timed {
+            for name in NAMES {
+                assert!(chunk["timings"][name].is_number(), "{path}: {name}: {chunk}");
+            }
+            let n = chunk["timings"]["predicted_n"].as_u64().expect("a number");
+            assert!((before.max(1)..=6).contains(&n), "{path}: {before}, {chunk}");
+            before = n;
+        }
+        assert_eq!(before, 6, "{path}");
+        body["stream"] = false.into();
+        if let Some(body) = body.as_object_mut() {
+            body.remove("stream_options");
+        }
+        let whole = ask(&server, path, body).await;
+        assert_eq!(whole["timings"]["predicted_n"], 6, "{path}: {whole}");
+        assert!(whole["timings"].get("load_ms").is_none(), "{path}: {whole}");
+    }
+}
+
+#[tokio::test]
+async fn progress_of_prompts() {
+    let server = server("llama");
+    let prompt: Vec<u32> = (5..75).collect();
+    for (path, mut body) in streams(2, &prompt, &"a b c d e f g h ".repeat(4)) {
+        body["return_progress"] = true.into();
+        for again in [false, true] {
+            let chunks = events(&server, path, body.clone()).await;
+            let n = chunks.iter().filter(|chunk| chunk.get("prompt_progress").is_some()).count();
+            assert!(n >= 2, "{path}: {chunks:?}");
+            let (told, rest) = chunks.split_at(n);
+            assert!(rest.iter().all(|chunk| chunk.get("prompt_progress").is_none()), "{chunks:?}");
+            let number = |chunk: &Value, name: &str| {
+                chunk["prompt_progress"][name].as_u64().expect("a number")
+            };
+            let (first, last) = (&told[0], &told[n - 1]);
+            assert_eq!(number(first, "processed"), number(first, "cache"), "{path}: {first}");
+            assert_eq!(number(last, "processed"), number(last, "total"), "{path}: {last}");
+            // The second route finds what the first has processed.
+            let known = again || path == "/v1/completions";
+            assert_eq!(number(first, "cache") > 0, known, "{path}, {again}: {first}");
+            for pair in told.windows(2) {
+                assert!(number(&pair[0], "processed") < number(&pair[1], "processed"), "{told:?}");
+                assert!(number(&pair[0], "time_ms") <= number(&pair[1], "time_ms"), "{told:?}");
+                assert_eq!(number(&pair[0], "total"), number(&pair[1], "total"), "{told:?}");
+                assert_eq!(number(&pair[0], "cache"), number(&pair[1], "cache"), "{told:?}");
+            }
+        }
+        body["stream"] = false.into();
+        ask(&server, path, body).await;
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_does_not_fit_is_counted() {
+    let server = server("llama");
+    for (path, body) in streams(2, &[5; 600], &"a b c d e f g h ".repeat(100)) {
+        let (status, text) = post(&server, path, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+        let error = &serde_json::from_str::<Value>(&text).expect("JSON")["error"];
+        assert_eq!(error["type"], "exceed_context_size_error", "{error}");
+        assert_eq!(error["code"], "context_length_exceeded", "{error}");
+        assert_eq!(error["n_ctx"], 512, "{error}");
+        let n = error["n_prompt_tokens"].as_u64().expect("a number");
+        assert!(if path.contains("chat") { n > 512 } else { n == 600 }, "{path}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_prompt_are_counted() {
+    let server = server("llama");
+    let messages = json!([{"role": "user", "content": "one two"}]);
+    let chat = json!({"messages": messages, "max_tokens": 1});
+    let expected = ask(&server, "/v1/chat/completions", chat.clone()).await;
+    let expected = &expected["usage"]["prompt_tokens"];
+    assert!(expected.as_u64() > Some(2), "{expected}");
+    let response = json!({"input": messages});
+    for (path, body) in [("/chat/completions", &chat), ("/responses", &response)] {
+        for prefix in ["", "/v1"] {
+            let path = format!("{prefix}{path}/input_tokens");
+            let counted = ask(&server, &path, body.clone()).await;
+            assert_eq!(counted["input_tokens"], *expected, "{path}");
+            refused(&server, &path, json!({}), 400, &["is missing"]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn places_for_answers() {
+    let server = server("llama");
+    let idle = get(&server, "/slots").await;
+    let idle = idle.as_array().expect("places");
+    assert_eq!(json!(idle.len()), get(&server, "/props").await["total_slots"]);
+    for (i, slot) in idle.iter().enumerate() {
+        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "is_processing": false});
+        assert_eq!(*slot, expected);
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_characters_are_bytes() {
+    let server = server("llama");
+    let content = "a 媽🤗";
+    let body = json!({"content": content, "with_pieces": true});
+    let tokens = ask(&server, "/tokenize", body).await;
+    let mut bytes = Vec::new();
+    for token in tokens["tokens"].as_array().expect("tokens") {
+        match &token["piece"] {
+            Value::String(text) => bytes.extend_from_slice(text.as_bytes()),
+            piece => {
+                let piece: Vec<u8> = serde_json::from_value(piece.clone()).expect("bytes");
+                assert!(str::from_utf8(&piece).is_err(), "{token}");
+                bytes.extend(piece);
+            }
+        }
+    }
+    assert_eq!(String::from_utf8(bytes).expect("the text").trim_start(), content);
 }
 
 #[tokio::test]
