@@ -114,7 +114,7 @@ impl ApiError {
             ..Self::new(
                 ErrorKind::Invalid,
                 format!(
-                    "the prompt has {n_prompt} tokens, but the context holds {n_ctx}\n\
+                    "the prompt has {n_prompt} tokens, which exceeds the available context size of {n_ctx}\n\
                      hint: shorten the prompt, or start the server with a larger --ctx-size"
                 ),
             )

@@ -77,6 +77,8 @@ pub struct Progress {
 pub struct Outcome {
     /// Why.
     pub reason: FinishReason,
+    /// Whether the context was full.
+    pub truncated: bool,
     /// The stop string that ended it.
     pub stop_string: Option<String>,
     /// Tokens.

@@ -448,6 +448,17 @@ impl Lease {
         Ok(())
     }
 
+    /// The biases of tokens, those of texts included.
+    fn biases(&self, generate: &Generate) -> Vec<(u32, f32)> {
+        let tok = self.service.engine().tokenizer();
+        let of_text = |(text, bias): &(String, f32)| {
+            let bias = *bias;
+            fill_in::plain(tok, text).into_iter().map(move |id| (id, bias))
+        };
+        let of_texts = generate.text_bias.iter().flat_map(of_text);
+        generate.params.sampler.logit_bias.iter().copied().chain(of_texts).collect()
+    }
+
     /// Queues `n` answers to each prompt, with seeds one after another.
     async fn submit(
         &self,
@@ -456,12 +467,9 @@ impl Lease {
     ) -> Result<Answers, ApiError> {
         let engine = self.service.engine();
         let n_ctx = generate.n_ctx.map_or(engine.ctx_size(), |n| n.min(engine.ctx_size()));
+        let biases = self.biases(&generate);
         let mut params = generate.params;
-        for (text, bias) in generate.text_bias {
-            let how = Encode { add_special: false, parse_special: false };
-            let ids = engine.tokenizer().encode(&text, how);
-            params.sampler.logit_bias.extend(ids.into_iter().map(|id| (id, bias)));
-        }
+        params.sampler.logit_bias = biases;
         let n_tokens = engine.tokenizer().n_tokens();
         if let Some((id, _)) = params.sampler.logit_bias.iter().find(|b| b.0 as usize >= n_tokens) {
             let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
@@ -624,6 +632,7 @@ pub(crate) fn now() -> u64 {
 
 pub(crate) fn outcome(finished: Finished) -> Outcome {
     let Finished { stop_string, timings, .. } = finished;
+    let truncated = finished.stop_reason == StopReason::Context;
     let reason = match finished.stop_reason {
         StopReason::Length | StopReason::Context | StopReason::Deadline => FinishReason::Length,
         StopReason::EndOfText | StopReason::StopString | StopReason::Cancelled => {
@@ -636,7 +645,7 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
         generated: finished.n_generated,
         reasoning: 0,
     };
-    Outcome { reason, stop_string, usage, timings }
+    Outcome { reason, truncated, stop_string, usage, timings }
 }
 
 /// The error of an answer that the server itself has cancelled, or that never began.

@@ -72,7 +72,13 @@ struct Streamed {
 
 impl Head {
     fn new(model: Lease, prompts: &[Vec<u32>], generate: &Generate, wanted: Vec<String>) -> Self {
-        let settings = llama_cpp::settings(generate);
+        let mut biases = model.biases(generate);
+        if generate.params.sampler.ignore_eos {
+            // JSON's null is what is infinitely small.
+            let ends = model.service.engine().tokenizer().end_of_generation().iter();
+            biases.extend(ends.map(|&id| (id, f32::NEG_INFINITY)));
+        }
+        let settings = llama_cpp::settings(generate, &biases);
         let prompts = prompts.iter().map(|ids| (model.text(ids), ids.len())).collect();
         Self { model, settings, prompts, distribution: generate.distribution, wanted }
     }
@@ -199,7 +205,7 @@ async fn props(
     let text = |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default();
     let mut generate = Generate::default();
     generate.params.sampler.clone_from(&shared.options.sampler);
-    let settings = llama_cpp::settings(&generate);
+    let settings = llama_cpp::settings(&generate, &shared.options.sampler.logit_bias);
     Ok(with_json(&json!({
         "default_generation_settings": {"n_ctx": engine.ctx_size(), "params": settings},
         "total_slots": shared.options.service.max_sequences,

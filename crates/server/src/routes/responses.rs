@@ -42,10 +42,22 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
     }
     let mut stream = Stream::new(head);
     let start: String = stream.start().iter().map(SseEvent::encode).collect();
+    // How long the answer took so far, if that is told.
+    let mut timings = None;
     let pieces = messages.map(move |(_, news)| {
         let events = match news {
-            News::Delta(delta) => stream.delta(&delta),
-            News::Logprobs(_) | News::Timings(_) | News::Progress(_) => Vec::new(),
+            News::Delta(delta) => {
+                let mut events = stream.delta(&delta);
+                let last = events.pop().map(|event| event.with_timings(timings.as_ref()));
+                events.extend(last);
+                events
+            }
+            News::Timings(so_far) => {
+                timings = Some(so_far);
+                Vec::new()
+            }
+            News::Progress(progress) => vec![stream.progress(progress)],
+            News::Logprobs(_) => Vec::new(),
             News::Finished(outcome) => stream.finish(&outcome),
             News::Failed(error) => vec![stream.error(&error)],
         };

@@ -401,6 +401,7 @@ mod tests {
         ];
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 10, cached: 4, generated: 2, reasoning: 0 },
             timings: Default::default(),
@@ -441,6 +442,7 @@ mod tests {
         whole.push(&Delta::Content("hi".into()));
         let outcome = Outcome {
             reason: FinishReason::Stop,
+            truncated: false,
             stop_string: Some("x".into()),
             usage: Usage::default(),
             timings: Default::default(),

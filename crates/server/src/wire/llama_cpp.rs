@@ -10,8 +10,8 @@ use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
 /// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
-/// and nothing is kept when a context is shifted, because none is.
-pub const IGNORED: &[&str] = &["id_slot", "n_keep"];
+/// nothing is kept when a context is shifted, because none is, and where tokens are chosen is about speed.
+pub const IGNORED: &[&str] = &["id_slot", "n_keep", "backend_sampling"];
 
 /// Reads the body of `/completion`; also tells which fields of the reply are wanted, if not all.
 pub fn parse_completion(
@@ -133,7 +133,7 @@ pub(crate) fn completion(
         "generation_settings": settings,
         "prompt": prompt,
         "has_new_line": content.contains('\n'),
-        "truncated": false,
+        "truncated": outcome.truncated,
         "stop_type": stop_type,
         "stopping_word": outcome.stop_string.as_deref().unwrap_or_default(),
         "tokens_cached": outcome.usage.cached,
@@ -206,8 +206,8 @@ pub(crate) fn timings(timings: &Timings) -> Value {
     })
 }
 
-/// How an answer is made.
-pub(crate) fn settings(generate: &Generate) -> Value {
+/// How an answer is made, with these biases.
+pub(crate) fn settings(generate: &Generate, biases: &[(u32, f32)]) -> Value {
     let sampler = &generate.params.sampler;
     let n_predict = generate.params.n_predict.map_or(json!(-1), |n| json!(n));
     let samplers: Vec<&str> = sampler.samplers.iter().map(|kind| kind.name()).collect();
@@ -239,6 +239,7 @@ pub(crate) fn settings(generate: &Generate) -> Value {
         "mirostat_eta": sampler.mirostat_eta,
         "min_keep": sampler.min_keep,
         "ignore_eos": sampler.ignore_eos,
+        "logit_bias": biases.iter().map(|(id, bias)| json!({"token": id, "bias": bias})).collect::<Value>(),
         "samplers": samplers,
         "stop": generate.params.stop,
         "n_probs": generate.logprobs.unwrap_or(0),

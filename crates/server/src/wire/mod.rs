@@ -9,6 +9,8 @@ mod options;
 pub mod responses;
 
 use crate::error::ApiError;
+use crate::output::Progress;
+use hurtle_engine::Timings;
 use serde_json::{Value, json};
 
 /// One message of a stream of server-sent events.
@@ -29,6 +31,20 @@ impl SseEvent {
     fn typed(event: &'static str, mut data: Value) -> Self {
         data["type"] = event.into();
         Self { event: Some(event), data }
+    }
+
+    /// With llama.cpp's times, if there are any.
+    pub fn with_timings(mut self, timings: Option<&Timings>) -> Self {
+        if let Some(timings) = timings {
+            self.data["timings"] = llama_cpp::timings(timings);
+        }
+        self
+    }
+
+    /// With how far the prompt is.
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.data["prompt_progress"] = llama_cpp::progress(progress);
+        self
     }
 
     /// As it goes over the wire. JSON has no line breaks outside of strings, and escapes those inside.

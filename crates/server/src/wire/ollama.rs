@@ -405,6 +405,7 @@ mod tests {
         assert_eq!((&line["message"]["content"], &line["done"]), (&json!("hi"), &json!(false)));
         let outcome = Outcome {
             reason: FinishReason::Stop,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },

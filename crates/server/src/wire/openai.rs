@@ -7,7 +7,6 @@ use crate::output::{
     Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
 };
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
-use hurtle_engine::Timings;
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
@@ -23,6 +22,7 @@ pub const IGNORED: &[&str] = &[
     "prompt_cache_retention",
     "prediction",
     "id_slot",
+    "backend_sampling",
 ];
 
 /// Most prompts in one request for completions.
@@ -59,6 +59,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
     let choice = fields.opt("tool_choice")?;
     let (tools, tool_choice) = read_tool_choice(tools, choice)?;
+    fields.only("verbose", json!(false), "/apply-template tells the prompt")?;
     fields.only("modalities", json!(["text"]), "models answer with text only")?;
     // llama.cpp's: both of these keep reasoning apart.
     if let Some(format) = fields.opt::<String>("reasoning_format")?
@@ -551,22 +552,6 @@ impl Head {
     }
 }
 
-impl SseEvent {
-    /// With llama.cpp's times, if there are any.
-    pub fn with_timings(mut self, timings: Option<&Timings>) -> Self {
-        if let Some(timings) = timings {
-            self.data["timings"] = llama_cpp::timings(timings);
-        }
-        self
-    }
-
-    /// With how far the prompt is.
-    pub fn with_progress(mut self, progress: Progress) -> Self {
-        self.data["prompt_progress"] = llama_cpp::progress(progress);
-        self
-    }
-}
-
 fn message_json(message: &Message) -> Value {
     let calls = |call: &ToolCall| {
         json!({"id": call.id, "type": "function",
@@ -638,6 +623,7 @@ mod tests {
         };
         check("web_search_options", json!({}), "web_search_options");
         check("modalities", json!(["audio"]), "modalities");
+        check("verbose", json!(true), "verbose");
         check("functions", json!([{"name": "f"}]), "functions");
         check("reasoning_format", json!("none"), "reasoning_format");
         check("top_logprobs", json!(2), "top_logprobs");
@@ -712,6 +698,7 @@ mod tests {
         };
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 1, generated: 2, reasoning: 0 },
             timings: Default::default(),

@@ -234,6 +234,50 @@ async fn times_with_each_piece() {
 }
 
 #[tokio::test]
+async fn times_and_progress_of_responses() {
+    let server = server("llama");
+    let body = json!({"input": "a b c d e f", "max_output_tokens": 4, "temperature": 0, "stream": true,
+        "timings_per_token": true, "return_progress": true});
+    let (status, text) = post(&server, "/v1/responses", body).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = data.map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let progress: Vec<_> = events.iter().filter(|e| e.get("prompt_progress").is_some()).collect();
+    assert!(progress.iter().all(|event| event["type"] == "response.in_progress"), "{text}");
+    let last = &progress.last().expect("progress")["prompt_progress"];
+    assert_eq!(last["processed"], last["total"]);
+    let deltas = events.iter().filter(|event| event["type"] == "response.output_text.delta");
+    let n = deltas.map(|event| event["timings"]["predicted_n"].as_u64().expect("times"));
+    assert!(n.is_sorted(), "{text}");
+    let last = events.last().expect("events");
+    assert_eq!(last["timings"]["predicted_n"], 4, "{last}");
+    for (i, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], i, "{event}");
+    }
+}
+
+#[tokio::test]
+async fn biases_are_told() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "n_predict": 1, "logit_bias": [[5, 1.5]]});
+    let plain = ask(&server, "/completion", body.clone()).await;
+    let expected = json!([{"token": 5, "bias": 1.5}]);
+    assert_eq!(plain["generation_settings"]["logit_bias"], expected);
+    body["ignore_eos"] = true.into();
+    let ignoring = ask(&server, "/completion", body.clone()).await;
+    let biases = ignoring["generation_settings"]["logit_bias"].as_array().expect("biases").clone();
+    assert!(
+        biases.len() > 1 && biases[1..].iter().all(|bias| bias["bias"].is_null()),
+        "{biases:?}"
+    );
+    // Until the context is full.
+    body["n_predict"] = (-1).into();
+    body["logit_bias"] = json!([]);
+    assert_eq!(ignoring["truncated"], false);
+    assert_eq!(ask(&server, "/completion", body).await["truncated"], true);
+}
+
+#[tokio::test]
 async fn progress_of_prompts() {
     let server = server("llama");
     let prompt: Vec<u32> = (5..75).collect();
