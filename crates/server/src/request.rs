@@ -20,6 +20,8 @@ pub struct Chat {
     pub tool_choice: ToolChoice,
     /// Whether one answer may call several.
     pub parallel_tool_calls: bool,
+    /// Whether the answer goes on with the last message, if that is the assistant's; `None`: if it can.
+    pub continues: Option<bool>,
     /// Further variables of the template: `enable_thinking`, `reasoning_effort` ...
     pub template: Map<String, Value>,
     /// How to answer.

@@ -30,7 +30,7 @@ use axum::routing::{get, post};
 use hurtle_engine::constraint::{Grammar, GrammarConstraint, prepare_schema};
 use hurtle_engine::{BATCH_SIZES, Finished, Service, StopReason};
 use hurtle_text::{
-    AnswerFormat, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
+    AnswerFormat, Begun, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
 };
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -401,10 +401,11 @@ impl Lease {
         self.check_writes()?;
         let input = render_input(request.messages, &request.tools, request.template);
         let render = {
-            let model = self.clone();
+            let (model, continues) = (self.clone(), request.continues);
             move || {
                 let tok = model.service.engine().tokenizer();
-                let prompt = model.template.prompt(tok, &input, false)?;
+                let input = model.begun(input, continues)?;
+                let prompt = model.template.prompt(tok, &input, false).map_err(cannot_render)?;
                 Ok((prompt, model.template.answer_format()))
             }
         };
@@ -422,7 +423,39 @@ impl Lease {
     async fn render_text(&self, request: Chat) -> Result<String, ApiError> {
         let input = render_input(request.messages, &request.tools, request.template);
         let model = self.clone();
-        rendered(move || model.template.render(&model.template.adapt(&input))).await
+        let render = move || {
+            let input = model.template.adapt(&model.begun(input, request.continues)?);
+            model.template.render(&input).map_err(cannot_render)
+        };
+        rendered(render).await
+    }
+
+    /// The input with its last message as the beginning of the answer, if it is one.
+    fn begun(
+        &self,
+        mut input: RenderInput,
+        continues: Option<bool>,
+    ) -> Result<RenderInput, ApiError> {
+        let is_open =
+            |last: &&Value| last["role"] == "assistant" && last.get("tool_calls").is_none();
+        let Some(last) = input.messages.last().filter(is_open) else { return Ok(input) };
+        match (continues, self.template.answer_format().can_be_begun()) {
+            (Some(false), _) | (None, false) => return Ok(input),
+            // Templates need something to answer to.
+            (None, true) if input.messages.len() == 1 => return Ok(input),
+            (Some(true), false) => {
+                let param = "continue_final_message";
+                let message =
+                    format!("{param}: answers of model '{}' cannot be begun", self.source.name);
+                return Err(ApiError::invalid(param, message));
+            }
+            (None | Some(true), true) => {}
+        }
+        let text = |key: &str| last[key].as_str().unwrap_or_default().to_owned();
+        input.begun =
+            Some(Begun { reasoning: text("reasoning_content"), content: text("content") });
+        input.messages.pop();
+        Ok(input)
     }
 
     pub(crate) fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
@@ -617,12 +650,14 @@ fn render_input(
 
 /// What a chat template makes, on a thread where it may take a while.
 async fn rendered<T: Send + 'static>(
-    render: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+    render: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(render)
-        .await
-        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
-        .map_err(|error| ApiError::invalid("messages", error.to_string()))
+    let failed = |_| ApiError::new(ErrorKind::Internal, "the chat template failed");
+    tokio::task::spawn_blocking(render).await.map_err(failed)?
+}
+
+fn cannot_render(error: TemplateError) -> ApiError {
+    ApiError::invalid("messages", error.to_string())
 }
 
 /// Seconds since 1970.

@@ -76,6 +76,7 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
         tools,
         tool_choice,
         parallel_tool_calls: parallel,
+        continues: None,
         template,
         generation: generate,
         reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },

@@ -66,6 +66,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<ChatRequest, A
         tools,
         tool_choice: ToolChoice::Auto,
         parallel_tool_calls: true,
+        continues: None,
         template: thinking(&mut fields)?,
         generation,
         reply,

@@ -51,6 +51,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     };
     let messages = fields.required("messages")?;
     let messages = read_messages(messages)?;
+    let continues = read_continues(&mut fields, &messages)?;
     let mut template =
         fields.opt::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
@@ -77,12 +78,35 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         tools,
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
+        continues,
         template,
         generation: generate,
         reply,
     };
     fields.finish(IGNORED)?;
     Ok(chat)
+}
+
+/// Whether the answer goes on with the last message: vLLM's names for it, which llama.cpp has, too.
+fn read_continues(fields: &mut Fields, messages: &[Value]) -> Result<Option<bool>, ApiError> {
+    let name = "continue_final_message";
+    let continues = fields.opt::<bool>(name)?;
+    let opens = fields.opt::<bool>("add_generation_prompt")?;
+    let last = messages.last().filter(|last| last["role"] == "assistant");
+    match (continues, opens) {
+        (Some(true), Some(true)) => {
+            Err(fields.wrong(name, "only one of this and add_generation_prompt can hold"))
+        }
+        (Some(true), _) if last.is_none_or(|last| last.get("tool_calls").is_some()) => {
+            Err(fields
+                .wrong(name, "expected a last message of the assistant without calls of tools"))
+        }
+        (None | Some(false), Some(false)) => {
+            Err(fields
+                .wrong("add_generation_prompt", "false needs \"continue_final_message\": true"))
+        }
+        _ => Ok(continues),
+    }
 }
 
 /// Reads the body of `/v1/completions`.

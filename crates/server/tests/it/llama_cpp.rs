@@ -345,6 +345,55 @@ async fn tokens_of_a_prompt_are_counted() {
 }
 
 #[tokio::test]
+async fn an_answer_goes_on_with_the_last_message() {
+    let server = server("llama");
+    let user = json!({"role": "user", "content": "one"});
+    let begun = json!({"role": "assistant", "content": "tw"});
+    let chat = |messages: Value| json!({"messages": messages, "temperature": 0, "max_tokens": 8});
+    let prompt = async |mut body: Value, continues: Option<bool>| {
+        body["continue_final_message"] = continues.into();
+        ask(&server, "/apply-template", body).await["prompt"].as_str().expect("a text").to_owned()
+    };
+    let alone = prompt(chat(json!([user])), None).await;
+    let both = chat(json!([user, begun]));
+    for continues in [None, Some(true)] {
+        assert_eq!(prompt(both.clone(), continues).await, format!("{alone}tw"));
+    }
+    let apart = prompt(both.clone(), Some(false)).await;
+    assert!(apart.contains("tw") && !apart.ends_with("tw"), "{apart}");
+    // What it begins with is not repeated; every API has it.
+    let text = |reply: &Value, at: &str| reply.pointer(at).expect("an answer").clone();
+    let chats = ask(&server, "/v1/chat/completions", both).await;
+    let expected = text(&chats, "/choices/0/message/content");
+    let mut body =
+        json!({"model": "tiny", "messages": [user, begun], "max_tokens": 8, "temperature": 0});
+    let reply = ask(&server, "/v1/messages", body.clone()).await;
+    assert_eq!(text(&reply, "/content/0/text"), expected);
+    if let Some(body) = body.as_object_mut() {
+        body.remove("max_tokens");
+        body.remove("temperature");
+    }
+    body["stream"] = false.into();
+    body["options"] = json!({"temperature": 0, "num_predict": 8});
+    let reply = ask(&server, "/api/chat", body).await;
+    assert_eq!(text(&reply, "/message/content"), expected);
+
+    let refuses = async |body: Value, param: &str| {
+        refused(&server, "/v1/chat/completions", body, 400, &[param]).await;
+    };
+    let mut wrong = chat(json!([user]));
+    wrong["continue_final_message"] = true.into();
+    refuses(wrong.clone(), "continue_final_message").await;
+    wrong["messages"] = json!([user, begun]);
+    wrong["add_generation_prompt"] = true.into();
+    refuses(wrong.clone(), "add_generation_prompt").await;
+    wrong["add_generation_prompt"] = false.into();
+    ask(&server, "/v1/chat/completions", wrong.clone()).await;
+    wrong["continue_final_message"] = false.into();
+    refuses(wrong, "add_generation_prompt").await;
+}
+
+#[tokio::test]
 async fn places_for_answers() {
     let server = server("llama");
     let idle = get(&server, "/slots").await;
