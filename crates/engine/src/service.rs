@@ -134,8 +134,8 @@ pub enum Event {
     },
     /// Log-probabilities of the next tokens of the prompt, if they were asked for; of its first there are none.
     PromptLogprobs(Vec<Sampled>),
-    /// A token.
-    Token(TokenOut),
+    /// A token, and how long the answer took up to it.
+    Token(TokenOut, Timings),
     /// The end.
     Finished(Finished),
     /// The end, without an answer.
@@ -151,8 +151,6 @@ pub struct TokenOut {
     pub text: String,
     /// Log-probabilities, if they were asked for.
     pub logprobs: Option<Sampled>,
-    /// How long the answer took so far.
-    pub timings: Timings,
 }
 
 /// The end of an answer.
@@ -1030,8 +1028,9 @@ impl<'e> Scheduler<'e> {
                     if let Some(id) = step.id {
                         job.tokens.push(id);
                         stats.generated_tokens += 1;
-                        let (logprobs, timings) = (step.logprobs, job.timings(engine));
-                        job.tell(Event::Token(TokenOut { id, text, logprobs, timings }));
+                        let token = TokenOut { id, text, logprobs: step.logprobs };
+                        let timings = job.timings(engine);
+                        job.tell(Event::Token(token, timings));
                     }
                     ended.extend(step.stop.map(|reason| (index, Ok(reason))));
                 }

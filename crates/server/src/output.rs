@@ -1,4 +1,5 @@
 //! What the engine gives back, whatever API asked.
+use hurtle_engine::Timings;
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -72,6 +73,18 @@ pub struct Progress {
     pub time: Duration,
 }
 
+impl Progress {
+    /// How long it took so far, as answers tell it.
+    pub fn timings(&self) -> Timings {
+        Timings {
+            cache_n: self.cached,
+            prompt_n: self.processed.saturating_sub(self.cached),
+            prompt_ms: self.time.as_secs_f64() * 1e3,
+            ..Timings::default()
+        }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -84,7 +97,7 @@ pub struct Outcome {
     /// Tokens.
     pub usage: Usage,
     /// How long it took.
-    pub timings: hurtle_engine::Timings,
+    pub timings: Timings,
 }
 
 /// Why an answer ended.

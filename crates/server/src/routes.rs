@@ -764,6 +764,7 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
             Event::Timings(so_far) => drop(timings.insert(index, so_far)),
             Event::Progress(progress) => {
                 let chunk = head.completion_chunk(index, "", None, None);
+                let chunk = chunk.with_timings(timings.get(&index));
                 out += &chunk.with_progress(progress).encode();
             }
             Event::Text(text) => {

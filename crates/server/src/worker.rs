@@ -125,28 +125,33 @@ pub(crate) fn submit(
         let on_event = move |event| {
             watch(&event);
             // Behind the log-probabilities of its tokens, as every text.
-            if let EngineEvent::Token(_) | EngineEvent::Finished(_) = &event {
+            if let EngineEvent::Token(..) | EngineEvent::Finished(_) = &event {
                 pass_on_text(&sender, index, std::mem::take(&mut echoed));
             }
             let send = |event| drop(sender.send((index, News::Event(event))));
+            let pass_on_progress = |progress: Progress| {
+                if tell.progress && tell.timings {
+                    send(Event::Timings(progress.timings()));
+                }
+                if tell.progress {
+                    send(Event::Progress(progress));
+                }
+            };
             match &event {
                 &EngineEvent::Started { n_prompt: total, n_cached, .. } => {
                     cached = n_cached;
-                    let time = Duration::ZERO;
-                    let begun = Progress { total, cached, processed: cached, time };
-                    if tell.progress {
-                        send(Event::Progress(begun));
-                    }
+                    let (processed, time) = (cached, Duration::ZERO);
+                    pass_on_progress(Progress { total, cached, processed, time });
                 }
-                &EngineEvent::Prompt { done: processed, total, time } if tell.progress => {
-                    send(Event::Progress(Progress { total, cached, processed, time }));
+                &EngineEvent::Prompt { done: processed, total, time } => {
+                    pass_on_progress(Progress { total, cached, processed, time });
                 }
-                EngineEvent::Token(token) => {
+                EngineEvent::Token(token, timings) => {
                     if tell.ids {
                         send(Event::Id(token.id));
                     }
                     if tell.timings {
-                        send(Event::Timings(token.timings));
+                        send(Event::Timings(*timings));
                     }
                 }
                 _ => {}
@@ -186,7 +191,7 @@ fn watch(record: Option<Arc<Record>>) -> impl FnMut(&EngineEvent) + Send {
         let Some(record) = &record else { return };
         match event {
             EngineEvent::Started { queued, .. } => record.started(*queued),
-            EngineEvent::Token(_) if !has_begun => {
+            EngineEvent::Token(..) if !has_begun => {
                 has_begun = true;
                 record.first_token();
             }
@@ -210,7 +215,7 @@ fn pass_on(sender: &UnboundedSender<(usize, News)>, index: usize, event: EngineE
         EngineEvent::PromptLogprobs(tokens) => {
             tokens.into_iter().for_each(|token| drop(sender.send((index, News::Sampled(token)))));
         }
-        EngineEvent::Token(token) => {
+        EngineEvent::Token(token, _) => {
             if let Some(sampled) = token.logprobs {
                 let _ = sender.send((index, News::Sampled(sampled)));
             }

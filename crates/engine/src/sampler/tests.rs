@@ -4,6 +4,7 @@ use super::{
     Candidates, Rng, Sampled, Sampler, SamplerError, SamplerKind, SamplerParams, Vocabulary,
     temperature, truncation,
 };
+use crate::constraint::TokenMask;
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -95,7 +95,10 @@ fn stream(head: Head, messages: Messages, n_prompt: usize, include_usage: bool) 
                 out.extend(chunk.map(|chunk| chunk.with_timings(timings).encode()));
             }
             News::Timings(so_far) => drop(timings.insert(index, so_far)),
-            News::Progress(progress) => out += &head.chat_progress(index, progress).encode(),
+            News::Progress(progress) => {
+                let chunk = head.chat_progress(index, progress);
+                out += &chunk.with_timings(timings.get(&index)).encode();
+            }
             News::Logprobs(token) => tokens.entry(index).or_default().push(token),
             News::Finished(outcome) => {
                 if let Some(tokens) = tokens.get_mut(&index).filter(|tokens| !tokens.is_empty()) {

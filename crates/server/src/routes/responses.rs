@@ -56,7 +56,9 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
                 timings = Some(so_far);
                 Vec::new()
             }
-            News::Progress(progress) => vec![stream.progress(progress)],
+            News::Progress(progress) => {
+                vec![stream.progress(progress).with_timings(timings.as_ref())]
+            }
             News::Logprobs(_) => Vec::new(),
             News::Finished(outcome) => stream.finish(&outcome),
             News::Failed(error) => vec![stream.error(&error)],

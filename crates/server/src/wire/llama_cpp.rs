@@ -193,16 +193,19 @@ pub(crate) fn progress(progress: Progress) -> Value {
 /// How long an answer took, under llama.cpp's names.
 pub(crate) fn timings(timings: &Timings) -> Value {
     let each = |ms: f64, n: usize| if n == 0 { 0.0 } else { ms / n as f64 };
+    let per_second = |ms: f64, n: usize| if ms > 0.0 { n as f64 / ms * 1e3 } else { 0.0 };
+    // The first token comes of what the prompt has left: it takes no pass of its own.
+    let n_passes = timings.predicted_n.saturating_sub(1);
     json!({
         "cache_n": timings.cache_n,
         "prompt_n": timings.prompt_n,
         "prompt_ms": timings.prompt_ms,
         "prompt_per_token_ms": each(timings.prompt_ms, timings.prompt_n),
-        "prompt_per_second": timings.prompt_tps,
+        "prompt_per_second": per_second(timings.prompt_ms, timings.prompt_n),
         "predicted_n": timings.predicted_n,
         "predicted_ms": timings.predicted_ms,
-        "predicted_per_token_ms": each(timings.predicted_ms, timings.predicted_n),
-        "predicted_per_second": timings.predicted_tps,
+        "predicted_per_token_ms": each(timings.predicted_ms, n_passes),
+        "predicted_per_second": per_second(timings.predicted_ms, n_passes),
     })
 }
 
@@ -304,6 +307,37 @@ mod tests {
         assert_eq!(generate.format, Some(Grammar::Gbnf("root ::= \"a\"".into())));
         assert_eq!(generate.params.sampler.samplers.len(), 2);
         assert!(!generate.cache_prompt && read.reply.stream);
+    }
+
+    #[test]
+    fn rates_count_the_tokens_that_took_a_pass() {
+        let times = |predicted_n: usize| {
+            let (prompt_n, prompt_ms, predicted_ms) = (4, 8.0, 10.0);
+            timings(&Timings {
+                prompt_n,
+                prompt_ms,
+                predicted_n,
+                predicted_ms,
+                ..Timings::default()
+            })
+        };
+        let six = times(6);
+        assert_eq!(
+            (&six["prompt_per_token_ms"], &six["prompt_per_second"]),
+            (&json!(2.0), &json!(500.0))
+        );
+        assert_eq!(
+            (&six["predicted_per_token_ms"], &six["predicted_per_second"]),
+            (&json!(2.0), &json!(500.0))
+        );
+        for n in [0, 1] {
+            assert_eq!(
+                (&times(n)["predicted_per_token_ms"], &times(n)["predicted_per_second"]),
+                (&json!(0.0), &json!(0.0))
+            );
+        }
+        let nothing = timings(&Timings::default());
+        assert_eq!(nothing["prompt_per_second"], 0.0);
     }
 
     #[test]

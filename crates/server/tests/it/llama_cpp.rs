@@ -305,6 +305,19 @@ async fn progress_of_prompts() {
                 assert_eq!(number(&pair[0], "cache"), number(&pair[1], "cache"), "{told:?}");
             }
         }
+        body["timings_per_token"] = true.into();
+        let chunks = events(&server, path, body.clone()).await;
+        for chunk in chunks.iter().filter(|chunk| chunk.get("prompt_progress").is_some()) {
+            let (progress, timings) = (&chunk["prompt_progress"], &chunk["timings"]);
+            assert_eq!(timings["cache_n"], progress["cache"], "{path}: {chunk}");
+            let n = timings["prompt_n"].as_u64().zip(timings["cache_n"].as_u64());
+            assert_eq!(
+                n.map(|(new, known)| new + known),
+                progress["processed"].as_u64(),
+                "{chunk}"
+            );
+            assert_eq!(timings["predicted_n"], 0, "{path}: {chunk}");
+        }
         body["stream"] = false.into();
         ask(&server, path, body).await;
     }
