@@ -254,7 +254,10 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     }) {
         text += &line;
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+    let mut response =
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response();
+    response.headers_mut().insert("process-start-time-unix", shared.started.into());
+    response
 }
 
 /// The places in which the loaded models write answers: first those in use, then those that are free.

@@ -62,9 +62,18 @@ pub const SSE_DONE: &str = "data: [DONE]\n\n";
 /// The texts of a message's content: a text, or parts of which each is a text. Parts are joined by line
 /// breaks, as llama.cpp does.
 fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String, ApiError> {
+    Ok(content_texts(content, at, text_types)?.join("\n"))
+}
+
+/// The texts of a content: one, or one of each part.
+fn content_texts<'a>(
+    content: &'a Value,
+    at: &str,
+    text_types: &[&str],
+) -> Result<Vec<&'a str>, ApiError> {
     let parts = match content {
-        Value::Null => return Ok(String::new()),
-        Value::String(text) => return Ok(text.clone()),
+        Value::Null => return Ok(Vec::new()),
+        Value::String(text) => return Ok(vec![text]),
         Value::Array(parts) => parts,
         _ => {
             return Err(ApiError::invalid(
@@ -89,7 +98,7 @@ fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String
         })?;
         texts.push(text);
     }
-    Ok(texts.join("\n"))
+    Ok(texts)
 }
 
 /// Arguments where they have to be an object; what is none is given under a name that says so.

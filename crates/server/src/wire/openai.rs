@@ -1,7 +1,7 @@
 //! OpenAI's chat completions and completions, with llama.cpp's additions.
 use super::fields::Fields;
 use super::options::{self, MAX_LOGPROBS};
-use super::{SseEvent, arguments_value, content_text, llama_cpp};
+use super::{SseEvent, arguments_value, content_text, content_texts, llama_cpp};
 use crate::error::ApiError;
 use crate::output::{
     Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
@@ -339,7 +339,8 @@ pub(super) fn read_prompts_of(
             }
             Some((key, content @ Value::Array(_))) if key == "content" && object.len() == 1 => {
                 let at = format!("{name}.content");
-                content_text(content, &at, &["text"]).map(Prompt::Text)
+                let texts = content_texts(content, &at, &["text"])?;
+                Ok(Prompt::Text(texts.concat()))
             }
             _ => Err(wrong(
                 "expected an object with nothing but prompt_string, a text, or content, an array of parts",

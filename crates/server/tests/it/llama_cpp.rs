@@ -112,6 +112,8 @@ async fn prompts_of_texts_and_numbers() {
     let one = answer(json!("one")).await;
     assert_eq!(answer(json!({"prompt_string": "one"})).await, one);
     assert_eq!(answer(json!({"content": [{"type": "text", "text": "one"}]})).await, one);
+    let parts = ["o", "ne"].map(|text| json!({"type": "text", "text": text}));
+    assert_eq!(answer(json!({"content": parts})).await, one, "nothing comes between parts");
     let body = json!({"prompt": ["one", ["one", 7, 8, " two"]], "temperature": 0, "n_predict": 8});
     let several = ask(&server, "/completion", body).await;
     assert_eq!((&several[0]["content"], &several[1]["content"]), (&one, &expected));
