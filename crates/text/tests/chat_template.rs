@@ -255,7 +255,7 @@ fn capabilities_and_templates_without_system_role() {
 
 #[test]
 fn answers_that_have_been_begun() {
-    let (_, tok) = vocabulary("llama");
+    let (_, tok) = vocabulary("qwen2");
     let plain = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
     let opens = plain.replace("A:", "A:<think>\n");
     let check = |source: &str, reasoning: &str, content: &str, expected: &str, thinking: bool| {
