@@ -8,14 +8,14 @@ use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
-use hurtle_engine::{EngineOptions, PrefixDir, ServiceOptions, ShutdownReport};
+use hurtle_engine::{EngineOptions, Pooling, PrefixDir, ServiceOptions, ShutdownReport};
 use hurtle_hub::Origin;
 use hurtle_server::connections;
 use hurtle_server::keep_alive::KeepAlive;
 use hurtle_server::models::{Catalog, Load, Source};
 use hurtle_server::origin::{Hosts, Origins};
 use hurtle_server::tls::{Tls, TlsListener};
-use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_server::{Limits, Server, ServerOptions, TextVectors};
 use hurtle_text::ChatTemplate;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,9 @@ pub(crate) struct ServeArgs {
     /// Most bytes of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, help_heading = "Server")]
     max_body: usize,
+    /// How a vector is made of a text, instead of each model's own way; none: one of each token, on /embedding only
+    #[arg(long, value_name = "TYPE", help_heading = "Server")]
+    pooling: Option<PoolingType>,
     /// Most tokens of a prompt [default: as many as the context holds]
     #[arg(long, value_name = "N", help_heading = "Server")]
     max_prompt: Option<usize>,
@@ -122,6 +125,26 @@ pub(crate) struct ServeArgs {
     engine: EngineArgs,
     #[command(flatten)]
     template: TemplateArgs,
+}
+
+/// llama.cpp's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PoolingType {
+    None,
+    Mean,
+    Cls,
+    Last,
+}
+
+impl PoolingType {
+    fn text_vectors(self) -> TextVectors {
+        match self {
+            Self::None => TextVectors::Tokens,
+            Self::Mean => TextVectors::Pooled(Pooling::Mean),
+            Self::Cls => TextVectors::Pooled(Pooling::Cls),
+            Self::Last => TextVectors::Pooled(Pooling::Last),
+        }
+    }
 }
 
 /// How the log is written.
@@ -211,6 +234,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
             ..ServiceOptions::default()
         },
         sampler,
+        text_vectors: args.pooling.map_or(TextVectors::Own, PoolingType::text_vectors),
         limits: Limits {
             max_prompt: args.max_prompt,
             max_predict: args.max_predict,
