@@ -278,6 +278,14 @@ pub struct ServiceStats {
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Of answers that have ended: how long their prompts took, each by itself.
+    pub prompt_time: Duration,
+    /// Tokens that were processed in that time.
+    pub timed_prompt_tokens: u64,
+    /// Of the same answers: how long they took behind their prompts, each by itself.
+    pub generation_time: Duration,
+    /// Tokens that were generated in that time: all but the first of each, which its prompt gives.
+    pub timed_tokens: u64,
     /// Forward passes.
     pub batches: u64,
     /// Tokens in them.
@@ -821,6 +829,13 @@ impl<'e> Scheduler<'e> {
         }
         let timings = job.timings(&self.shared.engine);
         let n_generated = job.token_loop.n_generated();
+        if job.decoding.is_some() {
+            let time = |ms: f64| Duration::from_secs_f64(ms / 1e3);
+            self.stats.prompt_time += time(timings.prompt_ms);
+            self.stats.timed_prompt_tokens += timings.prompt_n as u64;
+            self.stats.generation_time += time(timings.predicted_ms);
+            self.stats.timed_tokens += n_generated.saturating_sub(1) as u64;
+        }
         let stop_string = job.token_loop.stop_string().map(str::to_owned);
         let Job { token_loop, n_prompt, n_cached, mut on_event, deaf, .. } = job;
         let mut text_tail = String::new();

@@ -522,6 +522,10 @@ fn add_counters(sum: &mut ServiceStats, stats: &ServiceStats) {
     sum.prompt_tokens += stats.prompt_tokens;
     sum.cached_tokens += stats.cached_tokens;
     sum.generated_tokens += stats.generated_tokens;
+    sum.prompt_time += stats.prompt_time;
+    sum.timed_prompt_tokens += stats.timed_prompt_tokens;
+    sum.generation_time += stats.generation_time;
+    sum.timed_tokens += stats.timed_tokens;
     sum.batches += stats.batches;
     sum.batch_tokens += stats.batch_tokens;
     sum.preemptions += stats.preemptions;

@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_stream::{Stream, StreamExt as _};
@@ -218,6 +218,9 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let stats = shared.models.stats();
     let counter = |name, help, value: u64| (name, "counter", help, value as f64);
     let gauge = |name, help, value: f64| (name, "gauge", help, value);
+    let seconds = |name, help, time: Duration| (name, "counter", help, time.as_secs_f64());
+    let rate =
+        |n: u64, time: Duration| if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() };
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
     let metrics = [
         counter("prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens),
@@ -226,12 +229,32 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
             "Prompt tokens found in the cache.",
             stats.cached_tokens,
         ),
+        seconds(
+            "prompt_seconds_total",
+            "Time that prompts of ended answers took.",
+            stats.prompt_time,
+        ),
         counter("tokens_predicted_total", "Tokens generated.", stats.generated_tokens),
+        seconds(
+            "tokens_predicted_seconds_total",
+            "Time that ended answers took behind their prompts.",
+            stats.generation_time,
+        ),
         counter("n_decode_total", "Forward passes.", stats.batches),
         counter("batch_tokens_total", "Tokens in all forward passes.", stats.batch_tokens),
         counter("prefix_lookups_total", "Prompts looked up in the cache.", stats.prefix_lookups),
         counter("prefix_hits_total", "Prompts of which the cache held a part.", stats.prefix_hits),
         counter("preemptions_total", "Sequences that gave up their memory.", stats.preemptions),
+        gauge(
+            "prompt_tokens_seconds",
+            "Prompt tokens a second, of ended answers.",
+            rate(stats.timed_prompt_tokens, stats.prompt_time),
+        ),
+        gauge(
+            "predicted_tokens_seconds",
+            "Tokens a second, of ended answers.",
+            rate(stats.timed_tokens, stats.generation_time),
+        ),
         gauge("requests_processing", "Answers being written.", stats.slots.len() as f64),
         gauge("requests_deferred", "Requests that wait.", stats.waiting as f64),
         gauge("kv_cache_usage_ratio", "Part of the memory for keys and values in use.", used),

@@ -1,6 +1,6 @@
 //! llama.cpp's own routes, gaps, and prompts that are repeated.
-use crate::common::{ask, copy, expected, get, post, refused, server, server_of};
-use axum::http::StatusCode;
+use crate::common::{ask, copy, expected, get, method, post, refused, server, server_of};
+use axum::http::{Method, StatusCode};
 use hurtle_gguf::Value as Meta;
 use hurtle_server::Server;
 use serde_json::{Value, json};
@@ -406,6 +406,42 @@ async fn an_answer_goes_on_with_the_last_message() {
     ask(&server, "/v1/chat/completions", wrong.clone()).await;
     wrong["continue_final_message"] = false.into();
     refuses(wrong, "add_generation_prompt").await;
+}
+
+#[tokio::test]
+async fn rates_over_all_answers() {
+    let server = server("llama");
+    let metric = async |name: &str| {
+        let (_, text) = method(&server, Method::GET, "/metrics", "").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("llamacpp:{name} ")));
+        value.expect("the metric").parse::<f64>().expect("a number")
+    };
+    assert_eq!(metric("predicted_tokens_seconds").await, 0.0);
+    let body = json!({"prompt": "one two three", "n_predict": 8, "ignore_eos": true});
+    let mut sums = [0.0; 4];
+    for n in 1..=2 {
+        let answer = ask(&server, "/completion", body.clone()).await;
+        let time = |name: &str| answer["timings"][name].as_f64().expect("a number");
+        sums[0] += time("prompt_n");
+        sums[1] += time("prompt_ms") / 1e3;
+        sums[2] += time("predicted_n") - 1.0;
+        sums[3] += time("predicted_ms") / 1e3;
+        // An answer is told before it is counted.
+        while metric("tokens_predicted_total").await < f64::from(8 * n)
+            || metric("requests_processing").await > 0.0
+        {
+            tokio::task::yield_now().await;
+        }
+    }
+    for (name, expected) in [
+        ("prompt_seconds_total", sums[1]),
+        ("tokens_predicted_seconds_total", sums[3]),
+        ("prompt_tokens_seconds", sums[0] / sums[1]),
+        ("predicted_tokens_seconds", sums[2] / sums[3]),
+    ] {
+        let found = metric(name).await;
+        assert!((found / expected - 1.0).abs() < 1e-3, "{name}: {found}, {expected}");
+    }
 }
 
 #[tokio::test]
