@@ -836,6 +836,8 @@ impl<'e> Scheduler<'e> {
             self.stats.generation_time += time(timings.predicted_ms);
             self.stats.timed_tokens += n_generated.saturating_sub(1) as u64;
         }
+        // Who has heard the end finds the place free.
+        self.publish();
         let stop_string = job.token_loop.stop_string().map(str::to_owned);
         let Job { token_loop, n_prompt, n_cached, mut on_event, deaf, .. } = job;
         let mut text_tail = String::new();
