@@ -10,7 +10,10 @@
 use crate::{Engine, EngineError};
 use hurtle_model::spec::{Head, Ranking};
 use hurtle_model::{BatchToken, Pooling, Scratch};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+
+/// Asked between passes whether to go on.
+type Between<'a> = &'a mut dyn FnMut() -> ControlFlow<()>;
 
 impl Engine {
     /// How the model makes one vector of a text; `None` if it does not.
@@ -67,8 +70,39 @@ impl Engine {
         &self,
         texts: &[impl AsRef<[u32]>],
         pooling: Pooling,
-        between: &mut dyn FnMut() -> ControlFlow<()>,
+        between: Between<'_>,
     ) -> Result<Vec<Vec<f32>>, EngineError> {
+        let together = |texts: &[&[u32]], scratch: &mut Scratch, between: Between<'_>| {
+            self.embed_together(texts, pooling, scratch, between)
+        };
+        self.in_batches(texts, together, between)
+    }
+
+    /// As [`Engine::embed_all`] without pooling: the vector of each token, `[n_tokens][n_embd]` of each text.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`], for the first text that has one.
+    pub fn embed_tokens(
+        &self,
+        texts: &[impl AsRef<[u32]>],
+        between: Between<'_>,
+    ) -> Result<Vec<Vec<Vec<f32>>>, EngineError> {
+        let together = |texts: &[&[u32]], scratch: &mut Scratch, between: Between<'_>| {
+            let mut vectors: Vec<Vec<Vec<f32>>> = vec![Vec::new(); texts.len()];
+            let each = |text: usize, row: &[f32]| vectors[text].push(row.to_vec());
+            let whole = self.states(texts, |n_tokens| 0..n_tokens, scratch, between, each)?;
+            Ok(if whole { vectors } else { Vec::new() })
+        };
+        self.in_batches(texts, together, between)
+    }
+
+    /// What `together` makes of many texts, as many at a time as go through the model together.
+    fn in_batches<T>(
+        &self,
+        texts: &[impl AsRef<[u32]>],
+        together: impl Fn(&[&[u32]], &mut Scratch, Between<'_>) -> Result<Vec<T>, EngineError>,
+        between: Between<'_>,
+    ) -> Result<Vec<T>, EngineError> {
         let both_ways = self.model().hparams().both_ways;
         let batch_size = self.batch_size;
         for text in texts {
@@ -93,7 +127,11 @@ impl Engine {
             if between().is_break() {
                 break;
             }
-            vectors.extend(self.embed_together(&group, pooling, &mut scratch, between)?);
+            let made = together(&group, &mut scratch, between)?;
+            if made.is_empty() {
+                break;
+            }
+            vectors.extend(made);
         }
         Ok(vectors)
     }
@@ -104,7 +142,7 @@ impl Engine {
         texts: &[&[u32]],
         pooling: Pooling,
         scratch: &mut Scratch,
-        between: &mut dyn FnMut() -> ControlFlow<()>,
+        between: Between<'_>,
     ) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.model();
         let n_embd = model.hparams().n_embd;
@@ -113,6 +151,35 @@ impl Engine {
             (Pooling::Cls, _) | (Pooling::Rank, Ranking::First) => 0..1,
             (Pooling::Last, _) | (Pooling::Rank, Ranking::LastSoftmax) => n_tokens - 1..n_tokens,
         };
+        let mut vectors = vec![vec![0.0; n_embd]; texts.len()];
+        let add = |text: usize, row: &[f32]| {
+            vectors[text].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        };
+        if !self.states(texts, pooled, scratch, between, add)? {
+            return Ok(Vec::new());
+        }
+        let exec = self.exec(self.threads().1);
+        for (vector, text) in vectors.iter_mut().zip(texts) {
+            let n_pooled = pooled(text.len()).len() as f32;
+            vector.iter_mut().for_each(|x| *x /= n_pooled);
+            if pooling == Pooling::Rank {
+                *vector = model.scores(exec, vector, scratch)?.to_vec();
+            }
+        }
+        Ok(vectors)
+    }
+
+    /// Calls `each(text, row)` with the hidden states, `[n_embd]`, of those tokens of each text that `wanted_of` names of
+    /// its number of tokens, in order. False if `between` breaks off.
+    fn states(
+        &self,
+        texts: &[&[u32]],
+        wanted_of: impl Fn(usize) -> Range<usize>,
+        scratch: &mut Scratch,
+        between: Between<'_>,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<bool, EngineError> {
+        let model = self.model();
         let mut cache = model.kv_cache(self.kv_types.0, self.kv_types.1);
         let exec = self.exec(self.threads().1);
         let mut batch = Vec::new();
@@ -122,31 +189,23 @@ impl Engine {
         for (owner, text) in texts.iter().enumerate() {
             let seq = cache.new_sequence();
             for (i, id) in text.iter().enumerate() {
-                let logits = pooled(text.len()).contains(&i);
+                let logits = wanted_of(text.len()).contains(&i);
                 batch.push(BatchToken { id: *id, seq, logits });
                 wanted.push((logits, owner));
             }
         }
-        let mut vectors = vec![vec![0.0; n_embd]; texts.len()];
         for (chunk, wanted) in batch.chunks(self.batch_size).zip(wanted.chunks(self.batch_size)) {
             if chunk.len() < batch.len() && between().is_break() {
-                return Ok(Vec::new());
+                return Ok(false);
             }
             let rows = model.hidden(exec, chunk, &mut cache, scratch)?;
             owners.clear();
             owners.extend(wanted.iter().filter(|wanted| wanted.0).map(|wanted| wanted.1));
-            for (row, owner) in rows.chunks_exact(n_embd).zip(&owners) {
-                vectors[*owner].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            for (row, owner) in rows.chunks_exact(model.hparams().n_embd).zip(&owners) {
+                each(*owner, row);
             }
         }
-        for (vector, text) in vectors.iter_mut().zip(texts) {
-            let n_pooled = pooled(text.len()).len() as f32;
-            vector.iter_mut().for_each(|x| *x /= n_pooled);
-            if pooling == Pooling::Rank {
-                *vector = model.scores(exec, vector, scratch)?.to_vec();
-            }
-        }
-        Ok(vectors)
+        Ok(true)
     }
 
     /// The file's name for messages.

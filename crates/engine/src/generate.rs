@@ -1,7 +1,7 @@
 //! A loaded model, and sequences that grow on it.
 
 use crate::constraint::{Constraint, ConstraintError, Grammar, GrammarConstraint, Grammars};
-use crate::sampler::{Sampled, Sampler, SamplerError, SamplerParams};
+use crate::sampler::{Distribution, Sampled, Sampler, SamplerError, SamplerParams};
 use crate::token_loop::TokenLoop;
 use hurtle_gguf::Gguf;
 use hurtle_kernels::backend::MatmulBackend;
@@ -492,7 +492,8 @@ impl<'a> Session<'a> {
         self.tokens.reserve(prompt.len() - shared + expected);
         let mut text = String::with_capacity(4 * expected);
         let token_loop = TokenLoop::new(engine, sampler, params, room);
-        let mut token_loop = token_loop.with(extras.constraint, extras.logprobs);
+        let mut token_loop =
+            token_loop.with(extras.constraint, extras.logprobs, Distribution::Model);
         let mut done = shared;
         let mut logits: &[f32] = &[];
         for chunk in prompt[shared..].chunks(engine.batch_size) {

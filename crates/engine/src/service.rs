@@ -18,7 +18,7 @@
 use crate::constraint::Constraint;
 use crate::generate::millis;
 use crate::prefix::PrefixCache;
-use crate::sampler::{Sampled, Sampler, SamplerError};
+use crate::sampler::{Distribution, Sampled, Sampler, SamplerError};
 use crate::saved::{PrefixDir, SavedPages};
 use crate::token_loop::TokenLoop;
 use crate::{Engine, EngineError, GenerationParams, StopReason, Timings};
@@ -69,6 +69,8 @@ pub struct Request {
     pub params: GenerationParams,
     /// Log-probabilities of each token and of so many best ones.
     pub logprobs: Option<usize>,
+    /// Of which distribution they are.
+    pub distribution: Distribution,
     /// Log-probabilities of the prompt's tokens but the first, and of so many best ones. All of the prompt is
     /// processed then, whatever the prefix cache holds.
     pub prompt_logprobs: Option<usize>,
@@ -89,6 +91,7 @@ impl Request {
             prompt,
             params,
             logprobs: None,
+            distribution: Distribution::Model,
             prompt_logprobs: None,
             constraint: None,
             client: None,
@@ -126,11 +129,13 @@ pub enum Event {
         done: usize,
         /// Of.
         total: usize,
+        /// Since the request has its place.
+        time: Duration,
     },
     /// Log-probabilities of the next tokens of the prompt, if they were asked for; of its first there are none.
     PromptLogprobs(Vec<Sampled>),
-    /// A token.
-    Token(TokenOut),
+    /// A token, and how long the answer took up to it.
+    Token(TokenOut, Timings),
     /// The end.
     Finished(Finished),
     /// The end, without an answer.
@@ -273,6 +278,14 @@ pub struct ServiceStats {
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Of answers that have ended: how long their prompts took, each by itself.
+    pub prompt_time: Duration,
+    /// Tokens that were processed in that time.
+    pub timed_prompt_tokens: u64,
+    /// Of the same answers: how long they took behind their prompts, each by itself.
+    pub generation_time: Duration,
+    /// Tokens that were generated in that time: all but the first of each, which its prompt gives.
+    pub timed_tokens: u64,
     /// Forward passes.
     pub batches: u64,
     /// Tokens in them.
@@ -536,6 +549,22 @@ impl Job<'_> {
         }
     }
 
+    /// How long it took so far.
+    fn timings(&self, engine: &Engine) -> Timings {
+        let now = Instant::now();
+        let started = self.started.unwrap_or(now);
+        let decoding = self.decoding.unwrap_or(now);
+        let mut timings = Timings {
+            load_ms: millis(engine.load_time()),
+            cache_n: self.n_cached,
+            prompt_n: self.n_prompt - self.n_cached,
+            predicted_n: self.token_loop.n_generated(),
+            ..Timings::default()
+        };
+        timings.finish(decoding - started, now - decoding);
+        timings
+    }
+
     /// Whether the logits behind the token `i` are wanted for the sake of the prompt's next.
     fn scores_after(&self, i: usize) -> bool {
         self.prompt_logprobs.is_some() && (self.n_scored..self.n_prompt).contains(&(i + 1))
@@ -748,7 +777,7 @@ impl<'e> Scheduler<'e> {
                 tokens: prompt,
                 prompt_logprobs: request.prompt_logprobs,
                 n_scored: 1,
-                token_loop: token_loop.with(constraint, request.logprobs),
+                token_loop: token_loop.with(constraint, request.logprobs, request.distribution),
                 submitted,
                 started: None,
                 decoding: None,
@@ -798,18 +827,17 @@ impl<'e> Scheduler<'e> {
                 _ => self.report.finished += 1,
             }
         }
-        let now = Instant::now();
-        let started = job.started.unwrap_or(now);
-        let decoding = job.decoding.unwrap_or(now);
+        let timings = job.timings(&self.shared.engine);
         let n_generated = job.token_loop.n_generated();
-        let mut timings = Timings {
-            load_ms: millis(self.shared.engine.load_time()),
-            cache_n: job.n_cached,
-            prompt_n: job.n_prompt - job.n_cached,
-            predicted_n: n_generated,
-            ..Timings::default()
-        };
-        timings.finish(decoding - started, now - decoding);
+        if job.decoding.is_some() {
+            let time = |ms: f64| Duration::from_secs_f64(ms / 1e3);
+            self.stats.prompt_time += time(timings.prompt_ms);
+            self.stats.timed_prompt_tokens += timings.prompt_n as u64;
+            self.stats.generation_time += time(timings.predicted_ms);
+            self.stats.timed_tokens += n_generated.saturating_sub(1) as u64;
+        }
+        // Who has heard the end finds the place free.
+        self.publish();
         let stop_string = job.token_loop.stop_string().map(str::to_owned);
         let Job { token_loop, n_prompt, n_cached, mut on_event, deaf, .. } = job;
         let mut text_tail = String::new();
@@ -996,7 +1024,8 @@ impl<'e> Scheduler<'e> {
             }
             let done = cache.len(*seq);
             if job.decoding.is_none() {
-                job.tell(Event::Prompt { done, total: job.n_prompt });
+                let time = job.started.map_or(Duration::ZERO, |started| started.elapsed());
+                job.tell(Event::Prompt { done, total: job.n_prompt, time });
             }
             let scored = (done - *planned..done).filter(|&i| job.scores_after(i)).count();
             job.score(rows.by_ref().take(scored));
@@ -1016,7 +1045,9 @@ impl<'e> Scheduler<'e> {
                     if let Some(id) = step.id {
                         job.tokens.push(id);
                         stats.generated_tokens += 1;
-                        job.tell(Event::Token(TokenOut { id, text, logprobs: step.logprobs }));
+                        let token = TokenOut { id, text, logprobs: step.logprobs };
+                        let timings = job.timings(engine);
+                        job.tell(Event::Token(token, timings));
                     }
                     ended.extend(step.stop.map(|reason| (index, Ok(reason))));
                 }

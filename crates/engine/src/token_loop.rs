@@ -3,7 +3,7 @@
 //! step it with the logits that their forward passes give, so that their answers cannot differ.
 
 use crate::constraint::{Constraint, ConstraintError, TokenMask};
-use crate::sampler::{Sampled, Sampler};
+use crate::sampler::{Distribution, Sampled, Sampler};
 use crate::{Engine, EngineError, GenerationParams, StopMatcher, StopReason};
 use hurtle_text::StreamDecoder;
 
@@ -27,6 +27,7 @@ pub(crate) struct TokenLoop<'e> {
     sampler: Sampler,
     constrained: Option<Constrained>,
     logprobs: Option<usize>,
+    distribution: Distribution,
     decoder: StreamDecoder<'e>,
     /// What the latest token completes.
     decoded: String,
@@ -53,6 +54,7 @@ impl<'e> TokenLoop<'e> {
             sampler,
             constrained: None,
             logprobs: None,
+            distribution: Distribution::Model,
             decoder: StreamDecoder::new(engine.tokenizer(), params.special).showing(&params.shown),
             decoded: String::new(),
             stop: StopMatcher::new(&params.stop),
@@ -62,15 +64,17 @@ impl<'e> TokenLoop<'e> {
         }
     }
 
-    /// The same, restricted, and with log-probabilities of so many best tokens.
+    /// The same, restricted, and with log-probabilities of so many best tokens in a distribution.
     pub(crate) fn with(
         mut self,
         constraint: Option<Box<dyn Constraint>>,
         logprobs: Option<usize>,
+        distribution: Distribution,
     ) -> Self {
         let mask = || TokenMask::new(self.engine.model().hparams().n_vocab);
         self.constrained = constraint.map(|constraint| Constrained { constraint, mask: mask() });
         self.logprobs = logprobs;
+        self.distribution = distribution;
         self
     }
 
@@ -102,7 +106,12 @@ impl<'e> TokenLoop<'e> {
             }
             None => None,
         };
-        let id = self.sampler.sample_masked(logits, mask);
+        let drawn = self.logprobs.filter(|_| self.distribution == Distribution::Drawn);
+        let drawn = drawn.map(|n| self.sampler.sample_with_drawn_logprobs(logits, mask, n));
+        let id = match &drawn {
+            Some(sampled) => sampled.token.id,
+            None => self.sampler.sample_masked(logits, mask),
+        };
         let tok = self.engine.tokenizer();
         if let Some(mask) = mask.filter(|mask| !mask.contains(id)) {
             // To a grammar that allows the end and nothing else, it comes even if it is to be ignored.
@@ -115,7 +124,8 @@ impl<'e> TokenLoop<'e> {
         if tok.is_end_of_generation(id) && (!self.ignore_eos || mask.is_some()) {
             return end(StopReason::EndOfText);
         }
-        let logprobs = self.logprobs.map(|n| self.sampler.logprobs(logits, id, n));
+        let own = |n| self.sampler.logprobs(logits, id, n);
+        let logprobs = drawn.or_else(|| self.logprobs.map(own));
         self.sampler.accept(id);
         self.n_generated += 1;
         self.decoded.clear();

@@ -131,6 +131,32 @@ fn texts_that_are_embedded_together_have_the_bits_that_each_has_alone() {
 }
 
 #[test]
+fn vectors_of_tokens_are_those_that_are_pooled() {
+    for name in MODELS {
+        let golden = expected(name);
+        let both_ways = engine(name, &exact()).model().hparams().both_ways;
+        let batch_size = Some(if both_ways { 100 } else { 30 });
+        let engine = engine(name, &EngineOptions { batch_size, ..exact() });
+        let texts: Vec<&[u32]> = golden.inputs.iter().map(|input| &*input.ids).collect();
+        let mut go_on = || ControlFlow::Continue(());
+        let tokens = engine.embed_tokens(&texts, &mut go_on).unwrap();
+        let first = engine.embed_all(&texts, Pooling::Cls, &mut go_on).unwrap();
+        let last = engine.embed_all(&texts, Pooling::Last, &mut go_on).unwrap();
+        assert_eq!(tokens.len(), texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            assert_eq!(tokens[i].len(), text.len(), "{name}");
+            assert_eq!(
+                (&tokens[i][0], &tokens[i][text.len() - 1]),
+                (&first[i], &last[i]),
+                "{name}"
+            );
+        }
+        let mut give_up = || ControlFlow::Break(());
+        assert!(engine.embed_tokens(&texts, &mut give_up).unwrap().is_empty(), "{name}");
+    }
+}
+
+#[test]
 fn embeddings_have_the_same_bits_whatever_the_threads_and_chunks() {
     let folder = tempfile::tempdir().unwrap();
     for name in MODELS {

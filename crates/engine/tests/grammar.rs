@@ -342,7 +342,7 @@ fn constrained_and_free_answers_do_not_disturb_each_other() {
         let mut found = (String::new(), Vec::new(), StopReason::Cancelled, Vec::new());
         for event in events {
             match event {
-                Event::Token(token) => {
+                Event::Token(token, _) => {
                     found.0 += &token.text;
                     found.1.push(token.id);
                     found.3.extend(token.logprobs);

@@ -47,7 +47,7 @@ fn hear(events: &Receiver<Event>) -> Answer {
     let (mut ids, mut text) = (Vec::new(), String::new());
     loop {
         match events.recv_timeout(Duration::from_secs(60)).expect("an event") {
-            Event::Token(token) => {
+            Event::Token(token, _) => {
                 ids.push(token.id);
                 text.push_str(&token.text);
             }
@@ -196,7 +196,7 @@ fn ask_with_logprobs(service: &Service, ids: &[u32]) -> (String, usize) {
     let mut tokens = Vec::new();
     loop {
         match events.recv_timeout(Duration::from_secs(60)).expect("an event") {
-            Event::Token(token) => tokens.push(token),
+            Event::Token(token, _) => tokens.push(token),
             Event::Finished(finished) => return (format!("{tokens:?}"), finished.n_cached),
             Event::Failed(error) => panic!("{error}"),
             Event::Started { .. } | Event::Prompt { .. } | Event::PromptLogprobs(_) => {}
@@ -213,7 +213,7 @@ fn score(events: &Receiver<Event>) -> (Vec<Sampled>, Vec<u32>) {
                 assert!(ids.is_empty(), "before the answer");
                 scores.extend(next);
             }
-            Event::Token(token) => ids.push(token.id),
+            Event::Token(token, _) => ids.push(token.id),
             Event::Finished(_) => return (scores, ids),
             Event::Failed(error) => panic!("{error}"),
             Event::Started { .. } | Event::Prompt { .. } => {}
@@ -236,7 +236,7 @@ fn prompts_are_scored_as_their_tokens_would_be_sampled() {
             let request = Request { logprobs: Some(n_vocab), ..beginning };
             let (_ticket, events) = submit(&service, request).unwrap();
             let mut all = events.iter().find_map(|event| match event {
-                Event::Token(token) => token.logprobs,
+                Event::Token(token, _) => token.logprobs,
                 _ => None,
             });
             let mut top = std::mem::take(&mut all.as_mut().expect("a token").top);
@@ -402,7 +402,7 @@ fn stop_strings_are_named_and_logprobs_given() {
     let mut finished = None;
     for event in events {
         match event {
-            Event::Token(token) => {
+            Event::Token(token, _) => {
                 let logprobs = token.logprobs.unwrap();
                 assert_eq!((logprobs.token.id, logprobs.top.len()), (token.id, 3));
             }

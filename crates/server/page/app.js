@@ -117,7 +117,7 @@ function take(chunk, live) {
   if (choice?.finish_reason === "length") message.ending = "length";
   // The server counts and times better than its chunks do.
   if (chunk.usage) live.tokens = chunk.usage.completion_tokens;
-  live.rate = chunk.timings?.predicted_tps ?? live.rate;
+  live.rate = chunk.timings?.predicted_per_second ?? live.rate;
 }
 
 const dirty = new Set();

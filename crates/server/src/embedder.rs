@@ -7,7 +7,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::models::{Lease, timed_out};
 use crate::observe;
 use crate::request::Prompt;
-use hurtle_engine::{EngineError, Pooling};
+use hurtle_engine::{Engine, EngineError, Pooling};
 use hurtle_text::{ChatTemplate, Encode, RenderInput, Tokenizer};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -28,6 +28,18 @@ impl Default for Embedder {
     }
 }
 
+/// How vectors are made of texts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TextVectors {
+    /// As each model says; of a model that is made for writing, behind the last token.
+    #[default]
+    Own,
+    /// In this way, whatever the model says.
+    Pooled(Pooling),
+    /// One for each token.
+    Tokens,
+}
+
 /// What is to be done with a text that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TooLong {
@@ -36,12 +48,15 @@ pub(crate) enum TooLong {
     Truncate,
 }
 
-/// Vectors and the tokens that they took.
+/// What became of each text, and the tokens that it took.
 #[derive(Debug)]
-pub(crate) struct Embedded {
-    pub(crate) vectors: Vec<Vec<f32>>,
+pub(crate) struct Embedded<T = Vec<f32>> {
+    pub(crate) vectors: Vec<T>,
     pub(crate) n_tokens: usize,
 }
+
+/// Asked between passes whether somebody still waits.
+type Between<'a> = &'a mut dyn FnMut() -> ControlFlow<()>;
 
 /// Counts itself out.
 struct Waits<'a>(&'a AtomicUsize);
@@ -62,31 +77,57 @@ impl Drop for Gone {
 }
 
 impl Lease {
-    /// Embeds texts. A model that is made for writing gives what it knows behind the last token, as Ollama does.
+    /// Embeds texts, in the model's own way if `pooling` names no other. A model that is made for writing gives what
+    /// it knows behind the last token, as Ollama does.
     pub(crate) async fn embed(
         &self,
         inputs: Vec<Prompt>,
         too_long: TooLong,
         n_ctx: Option<usize>,
+        pooling: Option<Pooling>,
         queue: usize,
     ) -> Result<Embedded, ApiError> {
-        let engine = self.service.engine();
-        let pooling = match engine.pooling() {
-            Some(Pooling::Rank) => {
-                let message = format!(
-                    "model '{}' is a reranker: it scores texts, and makes no embeddings\nhint: ask /v1/rerank",
-                    self.source.name
-                );
-                return Err(ApiError::invalid("model", message));
-            }
-            Some(pooling) => pooling,
-            None => Pooling::Last,
+        let texts = self.to_embed(inputs, too_long, n_ctx).await?;
+        let own = self.service.engine().pooling();
+        let pooling = pooling.or(own).unwrap_or(Pooling::Last);
+        let make = move |engine: &Engine, texts: &[Vec<u32>], between: Between<'_>| {
+            engine.embed_all(texts, pooling, between)
         };
+        self.vectors(texts, make, queue).await
+    }
+
+    /// The vectors of each token of each text.
+    pub(crate) async fn embed_tokens(
+        &self,
+        inputs: Vec<Prompt>,
+        queue: usize,
+    ) -> Result<Embedded<Vec<Vec<f32>>>, ApiError> {
+        let texts = self.to_embed(inputs, TooLong::Refuse, None).await?;
+        let make = |engine: &Engine, texts: &[Vec<u32>], between: Between<'_>| {
+            engine.embed_tokens(texts, between)
+        };
+        self.vectors(texts, make, queue).await
+    }
+
+    /// The tokens of texts to embed; a reranker refuses them.
+    async fn to_embed(
+        &self,
+        inputs: Vec<Prompt>,
+        too_long: TooLong,
+        n_ctx: Option<usize>,
+    ) -> Result<Vec<Vec<u32>>, ApiError> {
+        let engine = self.service.engine();
+        if engine.pooling() == Some(Pooling::Rank) {
+            let message = format!(
+                "model '{}' is a reranker: it scores texts, and makes no embeddings\nhint: ask /v1/rerank",
+                self.source.name
+            );
+            return Err(ApiError::invalid("model", message));
+        }
         let model = self.clone();
         let most = n_ctx.map_or(usize::MAX, |n| n.max(1)).min(engine.longest_embeddable());
         let tokens = move || model.tokens(inputs, too_long, most);
-        let texts = in_background(tokens).await??;
-        self.vectors(texts, pooling, queue).await
+        in_background(tokens).await?
     }
 
     /// How much each document says about the query, and the tokens that it took to find out.
@@ -114,15 +155,21 @@ impl Lease {
             Ok::<_, ApiError>(pairs)
         };
         let texts = in_background(tokens).await??;
-        self.vectors(texts, Pooling::Rank, queue).await
+        let make = |engine: &Engine, texts: &[Vec<u32>], between: Between<'_>| {
+            engine.embed_all(texts, Pooling::Rank, between)
+        };
+        self.vectors(texts, make, queue).await
     }
 
-    async fn vectors(
+    /// What `make` makes of texts, in turn.
+    async fn vectors<T: Send + 'static>(
         &self,
         texts: Vec<Vec<u32>>,
-        pooling: Pooling,
+        make: impl FnOnce(&Engine, &[Vec<u32>], Between<'_>) -> Result<Vec<T>, EngineError>
+        + Send
+        + 'static,
         queue: usize,
-    ) -> Result<Embedded, ApiError> {
+    ) -> Result<Embedded<T>, ApiError> {
         let waiting = self.embedder.waiting.fetch_add(1, Ordering::Relaxed);
         let waits = Waits(&self.embedder.waiting);
         if waiting >= queue {
@@ -135,7 +182,7 @@ impl Lease {
             let failed = |_| ApiError::new(ErrorKind::Unavailable, "the server is shutting down");
             let _turn = self.embedder.turn.acquire().await.map_err(failed)?;
             drop(waits);
-            self.in_turn(texts, pooling).await
+            self.in_turn(texts, make).await
         };
         match self.limits.timeout {
             None => work.await,
@@ -143,7 +190,13 @@ impl Lease {
         }
     }
 
-    async fn in_turn(&self, texts: Vec<Vec<u32>>, pooling: Pooling) -> Result<Embedded, ApiError> {
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        texts: Vec<Vec<u32>>,
+        make: impl FnOnce(&Engine, &[Vec<u32>], Between<'_>) -> Result<Vec<T>, EngineError>
+        + Send
+        + 'static,
+    ) -> Result<Embedded<T>, ApiError> {
         let gone = Arc::new(AtomicBool::new(false));
         let _gone = Gone(Arc::clone(&gone));
         let model = self.clone();
@@ -155,7 +208,7 @@ impl Lease {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             };
-            engine.embed_all(&texts, pooling, &mut between)
+            make(engine, &texts, &mut between)
         };
         let vectors = in_background(embed).await?.map_err(|error| refused(&error))?;
         Ok(Embedded { vectors, n_tokens })

@@ -63,12 +63,23 @@ pub struct ApiError {
     pub param: Option<String>,
     /// OpenAI's code, for programs: `model_not_found`, `context_length_exceeded` ...
     pub code: Option<&'static str>,
+    /// By how much a prompt is too long.
+    pub overflow: Option<Overflow>,
+}
+
+/// A prompt and what there is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overflow {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Tokens that the context holds.
+    pub n_ctx: usize,
 }
 
 impl ApiError {
     /// A failure of this kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, code: None }
+        Self { kind, message: message.into(), param: None, code: None, overflow: None }
     }
 
     /// A parameter that makes no sense or cannot be honoured.
@@ -99,10 +110,11 @@ impl ApiError {
     pub fn prompt_too_long(n_prompt: usize, n_ctx: usize) -> Self {
         Self {
             code: Some("context_length_exceeded"),
+            overflow: Some(Overflow { n_prompt, n_ctx }),
             ..Self::new(
                 ErrorKind::Invalid,
                 format!(
-                    "the prompt has {n_prompt} tokens, but the context holds {n_ctx}\n\
+                    "the prompt has {n_prompt} tokens, which exceeds the available context size of {n_ctx}\n\
                      hint: shorten the prompt, or start the server with a larger --ctx-size"
                 ),
             )
@@ -114,14 +126,21 @@ impl ApiError {
         self.kind.row().0
     }
 
-    /// The body that OpenAI's clients expect; llama.cpp's have the same shape.
+    /// The body that OpenAI's clients expect; llama.cpp's have the same shape, and count the tokens of a prompt
+    /// that is too long.
     pub fn openai(&self) -> Value {
-        json!({"error": {
+        let mut error = json!({
             "message": self.message,
             "type": self.kind.row().1,
             "param": self.param,
             "code": self.code,
-        }})
+        });
+        if let Some(Overflow { n_prompt, n_ctx }) = self.overflow {
+            error["type"] = "exceed_context_size_error".into();
+            error["n_prompt_tokens"] = n_prompt.into();
+            error["n_ctx"] = n_ctx.into();
+        }
+        json!({"error": error})
     }
 
     /// The body that Anthropic's clients expect.
@@ -157,6 +176,10 @@ mod tests {
         let error = ApiError::prompt_too_long(5000, 4096);
         assert_eq!((error.status(), error.code), (400, Some("context_length_exceeded")));
         assert!(error.message.contains("5000") && error.message.contains("4096"), "{error}");
+        let told = &error.openai()["error"];
+        assert_eq!(told["type"], "exceed_context_size_error");
+        assert_eq!((&told["n_prompt_tokens"], &told["n_ctx"]), (&json!(5000), &json!(4096)));
+        assert_eq!(error.anthropic()["error"]["type"], "invalid_request_error");
     }
 
     #[test]

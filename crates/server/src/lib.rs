@@ -11,6 +11,8 @@
 //! the API that knows them.
 #![forbid(unsafe_code)]
 
+pub use embedder::TextVectors;
+
 pub mod connections;
 pub mod error;
 pub mod keep_alive;
@@ -50,6 +52,8 @@ pub struct ServerOptions {
     pub service: ServiceOptions,
     /// Sampling, where a request leaves it open.
     pub sampler: SamplerParams,
+    /// How vectors are made of texts.
+    pub text_vectors: TextVectors,
     /// What no request may exceed.
     pub limits: Limits,
     /// Web pages that may use the server, beside its own.
@@ -68,6 +72,7 @@ impl Default for ServerOptions {
             max_body: 16 << 20,
             service: ServiceOptions::default(),
             sampler: SamplerParams::default(),
+            text_vectors: TextVectors::default(),
             limits: Limits::default(),
             origins: Origins::default(),
             hosts: Hosts::default(),

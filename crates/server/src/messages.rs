@@ -1,8 +1,9 @@
 //! Answers to conversations: their text, read into content, reasoning and calls of tools as it comes.
 use crate::error::{ApiError, ErrorKind};
-use crate::output::{Delta, FinishReason, Logprobs, Message, Outcome};
+use crate::output::{Delta, FinishReason, Logprobs, Message, Outcome, Progress};
 use crate::routes::{broken_off, outcome};
 use crate::worker::{Answers, Event};
+use hurtle_engine::Timings;
 use hurtle_text::{AnswerFormat, AnswerParser, AnswerPiece, ReadAnswer};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
@@ -18,6 +19,10 @@ pub(crate) enum News {
     Delta(Delta),
     /// A token, if log-probabilities were asked for. What it says comes later, or with that of others.
     Logprobs(Logprobs),
+    /// How long the answer took up to what comes next, if that was asked for.
+    Timings(Timings),
+    /// More of the prompt has been processed, if that was asked for.
+    Progress(Progress),
     /// The end.
     Finished(Outcome),
     /// The end, without an answer.
@@ -81,6 +86,7 @@ impl Messages {
             match news {
                 News::Delta(delta) => parts[index].0.push(&delta),
                 News::Logprobs(token) => parts[index].1.push(token),
+                News::Timings(_) | News::Progress(_) => {}
                 News::Finished(outcome) => ended.push((index, outcome)),
                 News::Failed(error) => return Err(error),
             }
@@ -124,6 +130,8 @@ impl Messages {
                 }
             }),
             Event::Logprobs(token) => Some(News::Logprobs(token)),
+            Event::Timings(timings) => Some(News::Timings(timings)),
+            Event::Progress(progress) => Some(News::Progress(progress)),
             Event::Id(_) => None,
             Event::Failed(error) => Some(News::Failed(error)),
         };

@@ -51,12 +51,21 @@ pub struct Catalog {
 /// A model that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// What requests call it.
+    /// What requests and replies call it.
     pub name: String,
+    /// What requests may call it, too.
+    pub aliases: Vec<String>,
     /// Its first or only file.
     pub path: PathBuf,
     /// Bytes of all its files.
     pub bytes: u64,
+}
+
+impl Source {
+    /// A model with one name.
+    pub fn new(name: String, path: PathBuf, bytes: u64) -> Self {
+        Self { name, aliases: Vec::new(), path, bytes }
+    }
 }
 
 impl fmt::Debug for Catalog {
@@ -280,7 +289,7 @@ impl Models {
         let paths = engine.gguf().paths();
         let bytes = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
         let path = paths.first().cloned().unwrap_or_default();
-        let source = Source { name: name.to_owned(), path: path.clone(), bytes };
+        let source = Source::new(name.to_owned(), path.clone(), bytes);
         let catalog = Catalog {
             named: vec![source.clone()],
             others: None,
@@ -391,14 +400,19 @@ impl Models {
         let stem = |source: &&Source| source.path.file_stem().is_some_and(|stem| stem == plain);
         let named = || self.inner.catalog.named.iter();
         let called = |source: &&Source| {
-            [asked, plain].contains(&&*source.name) || source.path == Path::new(asked)
+            let mut names = source.aliases.iter().chain([&source.name]);
+            names.any(|name| [asked, plain].contains(&&**name)) || source.path == Path::new(asked)
         };
         let found = named().find(called);
         if let Some(found) = found.or_else(|| named().find(stem)) {
             return Ok(found.clone());
         }
         let local = self.on_disk(asked).await?.ok_or_else(|| ApiError::no_model(asked))?;
-        Ok(Source { name: plain.to_owned(), path: local.path, bytes: local.bytes })
+        // A file that flags name is the model that they name.
+        if let Some(found) = named().find(|source| source.path == local.path) {
+            return Ok(found.clone());
+        }
+        Ok(Source::new(plain.to_owned(), local.path, local.bytes))
     }
 
     /// Whether the only model that the server was started with answers for a name that is not found: one that
@@ -508,6 +522,10 @@ fn add_counters(sum: &mut ServiceStats, stats: &ServiceStats) {
     sum.prompt_tokens += stats.prompt_tokens;
     sum.cached_tokens += stats.cached_tokens;
     sum.generated_tokens += stats.generated_tokens;
+    sum.prompt_time += stats.prompt_time;
+    sum.timed_prompt_tokens += stats.timed_prompt_tokens;
+    sum.generation_time += stats.generation_time;
+    sum.timed_tokens += stats.timed_tokens;
     sum.batches += stats.batches;
     sum.batch_tokens += stats.batch_tokens;
     sum.preemptions += stats.preemptions;

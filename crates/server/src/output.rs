@@ -1,5 +1,7 @@
 //! What the engine gives back, whatever API asked.
+use hurtle_engine::Timings;
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,17 +60,44 @@ impl TokenLogprob {
     }
 }
 
+/// How much of a prompt has been processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Tokens of the prompt.
+    pub total: usize,
+    /// Of these, found in the cache.
+    pub cached: usize,
+    /// Of these, processed, those of the cache included.
+    pub processed: usize,
+    /// How long it took so far.
+    pub time: Duration,
+}
+
+impl Progress {
+    /// How long it took so far, as answers tell it.
+    pub fn timings(&self) -> Timings {
+        Timings {
+            cache_n: self.cached,
+            prompt_n: self.processed.saturating_sub(self.cached),
+            prompt_ms: self.time.as_secs_f64() * 1e3,
+            ..Timings::default()
+        }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Why.
     pub reason: FinishReason,
+    /// Whether the context was full.
+    pub truncated: bool,
     /// The stop string that ended it.
     pub stop_string: Option<String>,
     /// Tokens.
     pub usage: Usage,
     /// How long it took.
-    pub timings: hurtle_engine::Timings,
+    pub timings: Timings,
 }
 
 /// Why an answer ended.

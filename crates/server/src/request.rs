@@ -2,7 +2,7 @@
 use crate::error::ApiError;
 use hurtle_engine::GenerationParams;
 use hurtle_engine::constraint::Grammar;
-use hurtle_engine::sampler::SamplerError;
+use hurtle_engine::sampler::{Distribution, SamplerError};
 use hurtle_text::AnswerFormat;
 use serde_json::{Map, Value};
 
@@ -20,6 +20,8 @@ pub struct Chat {
     pub tool_choice: ToolChoice,
     /// Whether one answer may call several.
     pub parallel_tool_calls: bool,
+    /// Whether the answer goes on with the last message, if that is the assistant's; `None`: if it can.
+    pub continues: Option<bool>,
     /// Further variables of the template: `enable_thinking`, `reasoning_effort` ...
     pub template: Map<String, Value>,
     /// How to answer.
@@ -72,8 +74,10 @@ pub struct Generate {
     pub n: usize,
     /// Log-probabilities of each token, and of this many most probable ones.
     pub logprobs: Option<usize>,
-    /// Tell the numbers of the answer's tokens.
-    pub ids: bool,
+    /// Whose they are.
+    pub distribution: Distribution,
+    /// What else is told.
+    pub tell: Tell,
     /// Repeat the prompt before the answer, with the log-probabilities of its tokens if they are asked for.
     pub echo: bool,
     /// What the output must look like, if not just anything.
@@ -99,7 +103,8 @@ impl Default for Generate {
             params: GenerationParams::default(),
             n: 1,
             logprobs: None,
-            ids: false,
+            distribution: Distribution::Model,
+            tell: Tell::default(),
             echo: false,
             format: None,
             format_param: "response_format",
@@ -110,6 +115,17 @@ impl Default for Generate {
             client: None,
         }
     }
+}
+
+/// What is told of an answer beside its text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tell {
+    /// The numbers of its tokens.
+    pub ids: bool,
+    /// With each piece of a stream, how long the answer took so far.
+    pub timings: bool,
+    /// In a stream, how much of the prompt has been processed.
+    pub progress: bool,
 }
 
 /// How to reply.

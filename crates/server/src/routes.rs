@@ -13,7 +13,7 @@ use crate::connections::ReadTimeout;
 use crate::error::{ApiError, ErrorKind};
 use crate::fill_in;
 use crate::messages::{Messages, Reading};
-use crate::models::{Lease, Models};
+use crate::models::{Lease, Models, Source};
 use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
@@ -30,14 +30,14 @@ use axum::routing::{get, post};
 use hurtle_engine::constraint::{Grammar, GrammarConstraint, prepare_schema};
 use hurtle_engine::{BATCH_SIZES, Finished, Service, StopReason};
 use hurtle_text::{
-    AnswerFormat, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
+    AnswerFormat, Begun, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
 };
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_stream::{Stream, StreamExt as _};
@@ -195,20 +195,20 @@ async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError>
 
 /// The models that flags name, and those that are loaded.
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let entry = |name: &str| json!({"id": name, "object": "model", "created": shared.started, "owned_by": "hurtle"});
-    let mut models: Vec<Value> =
-        shared.models.named().iter().map(|source| entry(&source.name)).collect();
+    let entry = |source: &Source| json!({"id": source.name, "aliases": source.aliases, "object": "model", "created": shared.started, "owned_by": "hurtle"});
+    let mut models: Vec<Value> = shared.models.named().iter().map(entry).collect();
     shared.models.loaded(|status| {
-        let name = &status.loaded.source.name;
-        let known = models.iter().position(|model| model["id"] == name.as_str());
+        let source = &status.loaded.source;
+        let known = models.iter().position(|model| model["id"] == source.name.as_str());
         let at = known.unwrap_or_else(|| {
-            models.push(entry(name));
+            models.push(entry(source));
             models.len() - 1
         });
         let engine = status.loaded.service.engine();
         let hparams = engine.model().hparams();
         models[at]["meta"] = json!({"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "size": status.loaded.source.bytes});
+            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "n_params": engine.gguf().n_params(),
+            "size": source.bytes});
     });
     with_json(&json!({"object": "list", "data": models}))
 }
@@ -218,6 +218,9 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let stats = shared.models.stats();
     let counter = |name, help, value: u64| (name, "counter", help, value as f64);
     let gauge = |name, help, value: f64| (name, "gauge", help, value);
+    let seconds = |name, help, time: Duration| (name, "counter", help, time.as_secs_f64());
+    let rate =
+        |n: u64, time: Duration| if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() };
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
     let metrics = [
         counter("prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens),
@@ -226,12 +229,32 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
             "Prompt tokens found in the cache.",
             stats.cached_tokens,
         ),
+        seconds(
+            "prompt_seconds_total",
+            "Time that prompts of ended answers took.",
+            stats.prompt_time,
+        ),
         counter("tokens_predicted_total", "Tokens generated.", stats.generated_tokens),
+        seconds(
+            "tokens_predicted_seconds_total",
+            "Time that ended answers took behind their prompts.",
+            stats.generation_time,
+        ),
         counter("n_decode_total", "Forward passes.", stats.batches),
         counter("batch_tokens_total", "Tokens in all forward passes.", stats.batch_tokens),
         counter("prefix_lookups_total", "Prompts looked up in the cache.", stats.prefix_lookups),
         counter("prefix_hits_total", "Prompts of which the cache held a part.", stats.prefix_hits),
         counter("preemptions_total", "Sequences that gave up their memory.", stats.preemptions),
+        gauge(
+            "prompt_tokens_seconds",
+            "Prompt tokens a second, of ended answers.",
+            rate(stats.timed_prompt_tokens, stats.prompt_time),
+        ),
+        gauge(
+            "predicted_tokens_seconds",
+            "Tokens a second, of ended answers.",
+            rate(stats.timed_tokens, stats.generation_time),
+        ),
         gauge("requests_processing", "Answers being written.", stats.slots.len() as f64),
         gauge("requests_deferred", "Requests that wait.", stats.waiting as f64),
         gauge("kv_cache_usage_ratio", "Part of the memory for keys and values in use.", used),
@@ -254,16 +277,33 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     }) {
         text += &line;
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+    let mut response =
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response();
+    response.headers_mut().insert("process-start-time-unix", shared.started.into());
+    response
 }
 
-/// The answers being written.
+/// The places in which the loaded models write answers: first those in use, then those that are free.
 async fn slots(State(shared): State<Arc<Shared>>) -> Response {
-    let slot = |slot: hurtle_engine::SlotInfo| {
-        json!({"id": slot.id, "n_prompt_tokens": slot.n_prompt, "n_past": slot.n_done,
-            "n_decoded": slot.n_generated, "is_processing": true})
-    };
-    with_json(&shared.models.stats().slots.into_iter().map(slot).collect())
+    let mut slots = Vec::new();
+    shared.models.loaded(|status| {
+        let service = &status.loaded.service;
+        let running = service.stats().slots;
+        for place in 0..shared.options.service.max_sequences.max(running.len()) {
+            let mut slot = json!({"id": slots.len(), "model": status.loaded.source.name,
+                "n_ctx": service.engine().ctx_size(), "is_processing": false});
+            if let Some(answer) = running.get(place) {
+                slot["is_processing"] = true.into();
+                slot["id_task"] = answer.id.into();
+                slot["n_prompt_tokens"] = answer.n_prompt.into();
+                slot["n_past"] = answer.n_done.into();
+                slot["n_decoded"] = answer.n_generated.into();
+                slot["next_token"] = json!([{"n_decoded": answer.n_generated}]);
+            }
+            slots.push(slot);
+        }
+    });
+    with_json(&slots.into())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -274,9 +314,17 @@ async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Resp
     let ids = tok.encode(&request.content, how);
     let tokens: Value = match request.with_pieces {
         false => json!(ids),
-        true => ids.iter().map(|&id| json!({"id": id, "piece": tok.token_text(id)})).collect(),
+        true => ids.iter().map(|&id| json!({"id": id, "piece": piece(tok, id)})).collect(),
     };
     Ok(with_json(&json!({"tokens": tokens})))
+}
+
+/// The text of a token; its bytes, where it is a part of a character.
+fn piece(tok: &Tokenizer, id: u32) -> Value {
+    match String::from_utf8(tok.token_bytes(id, true)) {
+        Ok(text) => text.into(),
+        Err(error) => error.into_bytes().into(),
+    }
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -379,10 +427,11 @@ impl Lease {
         self.check_writes()?;
         let input = render_input(request.messages, &request.tools, request.template);
         let render = {
-            let model = self.clone();
+            let (model, continues) = (self.clone(), request.continues);
             move || {
                 let tok = model.service.engine().tokenizer();
-                let prompt = model.template.prompt(tok, &input, false)?;
+                let input = model.begun(input, continues)?;
+                let prompt = model.template.prompt(tok, &input, false).map_err(cannot_render)?;
                 Ok((prompt, model.template.answer_format()))
             }
         };
@@ -400,7 +449,39 @@ impl Lease {
     async fn render_text(&self, request: Chat) -> Result<String, ApiError> {
         let input = render_input(request.messages, &request.tools, request.template);
         let model = self.clone();
-        rendered(move || model.template.render(&model.template.adapt(&input))).await
+        let render = move || {
+            let input = model.template.adapt(&model.begun(input, request.continues)?);
+            model.template.render(&input).map_err(cannot_render)
+        };
+        rendered(render).await
+    }
+
+    /// The input with its last message as the beginning of the answer, if it is one.
+    fn begun(
+        &self,
+        mut input: RenderInput,
+        continues: Option<bool>,
+    ) -> Result<RenderInput, ApiError> {
+        let is_open =
+            |last: &&Value| last["role"] == "assistant" && last.get("tool_calls").is_none();
+        let Some(last) = input.messages.last().filter(is_open) else { return Ok(input) };
+        match (continues, self.template.answer_format().can_be_begun()) {
+            (Some(false), _) | (None, false) => return Ok(input),
+            // Templates need something to answer to.
+            (None, true) if input.messages.len() == 1 => return Ok(input),
+            (Some(true), false) => {
+                let param = "continue_final_message";
+                let message =
+                    format!("{param}: answers of model '{}' cannot be begun", self.source.name);
+                return Err(ApiError::invalid(param, message));
+            }
+            (None | Some(true), true) => {}
+        }
+        let text = |key: &str| last[key].as_str().unwrap_or_default().to_owned();
+        input.begun =
+            Some(Begun { reasoning: text("reasoning_content"), content: text("content") });
+        input.messages.pop();
+        Ok(input)
     }
 
     pub(crate) fn check_ids(&self, param: &str, ids: &[u32]) -> Result<(), ApiError> {
@@ -426,6 +507,17 @@ impl Lease {
         Ok(())
     }
 
+    /// The biases of tokens, those of texts included.
+    fn biases(&self, generate: &Generate) -> Vec<(u32, f32)> {
+        let tok = self.service.engine().tokenizer();
+        let of_text = |(text, bias): &(String, f32)| {
+            let bias = *bias;
+            fill_in::plain(tok, text).into_iter().map(move |id| (id, bias))
+        };
+        let of_texts = generate.text_bias.iter().flat_map(of_text);
+        generate.params.sampler.logit_bias.iter().copied().chain(of_texts).collect()
+    }
+
     /// Queues `n` answers to each prompt, with seeds one after another.
     async fn submit(
         &self,
@@ -434,12 +526,9 @@ impl Lease {
     ) -> Result<Answers, ApiError> {
         let engine = self.service.engine();
         let n_ctx = generate.n_ctx.map_or(engine.ctx_size(), |n| n.min(engine.ctx_size()));
+        let biases = self.biases(&generate);
         let mut params = generate.params;
-        for (text, bias) in generate.text_bias {
-            let how = Encode { add_special: false, parse_special: false };
-            let ids = engine.tokenizer().encode(&text, how);
-            params.sampler.logit_bias.extend(ids.into_iter().map(|id| (id, bias)));
-        }
+        params.sampler.logit_bias = biases;
         let n_tokens = engine.tokenizer().n_tokens();
         if let Some((id, _)) = params.sampler.logit_bias.iter().find(|b| b.0 as usize >= n_tokens) {
             let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
@@ -478,12 +567,13 @@ impl Lease {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
                     logprobs: generate.logprobs,
+                    distribution: generate.distribution,
                     prompt_logprobs: generate.logprobs.filter(|_| generate.echo),
                     constraint: constraint.clone().map(|constraint| Box::new(constraint) as _),
                     ..hurtle_engine::Request::new(prompt.clone(), params)
                 };
                 let echoed = if generate.echo { self.text(prompt) } else { String::new() };
-                worker::Asked { request, echoed, ids: generate.ids }
+                worker::Asked { request, echoed, tell: generate.tell }
             })
         });
         worker::submit(self, requests)
@@ -586,12 +676,14 @@ fn render_input(
 
 /// What a chat template makes, on a thread where it may take a while.
 async fn rendered<T: Send + 'static>(
-    render: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+    render: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(render)
-        .await
-        .map_err(|_| ApiError::new(ErrorKind::Internal, "the chat template failed"))?
-        .map_err(|error| ApiError::invalid("messages", error.to_string()))
+    let failed = |_| ApiError::new(ErrorKind::Internal, "the chat template failed");
+    tokio::task::spawn_blocking(render).await.map_err(failed)?
+}
+
+fn cannot_render(error: TemplateError) -> ApiError {
+    ApiError::invalid("messages", error.to_string())
 }
 
 /// Seconds since 1970.
@@ -601,6 +693,7 @@ pub(crate) fn now() -> u64 {
 
 pub(crate) fn outcome(finished: Finished) -> Outcome {
     let Finished { stop_string, timings, .. } = finished;
+    let truncated = finished.stop_reason == StopReason::Context;
     let reason = match finished.stop_reason {
         StopReason::Length | StopReason::Context | StopReason::Deadline => FinishReason::Length,
         StopReason::EndOfText | StopReason::StopString | StopReason::Cancelled => {
@@ -613,7 +706,7 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
         generated: finished.n_generated,
         reasoning: 0,
     };
-    Outcome { reason, stop_string, usage, timings }
+    Outcome { reason, truncated, stop_string, usage, timings }
 }
 
 /// The error of an answer that the server itself has cancelled, or that never began.
@@ -665,7 +758,7 @@ async fn reply(
                 }
                 answers.push((index, outcome(finished)));
             }
-            Event::Id(_) => {}
+            Event::Id(_) | Event::Timings(_) | Event::Progress(_) => {}
             Event::Failed(error) => return Err(error),
         }
     }
@@ -687,15 +780,23 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
     let take = |(tokens, offset): &mut (Vec<Logprobs>, usize)| {
         openai::completion_logprobs(&std::mem::take(tokens), offset)
     };
+    let mut timings = HashMap::new();
     let mut sum = Usage::default();
     let encode = move |(index, event): (usize, Event)| {
         let mut out = String::new();
         match event {
             Event::Logprobs(token) => tokens.entry(index).or_default().0.push(token),
             Event::Id(_) => {}
+            Event::Timings(so_far) => drop(timings.insert(index, so_far)),
+            Event::Progress(progress) => {
+                let chunk = head.completion_chunk(index, "", None, None);
+                let chunk = chunk.with_timings(timings.get(&index));
+                out += &chunk.with_progress(progress).encode();
+            }
             Event::Text(text) => {
                 let logprobs = tokens.get_mut(&index).map(take);
-                out += &head.completion_chunk(index, &text, logprobs, None).encode();
+                let chunk = head.completion_chunk(index, &text, logprobs, None);
+                out += &chunk.with_timings(timings.get(&index)).encode();
             }
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => out += &format!("data: {}\n\n", error.openai()),
@@ -706,7 +807,8 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
                     }
                     let outcome = outcome(finished);
                     sum = sum.and(outcome.usage);
-                    out += &head.completion_chunk(index, "", None, Some(outcome.reason)).encode();
+                    let chunk = head.completion_chunk(index, "", None, Some(outcome.reason));
+                    out += &chunk.with_timings(Some(&outcome.timings)).encode();
                 }
             },
             Event::Failed(error) => out += &format!("data: {}\n\n", error.openai()),

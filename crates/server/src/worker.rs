@@ -7,17 +7,20 @@
 //! A reader that is slow never holds up the engine: what waits for it is at most its answers, whose length the
 //! context bounds.
 use crate::Limits;
-use crate::error::{ApiError, ErrorKind};
+use crate::error::{ApiError, ErrorKind, Overflow};
 use crate::models::Lease;
 use crate::observe::{self, Record};
-use crate::output::{Logprobs, TokenLogprob};
+use crate::output::{Logprobs, Progress, TokenLogprob};
+use crate::request::Tell;
 use hurtle_engine::sampler::{self, Sampled};
-use hurtle_engine::{EngineError, Event as EngineEvent, Finished, Request, SubmitError, Ticket};
+use hurtle_engine::{
+    EngineError, Event as EngineEvent, Finished, Request, SubmitError, Ticket, Timings,
+};
 use hurtle_text::Tokenizer;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::Stream;
 
@@ -30,6 +33,10 @@ pub(crate) enum Event {
     Logprobs(Logprobs),
     /// The number of a token, if numbers were asked for. Its text comes later, or with that of others.
     Id(u32),
+    /// How long the answer took up to the text that comes next, if that was asked for.
+    Timings(Timings),
+    /// More of the prompt has been processed, if that was asked for.
+    Progress(Progress),
     /// The end.
     Finished(Finished),
     /// The end, without an answer.
@@ -94,8 +101,8 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     /// What its answer begins with.
     pub(crate) echoed: String,
-    /// Whether the numbers of its tokens are told.
-    pub(crate) ids: bool,
+    /// What is told beside its text.
+    pub(crate) tell: Tell,
 }
 
 /// Hands all of `requests` to the engine, or none: what was taken before one is refused is cancelled.
@@ -105,7 +112,7 @@ pub(crate) fn submit(
 ) -> Result<Answers, ApiError> {
     let (sender, news) = mpsc::unbounded_channel();
     let mut tickets = Vec::new();
-    for (index, Asked { request, mut echoed, ids }) in requests.into_iter().enumerate() {
+    for (index, Asked { request, mut echoed, tell }) in requests.into_iter().enumerate() {
         let sender = sender.clone();
         let request = within(model.limits, request)?;
         if let Some(&first) = request.prompt.first()
@@ -114,16 +121,40 @@ pub(crate) fn submit(
             let _ = sender.send((index, News::First(first)));
         }
         let mut watch = watch(observe::current());
+        let mut cached = 0;
         let on_event = move |event| {
             watch(&event);
             // Behind the log-probabilities of its tokens, as every text.
-            if let EngineEvent::Token(_) | EngineEvent::Finished(_) = &event {
+            if let EngineEvent::Token(..) | EngineEvent::Finished(_) = &event {
                 pass_on_text(&sender, index, std::mem::take(&mut echoed));
             }
-            if let EngineEvent::Token(token) = &event
-                && ids
-            {
-                let _ = sender.send((index, News::Event(Event::Id(token.id))));
+            let send = |event| drop(sender.send((index, News::Event(event))));
+            let pass_on_progress = |progress: Progress| {
+                if tell.progress && tell.timings {
+                    send(Event::Timings(progress.timings()));
+                }
+                if tell.progress {
+                    send(Event::Progress(progress));
+                }
+            };
+            match &event {
+                &EngineEvent::Started { n_prompt: total, n_cached, .. } => {
+                    cached = n_cached;
+                    let (processed, time) = (cached, Duration::ZERO);
+                    pass_on_progress(Progress { total, cached, processed, time });
+                }
+                &EngineEvent::Prompt { done: processed, total, time } => {
+                    pass_on_progress(Progress { total, cached, processed, time });
+                }
+                EngineEvent::Token(token, timings) => {
+                    if tell.ids {
+                        send(Event::Id(token.id));
+                    }
+                    if tell.timings {
+                        send(Event::Timings(*timings));
+                    }
+                }
+                _ => {}
             }
             pass_on(&sender, index, event);
         };
@@ -140,7 +171,8 @@ fn within(limits: Limits, mut request: Request) -> Result<Request, ApiError> {
         let message =
             format!("the prompt has {n_prompt} tokens, but this server takes {most} at most");
         let error = ApiError::invalid("prompt", message);
-        return Err(ApiError { code: Some("context_length_exceeded"), ..error });
+        let overflow = Some(Overflow { n_prompt, n_ctx: most });
+        return Err(ApiError { code: Some("context_length_exceeded"), overflow, ..error });
     }
     if let Some(most) = limits.max_predict {
         let n_predict = &mut request.params.n_predict;
@@ -159,7 +191,7 @@ fn watch(record: Option<Arc<Record>>) -> impl FnMut(&EngineEvent) + Send {
         let Some(record) = &record else { return };
         match event {
             EngineEvent::Started { queued, .. } => record.started(*queued),
-            EngineEvent::Token(_) if !has_begun => {
+            EngineEvent::Token(..) if !has_begun => {
                 has_begun = true;
                 record.first_token();
             }
@@ -183,7 +215,7 @@ fn pass_on(sender: &UnboundedSender<(usize, News)>, index: usize, event: EngineE
         EngineEvent::PromptLogprobs(tokens) => {
             tokens.into_iter().for_each(|token| drop(sender.send((index, News::Sampled(token)))));
         }
-        EngineEvent::Token(token) => {
+        EngineEvent::Token(token, _) => {
             if let Some(sampled) = token.logprobs {
                 let _ = sender.send((index, News::Sampled(sampled)));
             }

@@ -81,10 +81,22 @@ pub struct RenderInput {
     pub tools: Option<Vec<Value>>,
     /// Whether to open the assistant's turn.
     pub add_generation_prompt: bool,
+    /// What the assistant's turn begins with.
+    pub begun: Option<Begun>,
     /// Further variables (`enable_thinking`, `documents`, `date_string` ...).
     pub extra: Map<String, Value>,
     /// What `strftime_now` sees; the clock's local time if `None`. `%Y-%m-%dT%H:%M:%S`.
     pub now: Option<String>,
+}
+
+/// An answer that has been begun, and that the model goes on with. Like all that the assistant has said, it may hold
+/// control tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Begun {
+    /// What it has thought; that ends where there is content.
+    pub reasoning: String,
+    /// What it has said.
+    pub content: String,
 }
 
 /// A rendered prompt, ready for the model.
@@ -207,7 +219,28 @@ impl ChatTemplate {
         let mut env = self.env.clone();
         env.set_fuel(Some(jinja::fuel(bytes)));
         let ctx = minijinja::Value::from_pairs(variables);
-        env.get_template(jinja::NAME).and_then(|t| t.render(ctx)).map_err(render_error)
+        let prompt = env.get_template(jinja::NAME).and_then(|t| t.render(ctx));
+        let mut prompt = prompt.map_err(render_error)?;
+        if let Some(begun) = &input.begun {
+            self.begin(&mut prompt, begun);
+        }
+        Ok(prompt)
+    }
+
+    /// Appends an answer that has been begun, with the markers of reasoning that it needs.
+    fn begin(&self, prompt: &mut String, begun: &Begun) {
+        let format = self.answer_format();
+        let (open, close) = format.reasoning();
+        let opened = format.opens_reasoning(prompt);
+        let thinks = opened || !begun.reasoning.is_empty();
+        if thinks && !opened {
+            *prompt += &format!("{open}\n");
+        }
+        *prompt += &begun.reasoning;
+        if thinks && !begun.content.is_empty() {
+            *prompt += &format!("\n{close}\n\n");
+        }
+        *prompt += &begun.content;
     }
 
     /// As `render`, but whatever in the messages' texts (all roles but assistant) or tools spells a special
@@ -256,7 +289,12 @@ impl ChatTemplate {
         if let Some(bos) = tok.bos().filter(|bos| tok.adds_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
-        Ok(ChatPrompt { ids, thinking: self.answer_format().opens_reasoning(&text) })
+        let thinking = match &input.begun {
+            Some(Begun { content, .. }) if !content.is_empty() => false,
+            Some(Begun { reasoning, .. }) if !reasoning.is_empty() => true,
+            _ => self.answer_format().opens_reasoning(&text),
+        };
+        Ok(ChatPrompt { ids, thinking })
     }
 
     fn abilities(&self) -> Abilities {

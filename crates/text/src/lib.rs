@@ -6,6 +6,6 @@ mod chat_template;
 mod tokenizer;
 mod tools;
 
-pub use chat_template::{ChatPrompt, ChatTemplate, RenderInput, TemplateError};
+pub use chat_template::{Begun, ChatPrompt, ChatTemplate, RenderInput, TemplateError};
 pub use tokenizer::{Encode, FillInMiddle, StreamDecoder, Tokenizer, TokenizerError};
 pub use tools::{AnswerFormat, AnswerParser, AnswerPiece, ForcedAnswer, ReadAnswer};

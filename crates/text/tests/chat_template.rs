@@ -1,6 +1,6 @@
 //! Chat templates against Python's jinja2 and llama.cpp.
 use hurtle_gguf::{Gguf, Metadata};
-use hurtle_text::{ChatTemplate, Encode, RenderInput, TemplateError, Tokenizer};
+use hurtle_text::{Begun, ChatTemplate, Encode, RenderInput, TemplateError, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ fn input(variables: &Map<String, Value>) -> RenderInput {
         add_generation_prompt: extra.shift_remove("add_generation_prompt") == Some(json!(true)),
         extra,
         now: Some(NOW.to_owned()),
+        ..RenderInput::default()
     }
 }
 
@@ -250,6 +251,33 @@ fn capabilities_and_templates_without_system_role() {
     assert_eq!(chatml.adapt(&input).messages, input.messages);
     let only = RenderInput { messages: input.messages[..1].to_vec(), ..Default::default() };
     assert_eq!(only.merge_system().messages, [json!({"role": "user", "content": "S1"})]);
+}
+
+#[test]
+fn answers_that_have_been_begun() {
+    let (_, tok) = vocabulary("qwen2");
+    let plain = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+    let opens = plain.replace("A:", "A:<think>\n");
+    let check = |source: &str, reasoning: &str, content: &str, expected: &str, thinking: bool| {
+        let template = ChatTemplate::new(source, "", "").expect("compiles");
+        let begun = Begun { reasoning: reasoning.into(), content: content.into() };
+        let input = RenderInput {
+            messages: vec![json!({"role": "user", "content": "q"})],
+            add_generation_prompt: true,
+            begun: Some(begun),
+            ..RenderInput::default()
+        };
+        assert_eq!(template.render(&input).expect("rendered"), format!("[q]A:{expected}"));
+        let prompt = template.prompt(&tok, &input, false).expect("a prompt");
+        assert_eq!(prompt.thinking, thinking, "{source}, {reasoning:?}, {content:?}");
+    };
+    check(plain, "", "", "", false);
+    check(plain, "", "So \u{e000}", "So \u{e000}", false);
+    check(plain, "hm", "", "<think>\nhm", true);
+    check(plain, "hm", "So", "<think>\nhm\n</think>\n\nSo", false);
+    check(&opens, "", "", "<think>\n", true);
+    check(&opens, "hm", "", "<think>\nhm", true);
+    check(&opens, "", "So", "<think>\n\n</think>\n\nSo", false);
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn parse(text: &str) -> Result<RenderInput> {
         }
     };
     let extra: Map<String, Value> = object;
-    Ok(RenderInput { messages, tools, add_generation_prompt, extra, now: None })
+    Ok(RenderInput { messages, tools, add_generation_prompt, extra, ..RenderInput::default() })
 }
 
 fn found(value: Option<&Value>) -> &'static str {

@@ -8,14 +8,14 @@ use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
-use hurtle_engine::{EngineOptions, PrefixDir, ServiceOptions, ShutdownReport};
+use hurtle_engine::{EngineOptions, Pooling, PrefixDir, ServiceOptions, ShutdownReport};
 use hurtle_hub::Origin;
 use hurtle_server::connections;
 use hurtle_server::keep_alive::KeepAlive;
 use hurtle_server::models::{Catalog, Load, Source};
 use hurtle_server::origin::{Hosts, Origins};
 use hurtle_server::tls::{Tls, TlsListener};
-use hurtle_server::{Limits, Server, ServerOptions};
+use hurtle_server::{Limits, Server, ServerOptions, TextVectors};
 use hurtle_text::ChatTemplate;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,9 @@ pub(crate) struct ServeArgs {
     /// Most bytes of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, help_heading = "Server")]
     max_body: usize,
+    /// How a vector is made of a text, instead of each model's own way; none: one of each token, on /embedding only
+    #[arg(long, value_name = "TYPE", help_heading = "Server")]
+    pooling: Option<PoolingType>,
     /// Most tokens of a prompt [default: as many as the context holds]
     #[arg(long, value_name = "N", help_heading = "Server")]
     max_prompt: Option<usize>,
@@ -101,6 +104,10 @@ pub(crate) struct ServeArgs {
     /// A model as in 'hurtle run'; may be repeated: the first is the one that requests mean which name none
     #[arg(short, long, env = "HURTLE_MODEL", default_value = hurtle_hub::DEFAULT_MODEL, help_heading = "Models")]
     model: Vec<String>,
+    /// Names under which the first --model is served, separated by commas; replies use the first of them [default: what
+    /// --model calls it]
+    #[arg(short, long, value_name = "NAMES", value_delimiter = ',', help_heading = "Models")]
+    alias: Vec<String>,
     /// Serve only the models that --model names, not others that are on this machine; fetch and delete none
     #[arg(long, help_heading = "Models")]
     only_named: bool,
@@ -118,6 +125,26 @@ pub(crate) struct ServeArgs {
     engine: EngineArgs,
     #[command(flatten)]
     template: TemplateArgs,
+}
+
+/// llama.cpp's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PoolingType {
+    None,
+    Mean,
+    Cls,
+    Last,
+}
+
+impl PoolingType {
+    fn text_vectors(self) -> TextVectors {
+        match self {
+            Self::None => TextVectors::Tokens,
+            Self::Mean => TextVectors::Pooled(Pooling::Mean),
+            Self::Cls => TextVectors::Pooled(Pooling::Cls),
+            Self::Last => TextVectors::Pooled(Pooling::Last),
+        }
+    }
 }
 
 /// How the log is written.
@@ -158,6 +185,9 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
     if api_keys.iter().any(String::is_empty) {
         usage!("--api-key: an empty key would let everybody in");
     }
+    if args.alias.iter().any(String::is_empty) {
+        usage!("--alias: a name is empty");
+    }
     let origins =
         Origins::of(&args.cors_origin).map_err(|e| Usage(format!("--cors-origin {e}")))?;
     let tls = match (&args.ssl_key_file, &args.ssl_cert_file) {
@@ -175,7 +205,11 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         // Who asks need not know where a file lies.
         let stem = local.path.file_stem().filter(|_| local.origin == Origin::File);
         let name = stem.map_or_else(|| name.clone(), |stem| stem.to_string_lossy().into_owned());
-        named.push(Source { name, path: local.path, bytes: local.bytes });
+        named.push(Source::new(name, local.path, local.bytes));
+    }
+    if let Some((name, _)) = args.alias.split_first() {
+        named[0].name.clone_from(name);
+        named[0].aliases.clone_from(&args.alias);
     }
     let catalog = Catalog {
         load: load(args, options, &named, globals),
@@ -200,6 +234,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
             ..ServiceOptions::default()
         },
         sampler,
+        text_vectors: args.pooling.map_or(TextVectors::Own, PoolingType::text_vectors),
         limits: Limits {
             max_prompt: args.max_prompt,
             max_predict: args.max_predict,

@@ -204,6 +204,36 @@ fn a_full_disk_costs_only_what_would_be_saved() {
 }
 
 #[test]
+fn vectors_of_tokens() {
+    let home = TempDir::new().expect("a folder");
+    std::fs::copy(golden("archs/bert.gguf"), home.path().join("bert.gguf")).expect("copied");
+    let n_vectors = |pooling: &str| {
+        let server = Server::start(home.path(), &["-m", "bert.gguf", "--pooling", pooling]);
+        let (status, text) = server.post("/embedding", &json!({"content": [5, 6, 7]}));
+        assert_eq!(status, 200, "{text}");
+        let reply: Value = serde_json::from_str(&text).expect("JSON");
+        reply[0]["embedding"].as_array().expect("vectors").len()
+    };
+    assert_eq!((n_vectors("none"), n_vectors("mean")), (3, 1));
+}
+
+#[test]
+fn a_model_is_served_under_other_names() {
+    let home = TempDir::new().expect("a folder");
+    std::fs::copy(golden("archs/llama.gguf"), home.path().join("llama.gguf")).expect("copied");
+    let args = ["-m", "llama.gguf", "--only-named", "-a", "one,two", "--alias", "three"];
+    let server = Server::start(home.path(), &args);
+    for name in ["one", "two", "three"] {
+        let body = json!({"model": name, "prompt": "abc", "max_tokens": 3});
+        let (status, text) = server.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{name}: {text}");
+        assert!(text.contains("\"model\":\"one\""), "{name}: {text}");
+    }
+    let (status, text) = server.post("/v1/completions", &json!({"model": "four", "prompt": "a"}));
+    assert_eq!(status, 404, "{text}");
+}
+
+#[test]
 fn a_model_that_is_damaged_is_no_harm_to_the_others() {
     let home = TempDir::new().expect("a folder");
     let [good, bad] = ["good.gguf", "bad.gguf"].map(|name| home.path().join(name));

@@ -1,5 +1,15 @@
-//! How probable the model itself finds its tokens.
+//! How probable tokens are: to the model itself, or in the draw.
 use super::candidates::{Candidates, sort};
+
+/// Whose probabilities are told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// The model's own, before bias, penalties, truncation and temperature.
+    #[default]
+    Model,
+    /// That of the draw: what grammar and sampler chain have left.
+    Drawn,
+}
 
 /// A token and the natural logarithm of its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,7 +20,7 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// A chosen token with the model's distribution around it.
+/// A chosen token with the distribution around it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// The chosen token and its log-probability.
@@ -19,7 +29,7 @@ pub struct Sampled {
     pub top: Vec<TokenLogprob>,
 }
 
-/// The model's log-probabilities: of `id`, and of the `n` most probable tokens.
+/// Log-probabilities among `candidates`: of `id`, and of the `n` most probable tokens.
 pub(super) fn logprobs(candidates: &mut Candidates<'_>, id: u32, n: usize) -> Sampled {
     let max = candidates.max();
     let log_mass = candidates.mass(max).ln();

@@ -27,7 +27,7 @@ mod temperature;
 mod tests;
 mod truncation;
 
-pub use logprobs::{Sampled, TokenLogprob};
+pub use logprobs::{Distribution, Sampled, TokenLogprob};
 pub use params::{SamplerError, SamplerKind, SamplerParams};
 
 use crate::constraint::TokenMask;
@@ -154,6 +154,27 @@ impl Sampler {
 
     /// As [`sample`](Self::sample); what `mask` does not contain is impossible.
     pub fn sample_masked(&mut self, logits: &[f32], mask: Option<&TokenMask>) -> u32 {
+        self.draw(logits, mask).0
+    }
+
+    /// As [`sample_masked`](Self::sample_masked), with the log-probabilities of the draw
+    /// ([`Distribution::Drawn`]): that of the choice and those of the `n` most probable tokens that were left.
+    pub fn sample_with_drawn_logprobs(
+        &mut self,
+        logits: &[f32],
+        mask: Option<&TokenMask>,
+        n: usize,
+    ) -> Sampled {
+        let (id, mut candidates) = self.draw(logits, mask);
+        logprobs::logprobs(&mut candidates, id, n)
+    }
+
+    /// The choice, and the candidates among which it was drawn.
+    fn draw<'a>(
+        &'a mut self,
+        logits: &'a [f32],
+        mask: Option<&TokenMask>,
+    ) -> (u32, Candidates<'a>) {
         let mut candidates = match mask {
             None => Candidates::new(logits, &mut self.buffers),
             Some(mask) => Candidates::masked(logits, mask.words(), &mut self.buffers),
@@ -164,10 +185,11 @@ impl Sampler {
         let params = &self.params;
         if params.mirostat > 0 {
             temperature::temperature(&mut candidates, params.temp);
-            return match params.mirostat {
+            let id = match params.mirostat {
                 1 => self.mirostat.draw_v1(&mut candidates, self.n_vocab, &mut self.rng),
                 _ => self.mirostat.draw_v2(&mut candidates, &mut self.rng),
             };
+            return (id, candidates);
         }
         for kind in &params.samplers {
             let (candidates, min_keep) = (&mut candidates, params.min_keep);
@@ -204,7 +226,7 @@ impl Sampler {
                 ),
             }
         }
-        candidates.draw(&mut self.rng).0
+        (candidates.draw(&mut self.rng).0, candidates)
     }
 
     /// As [`sample`](Self::sample), with the log-probabilities that the model itself (before bias,

@@ -4,6 +4,7 @@ use super::{
     Candidates, Rng, Sampled, Sampler, SamplerError, SamplerKind, SamplerParams, Vocabulary,
     temperature, truncation,
 };
+use crate::constraint::TokenMask;
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -514,6 +515,46 @@ fn logprobs_are_the_models_own() {
             }
         }
     }
+}
+
+#[test]
+fn logprobs_of_the_draw() {
+    let params = |temp: f32| SamplerParams {
+        temp,
+        samplers: vec![SamplerKind::TopK, SamplerKind::Temperature],
+        top_k: 3,
+        logit_bias: vec![(1, f32::NEG_INFINITY)],
+        seed: Some(7),
+        ..Default::default()
+    };
+    let logits = [1.0, 9.0, 2.5, 0.5, 2.0, -1.0];
+    let weights = [(2, 2.5f64), (4, 2.0), (0, 1.0)].map(|(id, x)| (id, (x / 0.5).exp()));
+    let mass: f64 = weights.iter().map(|weight| weight.1).sum();
+    let (mut told, mut plain) = (sampler(params(0.5), 6), sampler(params(0.5), 6));
+    for n in [0, 2, 3, 5].repeat(10) {
+        let Sampled { token, top } = told.sample_with_drawn_logprobs(&logits, None, n);
+        assert_eq!(token.id, plain.sample(&logits), "telling changes nothing");
+        assert_eq!(top.len(), n.min(3));
+        for (found, (id, weight)) in top.iter().zip(weights) {
+            assert_eq!(found.id, id);
+            assert!((f64::from(found.logprob).exp() - weight / mass).abs() < 1e-6);
+        }
+        let chosen = weights.iter().find(|weight| weight.0 == token.id).unwrap();
+        assert!((f64::from(token.logprob).exp() - chosen.1 / mass).abs() < 1e-6);
+    }
+    // Without a temperature there is nothing to draw.
+    let certain = sampler(params(0.0), 6).sample_with_drawn_logprobs(&logits, None, 5);
+    assert_eq!((certain.token.id, certain.token.logprob), (2, 0.0));
+    assert_eq!(certain.top, [certain.token]);
+    // A mask counts, too; Mirostat's candidates are told like all others.
+    let mut mask = TokenMask::new(6);
+    mask.allow(3);
+    let masked = sampler(params(0.5), 6).sample_with_drawn_logprobs(&logits, Some(&mask), 5);
+    assert_eq!((masked.token.id, masked.top.len()), (3, 1));
+    let mirostat = SamplerParams { mirostat: 2, ..params(1.0) };
+    let told = sampler(mirostat, 6).sample_with_drawn_logprobs(&logits, None, 9);
+    let sum: f64 = told.top.iter().map(|token| f64::from(token.logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{told:?}");
 }
 
 #[test]

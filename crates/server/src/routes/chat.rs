@@ -3,6 +3,7 @@ use super::{Shared, server_sent, total, with_json};
 use crate::error::ApiError;
 use crate::messages::{Answer, Messages, News};
 use crate::output::{Delta, Logprobs, Usage};
+use crate::request::Chat;
 use crate::wire::openai::{self, Head};
 use crate::wire::{SSE_DONE, SseEvent};
 use axum::Router;
@@ -10,12 +11,18 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
+use hurtle_engine::Timings;
+use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_stream::StreamExt as _;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v1/chat/completions", post(chat)).route("/chat/completions", post(chat))
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/chat/completions", post(chat))
+        .route("/v1/chat/completions/input_tokens", post(input_tokens))
+        .route("/chat/completions/input_tokens", post(input_tokens))
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -35,30 +42,62 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response
     Ok(with_json(&head.chat(&messages)))
 }
 
+/// How many tokens the prompt of a conversation has.
+async fn input_tokens(
+    State(shared): State<Arc<Shared>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    shared.count_input(openai::parse_chat(&body, &shared.options.sampler)?).await
+}
+
+impl Shared {
+    /// The reply about the tokens of a conversation's prompt.
+    pub(super) async fn count_input(&self, chat: Chat) -> Result<Response, ApiError> {
+        let model = self.model(chat.model.as_deref()).await?;
+        let (ids, ..) = model.render(chat).await?;
+        Ok(with_json(&json!({"object": "response.input_tokens", "input_tokens": ids.len()})))
+    }
+}
+
 /// Server-sent events, encoded as the pieces come.
 fn stream(head: Head, messages: Messages, n_prompt: usize, include_usage: bool) -> Response {
     let mut opened = Vec::new();
     // Tokens of which nothing has come yet.
     let mut tokens: HashMap<usize, Vec<Logprobs>> = HashMap::new();
     let take = |tokens: &mut Vec<Logprobs>| openai::chat_logprobs(&std::mem::take(tokens));
+    // How long answers took so far, if that is told.
+    let mut timings: HashMap<usize, Timings> = HashMap::new();
+    // Those of answers that have ended.
+    let mut ended = Vec::new();
     let mut sum = Usage::default();
     let mut encode = move |news: Option<(usize, News)>| {
         let Some((index, news)) = news else {
-            let usage = include_usage
-                .then(|| head.chat_usage(total(&[n_prompt], std::iter::once(sum))).encode());
+            let total = total(&[n_prompt], std::iter::once(sum));
+            let only = ended.first().filter(|_| ended.len() == 1);
+            let usage = include_usage.then(|| head.chat_usage(total).with_timings(only).encode());
             return usage.unwrap_or_default() + SSE_DONE;
         };
         let mut out = String::new();
         if !opened.contains(&index) {
             opened.push(index);
-            out += &head.chat_start(index).encode();
+            // What tells how far the prompt is opens the answer, too.
+            if !matches!(news, News::Progress(_)) {
+                out += &head.chat_start(index).encode();
+            }
         }
         match news {
             // The API has no chunk for it.
             News::Delta(Delta::ToolCallEnd { .. }) => {}
             News::Delta(delta) => {
                 let logprobs = tokens.get_mut(&index).map(take);
-                out.extend(head.chat_delta(index, &delta, logprobs).as_ref().map(SseEvent::encode));
+                let chunk = head.chat_delta(index, &delta, logprobs);
+                let timings = timings.get(&index);
+                out.extend(chunk.map(|chunk| chunk.with_timings(timings).encode()));
+            }
+            News::Timings(so_far) => drop(timings.insert(index, so_far)),
+            News::Progress(progress) => {
+                let chunk = head.chat_progress(index, progress);
+                out += &chunk.with_timings(timings.get(&index)).encode();
             }
             News::Logprobs(token) => tokens.entry(index).or_default().push(token),
             News::Finished(outcome) => {
@@ -67,6 +106,7 @@ fn stream(head: Head, messages: Messages, n_prompt: usize, include_usage: bool) 
                     let chunk = head.chat_delta(index, &nothing, Some(take(tokens)));
                     out.extend(chunk.as_ref().map(SseEvent::encode));
                 }
+                ended.push(outcome.timings);
                 sum = sum.and(outcome.usage);
                 out += &head.chat_end(index, &outcome).encode();
             }

@@ -1,8 +1,8 @@
 //! Routes that make vectors and scores of texts.
 use super::ollama::in_shape;
 use super::{Shared, with_json};
-use crate::embedder::Embedded;
-use crate::error::ApiError;
+use crate::embedder::{Embedded, TextVectors};
+use crate::error::{ApiError, ErrorKind};
 use crate::models::Lease;
 use crate::wire::embeddings::{self, Embeddings};
 use axum::Router;
@@ -37,8 +37,18 @@ struct Made {
 impl Shared {
     async fn embed(&self, model: &Lease, request: Embeddings) -> Result<Made, ApiError> {
         let Embeddings { inputs, shape, too_long, n_ctx, .. } = request;
+        let pooling = match self.options.text_vectors {
+            TextVectors::Own => None,
+            TextVectors::Pooled(pooling) => Some(pooling),
+            TextVectors::Tokens => {
+                let message = "this server makes a vector of each token, which only /embedding tells\n\
+                    hint: start it without --pooling none";
+                return Err(ApiError::new(ErrorKind::Invalid, message));
+            }
+        };
+        let queue = self.options.service.queue;
         let Embedded { vectors, n_tokens } =
-            model.embed(inputs, too_long, n_ctx, self.options.service.queue).await?;
+            model.embed(inputs, too_long, n_ctx, pooling, queue).await?;
         Ok(Made { model: model.source.name.clone(), vectors: shape.vectors(vectors)?, n_tokens })
     }
 }
@@ -53,8 +63,15 @@ async fn openai(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respon
 async fn llama_cpp(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = embeddings::parse_embeddings(&body, true)?;
     let model = shared.model(request.model.as_deref()).await?;
-    let made = shared.embed(&model, request).await?;
-    Ok(with_json(&embeddings::llama_cpp(made.vectors)))
+    let texts = if shared.options.text_vectors == TextVectors::Tokens {
+        let Embeddings { inputs, shape, .. } = request;
+        let texts = model.embed_tokens(inputs, shared.options.service.queue).await?.vectors;
+        texts.into_iter().map(|tokens| shape.of_tokens(tokens)).collect::<Result<_, _>>()?
+    } else {
+        let made = shared.embed(&model, request).await?;
+        made.vectors.into_iter().map(|vector| vec![vector]).collect()
+    };
+    Ok(with_json(&embeddings::llama_cpp(texts)))
 }
 
 async fn rerank(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {

@@ -1,19 +1,20 @@
 //! llama.cpp's own routes.
-use super::{Shared, broken_off, outcome, with_json};
+use super::{Shared, broken_off, outcome, server_sent, with_json};
 use crate::error::ApiError;
 use crate::fill_in::plain;
 use crate::models::Lease;
-use crate::output::Outcome;
+use crate::output::{Logprobs, Outcome, Usage};
 use crate::request::{Generate, Reply};
 use crate::wire::{llama_cpp, openai};
 use crate::worker::{Answers, Event};
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
+use hurtle_engine::Timings;
+use hurtle_engine::sampler::Distribution;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,96 +32,143 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 async fn completion(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let (request, wanted) = llama_cpp::parse_completion(&body, &shared.options.sampler)?;
     let model = shared.model(request.model.as_deref()).await?;
-    let (reply, settings) = (request.reply, llama_cpp::settings(&request.generation));
+    let reply = request.reply;
     let (prompts, generation) = model.prompts(request)?;
-    let texts = prompts.iter().map(|ids| model.text(ids)).collect();
-    let answers = model.submit(prompts, generation).await?;
-    respond(Head { model, settings, texts, wanted }, answers, reply).await
+    let head = Head::new(model.clone(), &prompts, &generation, wanted);
+    respond(head, model.submit(prompts, generation).await?, reply).await
 }
 
 async fn infill(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     let request = llama_cpp::parse_infill(&body, &shared.options.sampler)?;
     let model = shared.model(request.model.as_deref()).await?;
-    let settings = llama_cpp::settings(&request.generation);
     let before = plain(model.service.engine().tokenizer(), &request.prefix);
     let ids = model.fill_in("input_prefix", &before, &request.suffix, &request.files)?;
-    let texts = vec![model.text(&ids)];
-    let answers = model.submit(vec![ids], request.generation).await?;
-    respond(Head { model, settings, texts, wanted: request.wanted }, answers, request.reply).await
+    let prompts = vec![ids];
+    let head = Head::new(model.clone(), &prompts, &request.generation, request.wanted);
+    respond(head, model.submit(prompts, request.generation).await?, request.reply).await
 }
 
 /// What every message about an answer repeats.
 struct Head {
     model: Lease,
     settings: Value,
-    /// The prompts.
-    texts: Vec<String>,
+    /// The prompts, and how many tokens each has.
+    prompts: Vec<(String, usize)>,
+    /// What probabilities are told of.
+    distribution: Distribution,
     /// Fields of a whole reply; empty: all.
     wanted: Vec<String>,
 }
 
+/// What a stream has not told yet of an answer, and what it has.
+#[derive(Clone, Default)]
+struct Streamed {
+    tokens: Vec<Logprobs>,
+    ids: Vec<u32>,
+    timings: Option<Timings>,
+    n_generated: usize,
+    has_new_line: bool,
+}
+
 impl Head {
+    fn new(model: Lease, prompts: &[Vec<u32>], generate: &Generate, wanted: Vec<String>) -> Self {
+        let mut biases = model.biases(generate);
+        if generate.params.sampler.ignore_eos {
+            // JSON's null is what is infinitely small.
+            let ends = model.service.engine().tokenizer().end_of_generation().iter();
+            biases.extend(ends.map(|&id| (id, f32::NEG_INFINITY)));
+        }
+        let settings = llama_cpp::settings(generate, &biases);
+        let prompts = prompts.iter().map(|ids| (model.text(ids), ids.len())).collect();
+        Self { model, settings, prompts, distribution: generate.distribution, wanted }
+    }
+
     fn last(&self, index: usize, content: &str, ids: &[u32], outcome: &Outcome) -> Value {
-        let (name, prompt) = (&self.model.source.name, &self.texts[index]);
+        let (name, prompt) = (&self.model.source.name, &self.prompts[index].0);
         llama_cpp::completion(name, index, prompt, content, ids, &self.settings, outcome)
     }
+
+    /// A message of a stream.
+    fn chunk(&self, index: usize, text: &str, streamed: &mut Streamed) -> Value {
+        let ids = std::mem::take(&mut streamed.ids);
+        streamed.n_generated += ids.len();
+        let (prompt, generated) = (self.prompts[index].1, streamed.n_generated);
+        let usage = Usage { prompt, generated, ..Usage::default() };
+        let mut chunk = llama_cpp::completion_chunk(index, text, &ids, usage);
+        if let Some(timings) = &streamed.timings {
+            chunk["timings"] = llama_cpp::timings(timings);
+        }
+        chunk
+    }
+}
+
+/// Server-sent events, encoded as the pieces come.
+fn stream(head: Head, answers: Answers) -> Response {
+    let mut all = vec![Streamed::default(); head.prompts.len()];
+    server_sent(answers.filter_map(move |(index, event)| {
+        let streamed = &mut all[index];
+        let mut data = match event {
+            Event::Logprobs(token) => {
+                streamed.tokens.push(token);
+                return None;
+            }
+            Event::Id(id) => {
+                streamed.ids.push(id);
+                return None;
+            }
+            Event::Timings(timings) => {
+                streamed.timings = Some(timings);
+                return None;
+            }
+            Event::Progress(progress) => {
+                let mut chunk = head.chunk(index, "", streamed);
+                chunk["prompt_progress"] = llama_cpp::progress(progress);
+                chunk
+            }
+            Event::Text(text) => {
+                streamed.has_new_line |= text.contains('\n');
+                head.chunk(index, &text, streamed)
+            }
+            Event::Finished(finished) => match broken_off(&finished) {
+                Some(error) => error.openai(),
+                None => {
+                    let mut last = head.last(index, "", &streamed.ids, &outcome(finished));
+                    last["has_new_line"] = streamed.has_new_line.into();
+                    last
+                }
+            },
+            Event::Failed(error) => error.openai(),
+        };
+        let tokens = std::mem::take(&mut streamed.tokens);
+        if !tokens.is_empty() {
+            data["completion_probabilities"] = llama_cpp::probabilities(&tokens, head.distribution);
+        }
+        Some(Ok(Bytes::from(format!("data: {data}\n\n"))))
+    }))
 }
 
 async fn respond(head: Head, mut answers: Answers, reply: Reply) -> Result<Response, ApiError> {
     if reply.stream {
-        let mut broken = vec![false; head.texts.len()];
-        let mut tokens = vec![Vec::new(); head.texts.len()];
-        let mut ids = vec![Vec::new(); head.texts.len()];
-        let events = answers.filter_map(move |(index, event)| {
-            let mut data = match event {
-                Event::Logprobs(token) => {
-                    tokens[index].push(token);
-                    return None;
-                }
-                Event::Id(id) => {
-                    ids[index].push(id);
-                    return None;
-                }
-                Event::Text(text) => {
-                    broken[index] |= text.contains('\n');
-                    llama_cpp::completion_chunk(index, &text, &std::mem::take(&mut ids[index]))
-                }
-                Event::Finished(finished) => match broken_off(&finished) {
-                    Some(error) => error.openai(),
-                    None => {
-                        let mut last = head.last(index, "", &ids[index], &outcome(finished));
-                        last["has_new_line"] = broken[index].into();
-                        last
-                    }
-                },
-                Event::Failed(error) => error.openai(),
-            };
-            let tokens = std::mem::take(&mut tokens[index]);
-            if !tokens.is_empty() {
-                data["completion_probabilities"] = llama_cpp::probabilities(&tokens);
-            }
-            Some(Ok::<_, std::convert::Infallible>(Bytes::from(format!("data: {data}\n\n"))))
-        });
-        let headers =
-            [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-        return Ok((headers, Body::from_stream(events)).into_response());
+        return Ok(stream(head, answers));
     }
-    let mut texts = vec![String::new(); head.texts.len()];
-    let mut values = vec![Value::Null; head.texts.len()];
-    let mut tokens = vec![Vec::new(); head.texts.len()];
-    let mut ids = vec![Vec::new(); head.texts.len()];
+    let n = head.prompts.len();
+    let mut texts = vec![String::new(); n];
+    let mut values = vec![Value::Null; n];
+    let mut tokens = vec![Vec::new(); n];
+    let mut ids = vec![Vec::new(); n];
     while let Some((index, event)) = answers.next().await {
         match event {
             Event::Text(text) => texts[index] += &text,
             Event::Logprobs(token) => tokens[index].push(token),
             Event::Id(id) => ids[index].push(id),
+            Event::Timings(_) | Event::Progress(_) => {}
             Event::Finished(finished) => match broken_off(&finished) {
                 Some(error) => return Err(error),
                 None => {
                     let (text, outcome) = (&texts[index], outcome(finished));
                     values[index] = head.last(index, text, &ids[index], &outcome);
                     if !tokens[index].is_empty() {
-                        let tokens = llama_cpp::probabilities(&tokens[index]);
+                        let tokens = llama_cpp::probabilities(&tokens[index], head.distribution);
                         values[index]["completion_probabilities"] = tokens;
                     }
                     values[index] = llama_cpp::only(values[index].take(), &head.wanted);
@@ -157,7 +205,7 @@ async fn props(
     let text = |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default();
     let mut generate = Generate::default();
     generate.params.sampler.clone_from(&shared.options.sampler);
-    let settings = llama_cpp::settings(&generate);
+    let settings = llama_cpp::settings(&generate, &shared.options.sampler.logit_bias);
     Ok(with_json(&json!({
         "default_generation_settings": {"n_ctx": engine.ctx_size(), "params": settings},
         "total_slots": shared.options.service.max_sequences,

@@ -134,6 +134,7 @@ async fn respond(
                 call.push(&begin);
                 return None;
             }
+            News::Timings(_) | News::Progress(_) => return None,
             News::Logprobs(token) => {
                 tokens.push(token);
                 return None;
@@ -211,8 +212,7 @@ async fn tags(State(shared): State<Arc<Shared>>) -> Response {
         let stored = models.hub().and_then(|hub| hub.list().ok()).unwrap_or_default();
         for local in stored {
             if !sources.iter().any(|source| source.path == local.path) {
-                let (name, path, bytes) = (local.name, local.path, local.bytes);
-                sources.push(Source { name, path, bytes });
+                sources.push(Source::new(local.name, local.path, local.bytes));
             }
         }
         sources.iter().map(entry).collect::<Vec<Value>>()

@@ -13,7 +13,19 @@ use std::sync::Arc;
 use tokio_stream::StreamExt as _;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v1/responses", post(respond)).route("/responses", post(respond))
+    Router::new()
+        .route("/v1/responses", post(respond))
+        .route("/responses", post(respond))
+        .route("/v1/responses/input_tokens", post(input_tokens))
+        .route("/responses/input_tokens", post(input_tokens))
+}
+
+/// How many tokens the prompt of a response has.
+async fn input_tokens(
+    State(shared): State<Arc<Shared>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    shared.count_input(responses::parse(&body, &shared.options.sampler)?.0).await
 }
 
 async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -30,9 +42,23 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
     }
     let mut stream = Stream::new(head);
     let start: String = stream.start().iter().map(SseEvent::encode).collect();
+    // How long the answer took so far, if that is told.
+    let mut timings = None;
     let pieces = messages.map(move |(_, news)| {
         let events = match news {
-            News::Delta(delta) => stream.delta(&delta),
+            News::Delta(delta) => {
+                let mut events = stream.delta(&delta);
+                let last = events.pop().map(|event| event.with_timings(timings.as_ref()));
+                events.extend(last);
+                events
+            }
+            News::Timings(so_far) => {
+                timings = Some(so_far);
+                Vec::new()
+            }
+            News::Progress(progress) => {
+                vec![stream.progress(progress).with_timings(timings.as_ref())]
+            }
             News::Logprobs(_) => Vec::new(),
             News::Finished(outcome) => stream.finish(&outcome),
             News::Failed(error) => vec![stream.error(&error)],

@@ -76,6 +76,7 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
         tools,
         tool_choice,
         parallel_tool_calls: parallel,
+        continues: None,
         template,
         generation: generate,
         reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },
@@ -401,6 +402,7 @@ mod tests {
         ];
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 10, cached: 4, generated: 2, reasoning: 0 },
             timings: Default::default(),
@@ -441,6 +443,7 @@ mod tests {
         whole.push(&Delta::Content("hi".into()));
         let outcome = Outcome {
             reason: FinishReason::Stop,
+            truncated: false,
             stop_string: Some("x".into()),
             usage: Usage::default(),
             timings: Default::default(),

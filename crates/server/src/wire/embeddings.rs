@@ -30,7 +30,8 @@ pub(crate) struct Embeddings {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     base64: bool,
-    normalized: bool,
+    /// To length 1; `None`: if it is one vector for a text.
+    normalized: Option<bool>,
     /// Only so many of the values.
     dimensions: Option<usize>,
 }
@@ -62,8 +63,9 @@ pub(crate) fn parse_embeddings(body: &[u8], native: bool) -> Result<Embeddings, 
         }
     };
     let normalized = match fields.opt::<i64>("embd_normalize")? {
-        None | Some(2) => true,
-        Some(-1) => false,
+        None => None,
+        Some(2) => Some(true),
+        Some(-1) => Some(false),
         Some(n) => {
             let what = format!("expected -1 (none) or 2 (to length 1), found {n}");
             return Err(fields.wrong("embd_normalize", &what));
@@ -111,7 +113,7 @@ pub(crate) fn parse_ollama(body: &[u8], old: bool) -> Result<Embeddings, ApiErro
     Ok(Embeddings {
         model: Some(model),
         inputs,
-        shape: Shape { base64: false, normalized: !old, dimensions },
+        shape: Shape { base64: false, normalized: Some(!old), dimensions },
         too_long: if truncate { TooLong::Truncate } else { TooLong::Refuse },
         keep_alive,
         n_ctx: generate.n_ctx,
@@ -119,6 +121,12 @@ pub(crate) fn parse_ollama(body: &[u8], old: bool) -> Result<Embeddings, ApiErro
 }
 
 impl Shape {
+    /// The vectors of a text's tokens in this shape.
+    pub(crate) fn of_tokens(self, vectors: Vec<Vec<f32>>) -> Result<Vec<Value>, ApiError> {
+        let normalized = Some(self.normalized.unwrap_or(false));
+        Self { normalized, ..self }.vectors(vectors)
+    }
+
     /// The vectors in this shape.
     pub(crate) fn vectors(self, vectors: Vec<Vec<f32>>) -> Result<Vec<Value>, ApiError> {
         let one = |mut vector: Vec<f32>| {
@@ -130,7 +138,7 @@ impl Shape {
                 }
                 vector.truncate(n);
             }
-            if self.normalized {
+            if self.normalized.unwrap_or(true) {
                 normalize(&mut vector);
             }
             Ok(match self.base64 {
@@ -157,10 +165,10 @@ pub(crate) fn openai(model: &str, vectors: Vec<Value>, n_tokens: usize) -> Value
     })
 }
 
-/// llama.cpp's own: an array of vectors for each text, of which pooling leaves one.
-pub(crate) fn llama_cpp(vectors: Vec<Value>) -> Value {
-    let entry = |(index, vector)| json!({"index": index, "embedding": [vector]});
-    vectors.into_iter().enumerate().map(entry).collect()
+/// llama.cpp's own: the vectors of each text, of which pooling leaves one.
+pub(crate) fn llama_cpp(texts: Vec<Vec<Value>>) -> Value {
+    let entry = |(index, vectors)| json!({"index": index, "embedding": vectors});
+    texts.into_iter().enumerate().map(entry).collect()
 }
 
 /// Documents to be put in order.

@@ -3,15 +3,15 @@ use super::fields::Fields;
 use super::openai::read_prompts;
 use super::options::{self, MAX_LOGPROBS};
 use crate::error::ApiError;
-use crate::output::{FinishReason, Logprobs, Outcome, TokenLogprob};
+use crate::output::{FinishReason, Logprobs, Outcome, Progress, TokenLogprob, Usage};
 use crate::request::{Completion, Generate, Reply};
 use hurtle_engine::Timings;
-use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
 /// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
-/// and nothing is kept when a context is shifted, because none is.
-pub const IGNORED: &[&str] = &["id_slot", "n_keep"];
+/// nothing is kept when a context is shifted, because none is, and where tokens are chosen is about speed.
+pub const IGNORED: &[&str] = &["id_slot", "n_keep", "backend_sampling"];
 
 /// Reads the body of `/completion`; also tells which fields of the reply are wanted, if not all.
 pub fn parse_completion(
@@ -84,9 +84,12 @@ fn common(
         return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
     }
     generate.logprobs = n_probs;
-    fields.only("post_sampling_probs", json!(false), "probabilities are the model's own")?;
+    if fields.opt("post_sampling_probs")?.unwrap_or(false) {
+        generate.distribution = Distribution::Drawn;
+    }
     let stream = fields.opt("stream")?.unwrap_or(false);
-    generate.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
+    options::tell(fields, stream, &mut generate)?;
+    generate.tell.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
     let wanted = fields.opt("response_fields")?.unwrap_or_default();
     Ok((generate, Reply { stream, include_usage: true }, wanted))
 }
@@ -130,7 +133,7 @@ pub(crate) fn completion(
         "generation_settings": settings,
         "prompt": prompt,
         "has_new_line": content.contains('\n'),
-        "truncated": false,
+        "truncated": outcome.truncated,
         "stop_type": stop_type,
         "stopping_word": outcome.stop_string.as_deref().unwrap_or_default(),
         "tokens_cached": outcome.usage.cached,
@@ -138,40 +141,76 @@ pub(crate) fn completion(
     })
 }
 
-/// A message of the stream of `/completion`.
-pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32]) -> Value {
-    json!({"index": index, "content": content, "tokens": tokens, "stop": false, "id_slot": -1})
+/// A message of the stream of `/completion`; `usage` counts the tokens up to its end.
+pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32], usage: Usage) -> Value {
+    json!({
+        "index": index,
+        "content": content,
+        "tokens": tokens,
+        "stop": false,
+        "id_slot": -1,
+        "tokens_predicted": usage.generated,
+        "tokens_evaluated": usage.prompt,
+    })
 }
 
-/// Log-probabilities of tokens, for `n_probs`.
-pub(crate) fn probabilities(tokens: &[Logprobs]) -> Value {
-    let entry = |token: &TokenLogprob| json!({"id": token.id, "token": token.text(), "bytes": token.bytes, "logprob": token.logprob});
+/// Log-probabilities of tokens, for `n_probs`; of what was drawn from, probabilities, and those of no token that
+/// could not have been drawn.
+pub(crate) fn probabilities(tokens: &[Logprobs], of: Distribution) -> Value {
+    let prob = |token: &TokenLogprob| token.logprob.map_or(0.0, f32::exp);
+    let entry = |token: &TokenLogprob| {
+        let mut value = json!({"id": token.id, "token": token.text(), "bytes": token.bytes});
+        match of {
+            Distribution::Model => value["logprob"] = token.logprob.into(),
+            Distribution::Drawn => value["prob"] = prob(token).into(),
+        }
+        value
+    };
     let token = |Logprobs { token, top }: &Logprobs| {
         let mut value = entry(token);
-        value["top_logprobs"] = top.iter().map(entry).collect();
+        match of {
+            Distribution::Model => value["top_logprobs"] = top.iter().map(entry).collect(),
+            Distribution::Drawn => {
+                let possible = top.iter().filter(|token| prob(token) > 0.0);
+                value["top_probs"] = possible.map(entry).collect();
+            }
+        }
         value
     };
     tokens.iter().map(token).collect()
 }
 
-/// Under llama.cpp's names.
-fn timings(timings: &Timings) -> Value {
+/// How far a prompt is, for `return_progress`.
+pub(crate) fn progress(progress: Progress) -> Value {
+    json!({
+        "total": progress.total,
+        "cache": progress.cached,
+        "processed": progress.processed,
+        "time_ms": progress.time.as_millis() as u64,
+    })
+}
+
+/// How long an answer took, under llama.cpp's names.
+pub(crate) fn timings(timings: &Timings) -> Value {
     let each = |ms: f64, n: usize| if n == 0 { 0.0 } else { ms / n as f64 };
+    let per_second = |ms: f64, n: usize| if ms > 0.0 { n as f64 / ms * 1e3 } else { 0.0 };
+    // The first token comes of what the prompt has left: it takes no pass of its own.
+    let n_passes = timings.predicted_n.saturating_sub(1);
     json!({
         "cache_n": timings.cache_n,
         "prompt_n": timings.prompt_n,
         "prompt_ms": timings.prompt_ms,
         "prompt_per_token_ms": each(timings.prompt_ms, timings.prompt_n),
-        "prompt_per_second": timings.prompt_tps,
+        "prompt_per_second": per_second(timings.prompt_ms, timings.prompt_n),
         "predicted_n": timings.predicted_n,
         "predicted_ms": timings.predicted_ms,
-        "predicted_per_token_ms": each(timings.predicted_ms, timings.predicted_n),
-        "predicted_per_second": timings.predicted_tps,
+        "predicted_per_token_ms": each(timings.predicted_ms, n_passes),
+        "predicted_per_second": per_second(timings.predicted_ms, n_passes),
     })
 }
 
-/// How an answer is made.
-pub(crate) fn settings(generate: &Generate) -> Value {
+/// How an answer is made, with these biases.
+pub(crate) fn settings(generate: &Generate, biases: &[(u32, f32)]) -> Value {
     let sampler = &generate.params.sampler;
     let n_predict = generate.params.n_predict.map_or(json!(-1), |n| json!(n));
     let samplers: Vec<&str> = sampler.samplers.iter().map(|kind| kind.name()).collect();
@@ -203,9 +242,12 @@ pub(crate) fn settings(generate: &Generate) -> Value {
         "mirostat_eta": sampler.mirostat_eta,
         "min_keep": sampler.min_keep,
         "ignore_eos": sampler.ignore_eos,
+        "logit_bias": biases.iter().map(|(id, bias)| json!({"token": id, "bias": bias})).collect::<Value>(),
         "samplers": samplers,
         "stop": generate.params.stop,
         "n_probs": generate.logprobs.unwrap_or(0),
+        "post_sampling_probs": generate.distribution == Distribution::Drawn,
+        "timings_per_token": generate.tell.timings,
     })
 }
 
@@ -268,6 +310,37 @@ mod tests {
     }
 
     #[test]
+    fn rates_count_the_tokens_that_took_a_pass() {
+        let times = |predicted_n: usize| {
+            let (prompt_n, prompt_ms, predicted_ms) = (4, 8.0, 10.0);
+            timings(&Timings {
+                prompt_n,
+                prompt_ms,
+                predicted_n,
+                predicted_ms,
+                ..Timings::default()
+            })
+        };
+        let six = times(6);
+        assert_eq!(
+            (&six["prompt_per_token_ms"], &six["prompt_per_second"]),
+            (&json!(2.0), &json!(500.0))
+        );
+        assert_eq!(
+            (&six["predicted_per_token_ms"], &six["predicted_per_second"]),
+            (&json!(2.0), &json!(500.0))
+        );
+        for n in [0, 1] {
+            assert_eq!(
+                (&times(n)["predicted_per_token_ms"], &times(n)["predicted_per_second"]),
+                (&json!(0.0), &json!(0.0))
+            );
+        }
+        let nothing = timings(&Timings::default());
+        assert_eq!(nothing["prompt_per_second"], 0.0);
+    }
+
+    #[test]
     fn fields_that_are_wanted() {
         let reply = json!({"content": "x", "settings": {"seed": 1, "top_k": 2}, "stop": true});
         let check = |wanted: &[&str], expected: Value| {
@@ -288,7 +361,9 @@ mod tests {
         };
         check(r#"{"prompt": "a", "lora": []}"#, "lora");
         check(r#"{"prompt": "a", "t_max_predict_ms": 5}"#, "t_max_predict_ms");
-        check(r#"{"prompt": "a", "post_sampling_probs": true}"#, "post_sampling_probs");
+        check(r#"{"prompt": "a", "post_sampling_probs": 1}"#, "post_sampling_probs");
+        check(r#"{"prompt": "a", "timings_per_token": 1}"#, "timings_per_token");
+        check(r#"{"prompt": "a", "return_progress": 1}"#, "return_progress");
         check(r#"{}"#, "prompt");
     }
 

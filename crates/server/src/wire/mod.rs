@@ -9,6 +9,8 @@ mod options;
 pub mod responses;
 
 use crate::error::ApiError;
+use crate::output::Progress;
+use hurtle_engine::Timings;
 use serde_json::{Value, json};
 
 /// One message of a stream of server-sent events.
@@ -31,6 +33,20 @@ impl SseEvent {
         Self { event: Some(event), data }
     }
 
+    /// With llama.cpp's times, if there are any.
+    pub fn with_timings(mut self, timings: Option<&Timings>) -> Self {
+        if let Some(timings) = timings {
+            self.data["timings"] = llama_cpp::timings(timings);
+        }
+        self
+    }
+
+    /// With how far the prompt is.
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.data["prompt_progress"] = llama_cpp::progress(progress);
+        self
+    }
+
     /// As it goes over the wire. JSON has no line breaks outside of strings, and escapes those inside.
     pub fn encode(&self) -> String {
         match self.event {
@@ -46,9 +62,18 @@ pub const SSE_DONE: &str = "data: [DONE]\n\n";
 /// The texts of a message's content: a text, or parts of which each is a text. Parts are joined by line
 /// breaks, as llama.cpp does.
 fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String, ApiError> {
+    Ok(content_texts(content, at, text_types)?.join("\n"))
+}
+
+/// The texts of a content: one, or one of each part.
+fn content_texts<'a>(
+    content: &'a Value,
+    at: &str,
+    text_types: &[&str],
+) -> Result<Vec<&'a str>, ApiError> {
     let parts = match content {
-        Value::Null => return Ok(String::new()),
-        Value::String(text) => return Ok(text.clone()),
+        Value::Null => return Ok(Vec::new()),
+        Value::String(text) => return Ok(vec![text]),
         Value::Array(parts) => parts,
         _ => {
             return Err(ApiError::invalid(
@@ -73,7 +98,7 @@ fn content_text(content: &Value, at: &str, text_types: &[&str]) -> Result<String
         })?;
         texts.push(text);
     }
-    Ok(texts.join("\n"))
+    Ok(texts)
 }
 
 /// Arguments where they have to be an object; what is none is given under a name that says so.

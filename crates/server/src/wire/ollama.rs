@@ -66,6 +66,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<ChatRequest, A
         tools,
         tool_choice: ToolChoice::Auto,
         parallel_tool_calls: true,
+        continues: None,
         template: thinking(&mut fields)?,
         generation,
         reply,
@@ -405,6 +406,7 @@ mod tests {
         assert_eq!((&line["message"]["content"], &line["done"]), (&json!("hi"), &json!(false)));
         let outcome = Outcome {
             reason: FinishReason::Stop,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },

@@ -1,10 +1,10 @@
 //! OpenAI's chat completions and completions, with llama.cpp's additions.
 use super::fields::Fields;
 use super::options::{self, MAX_LOGPROBS};
-use super::{SseEvent, arguments_value, content_text};
+use super::{SseEvent, arguments_value, content_text, content_texts, llama_cpp};
 use crate::error::ApiError;
 use crate::output::{
-    Delta, FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall, Usage,
+    Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
 };
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
 use hurtle_engine::constraint::Grammar;
@@ -22,6 +22,7 @@ pub const IGNORED: &[&str] = &[
     "prompt_cache_retention",
     "prediction",
     "id_slot",
+    "backend_sampling",
 ];
 
 /// Most prompts in one request for completions.
@@ -50,6 +51,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     };
     let messages = fields.required("messages")?;
     let messages = read_messages(messages)?;
+    let continues = read_continues(&mut fields, &messages)?;
     let mut template =
         fields.opt::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
@@ -58,6 +60,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
     let choice = fields.opt("tool_choice")?;
     let (tools, tool_choice) = read_tool_choice(tools, choice)?;
+    fields.only("verbose", json!(false), "/apply-template tells the prompt")?;
     fields.only("modalities", json!(["text"]), "models answer with text only")?;
     // llama.cpp's: both of these keep reasoning apart.
     if let Some(format) = fields.opt::<String>("reasoning_format")?
@@ -68,18 +71,42 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     for (old, new) in [("functions", "tools"), ("function_call", "tool_choice")] {
         fields.only(old, json!([]), &format!("use {new}"))?;
     }
+    let reply = reply(&mut fields, &mut generate)?;
     let chat = Chat {
         model: fields.opt("model")?,
         messages,
         tools,
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
+        continues,
         template,
         generation: generate,
-        reply: reply(&mut fields)?,
+        reply,
     };
     fields.finish(IGNORED)?;
     Ok(chat)
+}
+
+/// Whether the answer goes on with the last message: vLLM's names for it, which llama.cpp has, too.
+fn read_continues(fields: &mut Fields, messages: &[Value]) -> Result<Option<bool>, ApiError> {
+    let name = "continue_final_message";
+    let continues = fields.opt::<bool>(name)?;
+    let opens = fields.opt::<bool>("add_generation_prompt")?;
+    let last = messages.last().filter(|last| last["role"] == "assistant");
+    match (continues, opens) {
+        (Some(true), Some(true)) => {
+            Err(fields.wrong(name, "only one of this and add_generation_prompt can hold"))
+        }
+        (Some(true), _) if last.is_none_or(|last| last.get("tool_calls").is_some()) => {
+            Err(fields
+                .wrong(name, "expected a last message of the assistant without calls of tools"))
+        }
+        (None | Some(false), Some(false)) => {
+            Err(fields
+                .wrong("add_generation_prompt", "false needs \"continue_final_message\": true"))
+        }
+        _ => Ok(continues),
+    }
 }
 
 /// Reads the body of `/v1/completions`.
@@ -95,12 +122,13 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
     }
     generate.echo = fields.opt("echo")?.unwrap_or(false);
     fields.only("best_of", json!(1), "ask for several answers with n and choose yourself")?;
+    let reply = reply(&mut fields, &mut generate)?;
     let completion = Completion {
         model: fields.opt("model")?,
         prompts: read_prompts(&fields.required("prompt")?)?,
         suffix: fields.opt::<String>("suffix")?.filter(|suffix| !suffix.is_empty()),
         generation: generate,
-        reply: reply(&mut fields)?,
+        reply,
     };
     fields.finish(IGNORED)?;
     Ok(completion)
@@ -122,8 +150,9 @@ fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> 
     Ok(())
 }
 
-fn reply(fields: &mut Fields) -> Result<Reply, ApiError> {
+fn reply(fields: &mut Fields, generate: &mut Generate) -> Result<Reply, ApiError> {
     let stream = fields.opt("stream")?.unwrap_or(false);
+    options::tell(fields, stream, generate)?;
     let mut include_usage = false;
     if let Some(mut options) = fields.object("stream_options")? {
         include_usage = options.opt("include_usage")?.unwrap_or(false);
@@ -310,7 +339,8 @@ pub(super) fn read_prompts_of(
             }
             Some((key, content @ Value::Array(_))) if key == "content" && object.len() == 1 => {
                 let at = format!("{name}.content");
-                content_text(content, &at, &["text"]).map(Prompt::Text)
+                let texts = content_texts(content, &at, &["text"])?;
+                Ok(Prompt::Text(texts.concat()))
             }
             _ => Err(wrong(
                 "expected an object with nothing but prompt_string, a text, or content, an array of parts",
@@ -437,14 +467,19 @@ impl Head {
         let total = answers.iter().map(|a| a.1.usage).reduce(Usage::and).unwrap_or_default();
         reply["usage"] = usage(total);
         if let [(_, outcome, _)] = answers {
-            reply["timings"] = json!(outcome.timings);
+            reply["timings"] = llama_cpp::timings(&outcome.timings);
         }
         reply
     }
 
     /// The chunk that opens the answer `index`.
     pub fn chat_start(&self, index: usize) -> SseEvent {
-        self.chat_chunk(index, json!({"role": "assistant", "content": ""}), None, None)
+        self.chat_chunk(index, json!({"role": "assistant", "content": null}), None, None)
+    }
+
+    /// The chunk that tells how far the prompt of the answer `index` is. It opens the answer, too.
+    pub fn chat_progress(&self, index: usize, progress: Progress) -> SseEvent {
+        self.chat_start(index).with_progress(progress)
     }
 
     /// The chunk of a piece of the answer `index`, if the API has one for it.
@@ -471,9 +506,8 @@ impl Head {
 
     /// The chunk that ends the answer `index`.
     pub fn chat_end(&self, index: usize, outcome: &Outcome) -> SseEvent {
-        let mut event = self.chat_chunk(index, json!({}), None, Some(outcome.reason));
-        event.data["timings"] = json!(outcome.timings);
-        event
+        let event = self.chat_chunk(index, json!({}), None, Some(outcome.reason));
+        event.with_timings(Some(&outcome.timings))
     }
 
     /// The chunk that counts tokens, for `include_usage`.
@@ -512,6 +546,9 @@ impl Head {
         let choices = answers.iter().enumerate().map(choice).collect();
         let mut reply = self.object("text_completion", choices);
         reply["usage"] = usage(total);
+        if let [(_, outcome, _)] = answers {
+            reply["timings"] = llama_cpp::timings(&outcome.timings);
+        }
         reply
     }
 
@@ -611,6 +648,7 @@ mod tests {
         };
         check("web_search_options", json!({}), "web_search_options");
         check("modalities", json!(["audio"]), "modalities");
+        check("verbose", json!(true), "verbose");
         check("functions", json!([{"name": "f"}]), "functions");
         check("reasoning_format", json!("none"), "reasoning_format");
         check("top_logprobs", json!(2), "top_logprobs");
@@ -685,6 +723,7 @@ mod tests {
         };
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 1, generated: 2, reasoning: 0 },
             timings: Default::default(),

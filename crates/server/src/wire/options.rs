@@ -236,6 +236,18 @@ fn typed_grammar(fields: &Fields, grammar: &Map<String, Value>) -> Result<Gramma
     })
 }
 
+/// What llama.cpp's clients want to be told in streams: times with each piece, and how far the prompt is. Without a
+/// stream there is nowhere to tell it.
+pub(super) fn tell(
+    fields: &mut Fields,
+    stream: bool,
+    generate: &mut Generate,
+) -> Result<(), ApiError> {
+    generate.tell.timings = fields.opt("timings_per_token")?.unwrap_or(false) && stream;
+    generate.tell.progress = fields.opt("return_progress")?.unwrap_or(false) && stream;
+    Ok(())
+}
+
 /// The server's own sampling parameters, for what a request leaves open.
 pub(super) fn defaults(sampler: &SamplerParams) -> Generate {
     let mut generate = Generate::default();

@@ -3,7 +3,7 @@ use super::fields::Fields;
 use super::openai::{function_call, read_format, read_tool_choice};
 use super::{SseEvent, arguments_value, content_text, options};
 use crate::error::ApiError;
-use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
+use crate::output::{Delta, FinishReason, Message, Outcome, Progress, Usage};
 use crate::request::{Chat, Reply};
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
@@ -106,15 +106,18 @@ pub fn parse(body: &[u8], sampler: &SamplerParams) -> Result<(Chat, Map<String, 
         json!({"include_obfuscation": false}),
         "there is no obfuscation",
     )?;
+    let stream = fields.opt("stream")?.unwrap_or(false);
+    options::tell(&mut fields, stream, &mut generate)?;
     let chat = Chat {
         model: fields.opt("model")?,
         messages,
         tools,
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
+        continues: None,
         template,
         generation: generate,
-        reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },
+        reply: Reply { stream, include_usage: true },
     };
     fields.finish(IGNORED)?;
     Ok((chat, echo))
@@ -330,6 +333,13 @@ impl Stream {
             .into()
     }
 
+    /// The event that tells how far the prompt is.
+    pub fn progress(&mut self, progress: Progress) -> SseEvent {
+        let response = self.head.object("in_progress", &[]);
+        let event = self.event("response.in_progress", json!({"response": response}));
+        event.with_progress(progress)
+    }
+
     /// The events of a piece.
     pub fn delta(&mut self, delta: &Delta) -> Vec<SseEvent> {
         let mut events = Vec::new();
@@ -390,7 +400,8 @@ impl Stream {
         if status == "incomplete" {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
         }
-        events.push(self.event(name, json!({"response": response})));
+        let event = self.event(name, json!({"response": response}));
+        events.push(event.with_timings(Some(&outcome.timings)));
         events
     }
 
@@ -557,6 +568,7 @@ mod tests {
         ];
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
+            truncated: false,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: Default::default(),
@@ -608,6 +620,7 @@ mod tests {
         let head = Head { id: "resp_1".into(), created: 5, model: "m".into(), echo };
         let outcome = Outcome {
             reason: FinishReason::Length,
+            truncated: false,
             stop_string: None,
             usage: Usage::default(),
             timings: Default::default(),

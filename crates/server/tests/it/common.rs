@@ -71,7 +71,7 @@ pub(crate) fn catalog(names: &[&str]) -> Catalog {
     let source = |name: &&str| {
         let path = golden(&format!("{name}.gguf"));
         let bytes = path.metadata().expect("a file").len();
-        Source { name: (*name).to_owned(), path, bytes }
+        Source::new((*name).to_owned(), path, bytes)
     };
     Catalog {
         named: names.iter().map(source).collect(),

@@ -1,9 +1,11 @@
 //! Embeddings against llama.cpp's, rerankers against the engine, over every API.
-use crate::common::{ask, copy, expected, load, options, refused, server, server_of};
+use crate::common::{ask, copy, expected, golden, load, options, refused, server, server_of};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use hurtle_engine::Pooling;
 use hurtle_gguf::Value as Meta;
 use hurtle_quant::WeightType;
+use hurtle_server::{ServerOptions, TextVectors};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +46,42 @@ async fn embeddings_are_llama_cpps() {
                 bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
             assert_eq!(floats.collect::<Vec<_>>(), found);
         }
+    }
+}
+
+#[tokio::test]
+async fn vectors_of_each_token() {
+    let with = |text_vectors: TextVectors| {
+        server_of(&golden("bert.gguf"), ServerOptions { text_vectors, ..options() })
+    };
+    let body = json!({"content": [[5, 6, 7, 8], [9]], "embd_normalize": -1});
+    let vectors = async |text_vectors: TextVectors| {
+        let reply = ask(&with(text_vectors), "/embedding", body.clone()).await;
+        let all = |i: usize| reply[i]["embedding"].as_array().expect("vectors").iter().map(numbers);
+        [0, 1].map(|i| all(i).collect::<Vec<_>>())
+    };
+    let tokens = vectors(TextVectors::Tokens).await;
+    assert_eq!((tokens[0].len(), tokens[1].len()), (4, 1));
+    for (pooling, of) in [(Pooling::Cls, 0..1), (Pooling::Last, 3..4), (Pooling::Mean, 0..4)] {
+        let found = vectors(TextVectors::Pooled(pooling)).await;
+        let pooled = &tokens[0][of];
+        let n = pooled.len() as f32;
+        let mean: Vec<f32> =
+            (0..pooled[0].len()).map(|k| pooled.iter().map(|v| v[k]).sum::<f32>() / n).collect();
+        assert_eq!(found[0].len(), 1);
+        check_close(&found[0][0], &mean);
+    }
+    // As they are, unless they are wanted otherwise.
+    let server = with(TextVectors::Tokens);
+    let plain = ask(&server, "/embeddings", json!({"input": [5, 6, 7, 8]})).await;
+    assert_eq!(numbers(&plain[0]["embedding"][2]), tokens[0][2]);
+    let body = json!({"input": [5, 6, 7, 8], "embd_normalize": 2});
+    let normalized = ask(&server, "/embeddings", body).await;
+    let length: f32 = numbers(&normalized[0]["embedding"][2]).iter().map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
+    let body = json!({"model": "tiny", "input": "a"});
+    for path in ["/v1/embeddings", "/api/embed"] {
+        refused(&server, path, body.clone(), 400, &["only /embedding", "--pooling none"]).await;
     }
 }
 

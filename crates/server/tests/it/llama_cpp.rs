@@ -1,16 +1,32 @@
 //! llama.cpp's own routes, gaps, and prompts that are repeated.
-use crate::common::{ask, copy, expected, get, post, refused, server, server_of};
-use axum::http::StatusCode;
+use crate::common::{ask, copy, expected, get, method, post, refused, server, server_of};
+use axum::http::{Method, StatusCode};
 use hurtle_gguf::Value as Meta;
 use hurtle_server::Server;
 use serde_json::{Value, json};
 
-/// The data of each event of a stream without a closing word.
+/// The data of each event of a stream, without OpenAI's closing word.
 async fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
     let (status, text) = post(server, path, body).await;
     assert_eq!(status, StatusCode::OK, "{text}");
-    let event = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data"));
-    text.split_terminator("\n\n").map(|text| event(text).expect("JSON")).collect()
+    let events = text.split_terminator("\n\n").map(|event| event.strip_prefix("data: "));
+    let data = events.map(|data| data.expect("data")).filter(|&data| data != "[DONE]");
+    data.map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+/// Requests that are answered with `n` tokens in a stream.
+fn streams(n: usize, prompt: &[u32], text: &str) -> [(&'static str, Value); 3] {
+    let common = json!({"stream": true, "temperature": 0, "ignore_eos": true, "max_tokens": n});
+    let with = |name: &str, value: Value| {
+        let mut body = common.clone();
+        body[name] = value;
+        body
+    };
+    [
+        ("/completion", with("prompt", json!(prompt))),
+        ("/v1/completions", with("prompt", json!(prompt))),
+        ("/v1/chat/completions", with("messages", json!([{"role": "user", "content": text}]))),
+    ]
 }
 
 #[tokio::test]
@@ -96,6 +112,8 @@ async fn prompts_of_texts_and_numbers() {
     let one = answer(json!("one")).await;
     assert_eq!(answer(json!({"prompt_string": "one"})).await, one);
     assert_eq!(answer(json!({"content": [{"type": "text", "text": "one"}]})).await, one);
+    let parts = ["o", "ne"].map(|text| json!({"type": "text", "text": text}));
+    assert_eq!(answer(json!({"content": parts})).await, one, "nothing comes between parts");
     let body = json!({"prompt": ["one", ["one", 7, 8, " two"]], "temperature": 0, "n_predict": 8});
     let several = ask(&server, "/completion", body).await;
     assert_eq!((&several[0]["content"], &several[1]["content"]), (&one, &expected));
@@ -128,6 +146,331 @@ async fn probabilities_of_tokens() {
     let chunks = events(&server, "/completion", body).await;
     let streamed = chunks.iter().filter_map(|chunk| chunk["completion_probabilities"].as_array());
     assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), tokens);
+}
+
+#[tokio::test]
+async fn probabilities_of_what_was_drawn_from() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "n_predict": 5, "ignore_eos": true, "seed": 1, "n_probs": 4,
+        "post_sampling_probs": true, "top_k": 3, "temperature": 1.5, "samplers": ["top_k", "temperature"]});
+    let whole = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(whole["generation_settings"]["post_sampling_probs"], true);
+    let tokens = whole["completion_probabilities"].as_array().expect("tokens");
+    assert_eq!(tokens.len(), 5);
+    for token in tokens {
+        let top = token["top_probs"].as_array().expect("the candidates");
+        assert_eq!(top.len(), 3, "the cut leaves no more: {token}");
+        let sum: f64 = top.iter().map(|token| token["prob"].as_f64().expect("a number")).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{token}");
+        let drawn = top.iter().find(|candidate| candidate["id"] == token["id"]);
+        assert_eq!(drawn.expect("one of them")["prob"], token["prob"]);
+        assert!(token.get("logprob").is_none() && token.get("top_logprobs").is_none(), "{token}");
+    }
+    body["stream"] = true.into();
+    let chunks = events(&server, "/completion", body.clone()).await;
+    let streamed = chunks.iter().filter_map(|chunk| chunk["completion_probabilities"].as_array());
+    assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), tokens);
+
+    // Without a temperature there is one candidate, and it is certain.
+    body["stream"] = false.into();
+    body["temperature"] = 0.into();
+    let greedy = ask(&server, "/completion", body).await;
+    for token in greedy["completion_probabilities"].as_array().expect("tokens") {
+        assert_eq!((&token["prob"], &token["top_probs"][0]["prob"]), (&json!(1.0), &json!(1.0)));
+        assert_eq!(token["top_probs"].as_array().map(Vec::len), Some(1), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn times_with_each_piece() {
+    let server = server("llama");
+    const NAMES: [&str; 9] = [
+        "cache_n",
+        "prompt_n",
+        "prompt_ms",
+        "prompt_per_token_ms",
+        "prompt_per_second",
+        "predicted_n",
+        "predicted_ms",
+        "predicted_per_token_ms",
+        "predicted_per_second",
+    ];
+    for (path, mut body) in streams(6, &[5, 6, 7], "a") {
+        let has_timings = |chunk: &&Value| chunk.get("timings").is_some();
+        let plain = events(&server, path, body.clone()).await;
+        assert_eq!(plain.iter().filter(has_timings).count(), 1, "the last: {path}");
+        body["timings_per_token"] = true.into();
+        if path != "/completion" {
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        let chunks = events(&server, path, body.clone()).await;
+        let is_chat = path.contains("chat");
+        if is_chat {
+            let delta = json!({"role": "assistant", "content": null});
+            assert_eq!(chunks[0]["choices"][0]["delta"], delta);
+            assert!(!has_timings(&&chunks[0]), "nothing has been generated: {}", chunks[0]);
+            let usage = chunks.last().expect("usage");
+            assert!(usage["choices"] == json!([]) && has_timings(&usage), "{usage}");
+        }
+        let timed: Vec<_> = chunks.iter().filter(has_timings).collect();
+        let missing = chunks.len() - timed.len();
+        assert_eq!(missing, usize::from(path != "/completion"), "{path}: {chunks:?}");
+        let mut before = 0;
+        for chunk in timed {
+            for name in NAMES {
+                assert!(chunk["timings"][name].is_number(), "{path}: {name}: {chunk}");
+            }
+            let n = chunk["timings"]["predicted_n"].as_u64().expect("a number");
+            assert!((before.max(1)..=6).contains(&n), "{path}: {before}, {chunk}");
+            before = n;
+        }
+        assert_eq!(before, 6, "{path}");
+        body["stream"] = false.into();
+        if let Some(body) = body.as_object_mut() {
+            body.remove("stream_options");
+        }
+        let whole = ask(&server, path, body).await;
+        assert_eq!(whole["timings"]["predicted_n"], 6, "{path}: {whole}");
+        assert!(whole["timings"].get("load_ms").is_none(), "{path}: {whole}");
+    }
+}
+
+#[tokio::test]
+async fn times_and_progress_of_responses() {
+    let server = server("llama");
+    let body = json!({"input": "a b c d e f", "max_output_tokens": 4, "temperature": 0, "stream": true,
+        "timings_per_token": true, "return_progress": true});
+    let (status, text) = post(&server, "/v1/responses", body).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = data.map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let progress: Vec<_> = events.iter().filter(|e| e.get("prompt_progress").is_some()).collect();
+    assert!(progress.iter().all(|event| event["type"] == "response.in_progress"), "{text}");
+    let last = &progress.last().expect("progress")["prompt_progress"];
+    assert_eq!(last["processed"], last["total"]);
+    let deltas = events.iter().filter(|event| event["type"] == "response.output_text.delta");
+    let n = deltas.map(|event| event["timings"]["predicted_n"].as_u64().expect("times"));
+    assert!(n.is_sorted(), "{text}");
+    let last = events.last().expect("events");
+    assert_eq!(last["timings"]["predicted_n"], 4, "{last}");
+    for (i, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], i, "{event}");
+    }
+}
+
+#[tokio::test]
+async fn biases_are_told() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "n_predict": 1, "logit_bias": [[5, 1.5]]});
+    let plain = ask(&server, "/completion", body.clone()).await;
+    let expected = json!([{"token": 5, "bias": 1.5}]);
+    assert_eq!(plain["generation_settings"]["logit_bias"], expected);
+    body["ignore_eos"] = true.into();
+    let ignoring = ask(&server, "/completion", body.clone()).await;
+    let biases = ignoring["generation_settings"]["logit_bias"].as_array().expect("biases").clone();
+    assert!(
+        biases.len() > 1 && biases[1..].iter().all(|bias| bias["bias"].is_null()),
+        "{biases:?}"
+    );
+    // Until the context is full.
+    body["n_predict"] = (-1).into();
+    body["logit_bias"] = json!([]);
+    assert_eq!(ignoring["truncated"], false);
+    assert_eq!(ask(&server, "/completion", body).await["truncated"], true);
+}
+
+#[tokio::test]
+async fn progress_of_prompts() {
+    let server = server("llama");
+    let prompt: Vec<u32> = (5..75).collect();
+    for (path, mut body) in streams(2, &prompt, &"a b c d e f g h ".repeat(4)) {
+        body["return_progress"] = true.into();
+        for again in [false, true] {
+            let chunks = events(&server, path, body.clone()).await;
+            let n = chunks.iter().filter(|chunk| chunk.get("prompt_progress").is_some()).count();
+            assert!(n >= 2, "{path}: {chunks:?}");
+            let (told, rest) = chunks.split_at(n);
+            assert!(rest.iter().all(|chunk| chunk.get("prompt_progress").is_none()), "{chunks:?}");
+            let number = |chunk: &Value, name: &str| {
+                chunk["prompt_progress"][name].as_u64().expect("a number")
+            };
+            let (first, last) = (&told[0], &told[n - 1]);
+            assert_eq!(number(first, "processed"), number(first, "cache"), "{path}: {first}");
+            assert_eq!(number(last, "processed"), number(last, "total"), "{path}: {last}");
+            // The second route finds what the first has processed.
+            let known = again || path == "/v1/completions";
+            assert_eq!(number(first, "cache") > 0, known, "{path}, {again}: {first}");
+            for pair in told.windows(2) {
+                assert!(number(&pair[0], "processed") < number(&pair[1], "processed"), "{told:?}");
+                assert!(number(&pair[0], "time_ms") <= number(&pair[1], "time_ms"), "{told:?}");
+                assert_eq!(number(&pair[0], "total"), number(&pair[1], "total"), "{told:?}");
+                assert_eq!(number(&pair[0], "cache"), number(&pair[1], "cache"), "{told:?}");
+            }
+        }
+        body["timings_per_token"] = true.into();
+        let chunks = events(&server, path, body.clone()).await;
+        for chunk in chunks.iter().filter(|chunk| chunk.get("prompt_progress").is_some()) {
+            let (progress, timings) = (&chunk["prompt_progress"], &chunk["timings"]);
+            assert_eq!(timings["cache_n"], progress["cache"], "{path}: {chunk}");
+            let n = timings["prompt_n"].as_u64().zip(timings["cache_n"].as_u64());
+            assert_eq!(
+                n.map(|(new, known)| new + known),
+                progress["processed"].as_u64(),
+                "{chunk}"
+            );
+            assert_eq!(timings["predicted_n"], 0, "{path}: {chunk}");
+        }
+        body["stream"] = false.into();
+        ask(&server, path, body).await;
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_does_not_fit_is_counted() {
+    let server = server("llama");
+    for (path, body) in streams(2, &[5; 600], &"a b c d e f g h ".repeat(100)) {
+        let (status, text) = post(&server, path, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+        let error = &serde_json::from_str::<Value>(&text).expect("JSON")["error"];
+        assert_eq!(error["type"], "exceed_context_size_error", "{error}");
+        assert_eq!(error["code"], "context_length_exceeded", "{error}");
+        assert_eq!(error["n_ctx"], 512, "{error}");
+        let n = error["n_prompt_tokens"].as_u64().expect("a number");
+        assert!(if path.contains("chat") { n > 512 } else { n == 600 }, "{path}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_prompt_are_counted() {
+    let server = server("llama");
+    let messages = json!([{"role": "user", "content": "one two"}]);
+    let chat = json!({"messages": messages, "max_tokens": 1});
+    let expected = ask(&server, "/v1/chat/completions", chat.clone()).await;
+    let expected = &expected["usage"]["prompt_tokens"];
+    assert!(expected.as_u64() > Some(2), "{expected}");
+    let response = json!({"input": messages});
+    for (path, body) in [("/chat/completions", &chat), ("/responses", &response)] {
+        for prefix in ["", "/v1"] {
+            let path = format!("{prefix}{path}/input_tokens");
+            let counted = ask(&server, &path, body.clone()).await;
+            assert_eq!(counted["input_tokens"], *expected, "{path}");
+            refused(&server, &path, json!({}), 400, &["is missing"]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_with_the_last_message() {
+    let server = server("llama");
+    let user = json!({"role": "user", "content": "one"});
+    let begun = json!({"role": "assistant", "content": "tw"});
+    let chat = |messages: Value| json!({"messages": messages, "temperature": 0, "max_tokens": 8});
+    let prompt = async |mut body: Value, continues: Option<bool>| {
+        body["continue_final_message"] = continues.into();
+        ask(&server, "/apply-template", body).await["prompt"].as_str().expect("a text").to_owned()
+    };
+    let alone = prompt(chat(json!([user])), None).await;
+    let both = chat(json!([user, begun]));
+    for continues in [None, Some(true)] {
+        assert_eq!(prompt(both.clone(), continues).await, format!("{alone}tw"));
+    }
+    let apart = prompt(both.clone(), Some(false)).await;
+    assert!(apart.contains("tw") && !apart.ends_with("tw"), "{apart}");
+    // What it begins with is not repeated; every API has it.
+    let text = |reply: &Value, at: &str| reply.pointer(at).expect("an answer").clone();
+    let chats = ask(&server, "/v1/chat/completions", both).await;
+    let expected = text(&chats, "/choices/0/message/content");
+    let mut body =
+        json!({"model": "tiny", "messages": [user, begun], "max_tokens": 8, "temperature": 0});
+    let reply = ask(&server, "/v1/messages", body.clone()).await;
+    assert_eq!(text(&reply, "/content/0/text"), expected);
+    if let Some(body) = body.as_object_mut() {
+        body.remove("max_tokens");
+        body.remove("temperature");
+    }
+    body["stream"] = false.into();
+    body["options"] = json!({"temperature": 0, "num_predict": 8});
+    let reply = ask(&server, "/api/chat", body).await;
+    assert_eq!(text(&reply, "/message/content"), expected);
+
+    let refuses = async |body: Value, param: &str| {
+        refused(&server, "/v1/chat/completions", body, 400, &[param]).await;
+    };
+    let mut wrong = chat(json!([user]));
+    wrong["continue_final_message"] = true.into();
+    refuses(wrong.clone(), "continue_final_message").await;
+    wrong["messages"] = json!([user, begun]);
+    wrong["add_generation_prompt"] = true.into();
+    refuses(wrong.clone(), "add_generation_prompt").await;
+    wrong["add_generation_prompt"] = false.into();
+    ask(&server, "/v1/chat/completions", wrong.clone()).await;
+    wrong["continue_final_message"] = false.into();
+    refuses(wrong, "add_generation_prompt").await;
+}
+
+#[tokio::test]
+async fn rates_over_all_answers() {
+    let server = server("llama");
+    let metric = async |name: &str| {
+        let (_, text) = method(&server, Method::GET, "/metrics", "").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("llamacpp:{name} ")));
+        value.expect("the metric").parse::<f64>().expect("a number")
+    };
+    assert_eq!(metric("predicted_tokens_seconds").await, 0.0);
+    let body = json!({"prompt": "one two three", "n_predict": 8, "ignore_eos": true});
+    let mut sums = [0.0; 4];
+    for n in 1..=2 {
+        let answer = ask(&server, "/completion", body.clone()).await;
+        let time = |name: &str| answer["timings"][name].as_f64().expect("a number");
+        sums[0] += time("prompt_n");
+        sums[1] += time("prompt_ms") / 1e3;
+        sums[2] += time("predicted_n") - 1.0;
+        sums[3] += time("predicted_ms") / 1e3;
+        // Who has the answer finds it counted, and its place free.
+        assert_eq!(metric("tokens_predicted_total").await, f64::from(8 * n));
+        assert_eq!(metric("requests_processing").await, 0.0);
+    }
+    for (name, expected) in [
+        ("prompt_seconds_total", sums[1]),
+        ("tokens_predicted_seconds_total", sums[3]),
+        ("prompt_tokens_seconds", sums[0] / sums[1]),
+        ("predicted_tokens_seconds", sums[2] / sums[3]),
+    ] {
+        let found = metric(name).await;
+        assert!((found / expected - 1.0).abs() < 1e-3, "{name}: {found}, {expected}");
+    }
+}
+
+#[tokio::test]
+async fn places_for_answers() {
+    let server = server("llama");
+    let idle = get(&server, "/slots").await;
+    let idle = idle.as_array().expect("places");
+    assert_eq!(json!(idle.len()), get(&server, "/props").await["total_slots"]);
+    for (i, slot) in idle.iter().enumerate() {
+        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "is_processing": false});
+        assert_eq!(*slot, expected);
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_characters_are_bytes() {
+    let server = server("llama");
+    let content = "a 媽🤗";
+    let body = json!({"content": content, "with_pieces": true});
+    let tokens = ask(&server, "/tokenize", body).await;
+    let mut bytes = Vec::new();
+    for token in tokens["tokens"].as_array().expect("tokens") {
+        match &token["piece"] {
+            Value::String(text) => bytes.extend_from_slice(text.as_bytes()),
+            piece => {
+                let piece: Vec<u8> = serde_json::from_value(piece.clone()).expect("bytes");
+                assert!(str::from_utf8(&piece).is_err(), "{token}");
+                bytes.extend(piece);
+            }
+        }
+    }
+    assert_eq!(String::from_utf8(bytes).expect("the text").trim_start(), content);
 }
 
 #[tokio::test]

@@ -110,6 +110,31 @@ async fn a_model_is_loaded_by_the_first_request_that_names_it() {
 }
 
 #[tokio::test]
+async fn a_model_has_several_names() {
+    let folder = store(&["llama"]);
+    let hub = hub(folder.path(), None);
+    let mut catalog = Catalog { others: Some(hub), ..catalog(&["llama", "gemma"]) };
+    let named = &mut catalog.named[0];
+    named.path = folder.path().join("store/llama.gguf");
+    named.name = "gpt-4o-mini".into();
+    named.aliases = ["gpt-4o-mini", "small"].map(String::from).into();
+    let server = start(catalog);
+    let list = get(&server, "/v1/models").await;
+    assert_eq!(list["data"][0]["id"], "gpt-4o-mini");
+    assert_eq!(list["data"][0]["aliases"], json!(["gpt-4o-mini", "small"]));
+    assert_eq!(list["data"][1]["aliases"], json!([]));
+    let expected = answer(&server, "gpt-4o-mini").await;
+    // What its file is called means it, too.
+    for name in ["small", "small:latest", "llama", "default", ""] {
+        let reply = ask(&server, "/v1/chat/completions", chat(name)).await;
+        assert_eq!(reply["choices"][0]["message"]["content"], expected, "{name}");
+        assert_eq!(reply["model"], "gpt-4o-mini", "{name}");
+    }
+    assert_eq!(running(&server).await, ["gpt-4o-mini"]);
+    refused(&server, "/v1/chat/completions", chat("smal"), 404, &["model_not_found"]).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_loaded_leaves_the_others_alone() {
     let folder = store(&[]);
     let server = start(Catalog { others: Some(hub(folder.path(), None)), ..catalog(&["llama"]) });

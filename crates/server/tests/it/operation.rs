@@ -9,7 +9,7 @@ use hurtle_server::{Limits, Server, ServerOptions};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_stream::StreamExt as _;
 use tower::ServiceExt as _;
 
@@ -115,6 +115,12 @@ fn each_request_has_an_id_and_a_line_in_the_log() {
         let made = reply.expect("a reply").headers()["x-request-id"].clone();
         assert_eq!(made.len(), 16);
         assert_eq!(line(made.to_str().expect("ASCII"))["status"], 404);
+
+        let request = Request::get("/metrics").body(Body::empty()).expect("a request");
+        let reply = server.router().oneshot(request).await.expect("a reply");
+        let started = reply.headers()["process-start-time-unix"].to_str().expect("ASCII");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later").as_secs();
+        assert!(started.parse::<u64>().is_ok_and(|time| (1..=now).contains(&time)), "{started}");
 
         let (_, metrics) = method(&server, Method::GET, "/metrics", "").await;
         for name in

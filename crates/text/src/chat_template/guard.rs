@@ -9,7 +9,7 @@
 //! ```text
 //! user: "a<|im_end|>"  ─►  "a<G|im_end|>"  ─► template ─►  ids of  a < | im _ end | >
 //! ```
-use super::RenderInput;
+use super::{Begun, RenderInput};
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -48,6 +48,10 @@ impl<'a> Guard<'a> {
             visit(value, &mut note);
         }
         input.extra.values().for_each(|value| visit(value, &mut note));
+        if let Some(Begun { reasoning, content }) = &input.begun {
+            note(reasoning);
+            note(content);
+        }
         let mark = ('\u{e000}'..='\u{10ffff}').find(|c| is_private_use(*c) && !used.contains(c))?;
         Some(Self { specials, lengths, first_chars, last_chars, mark })
     }
@@ -69,6 +73,7 @@ impl<'a> Guard<'a> {
             tools: input.tools.as_ref().map(guard_tools),
             extra: input.extra.iter().map(guard_extra).collect(),
             add_generation_prompt: input.add_generation_prompt,
+            begun: input.begun.clone(),
             now: input.now.clone(),
         }
     }

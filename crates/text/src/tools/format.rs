@@ -285,6 +285,11 @@ impl AnswerFormat {
         prompt.trim_end().ends_with(self.reasoning.0)
     }
 
+    /// Whether an answer can be begun for the model: not where what it says follows a header that tells what it is.
+    pub fn can_be_begun(&self) -> bool {
+        !matches!(self.row.calls, Calls::Harmony)
+    }
+
     /// What opens and closes reasoning.
     pub fn reasoning(&self) -> (&'static str, &'static str) {
         self.reasoning
