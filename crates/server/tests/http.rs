@@ -333,14 +333,15 @@ async fn answers_have_the_form_that_is_asked_for() {
             assert!(text == "yes" || text == "no", "{text}");
         }
     }
-    // What a random model writes in an object has no end; what there is of it is JSON.
+    // What a random model writes in an object has no end, and numbers that fit nowhere; what there is of
+    // it is JSON.
     for (place, form) in [
         (chat, json!({"response_format": {"type": "json_object"}})),
         (ollama, json!({"format": "json"})),
     ] {
         let text = answer(place, form).await;
         assert!(text.starts_with('{'), "{text}");
-        let error = serde_json::from_str::<Value>(&text).err();
+        let error = serde_json::from_str::<serde::de::IgnoredAny>(&text).err();
         assert!(error.is_none_or(|error| error.is_eof()), "{text}");
     }
 }
