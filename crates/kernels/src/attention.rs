@@ -16,7 +16,7 @@
 //! single token keeps all threads busy.
 //!
 //! Successive tokens of a sequence are a block, and the rows of a block, the query heads of a KV head
-//! of each token, meet a span together. Two vectors at a time of its keys, and then of its values,
+//! of each token, meet a span together. A few vectors at a time of its keys, and then of its values,
 //! are widened to f32 and stay in L1 while all rows pass, as many at a time as registers hold sums
 //! (`Lanes::SUMS`). A row takes the positions that it sees in ascending order; what only its neighbours
 //! see has weight 0, so its sums are the same in any block. The rows of one token alone
@@ -457,8 +457,9 @@ macro_rules! by_rows {
     };
 }
 
-/// Turns the scores of a span into weights, `e^(score - max)`, as factors of the values: `scores` is `[n_rows, SPAN]`, of which the positions of a row's tiles are written, those that it does
-/// not see as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
+/// Turns the scores of a span into weights, `e^(score - max)`, as factors of the values: `scores` is
+/// `[n_rows, SPAN]`, of which the positions that some row sees are written, those that a row does not see
+/// as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     task: &Task<'_>,
@@ -789,12 +790,13 @@ unsafe fn add_in_place<L: Lanes, V: Elem>(task: &Task<'_>, weights: &[f32], part
                     weights_of[h] = &weights[(row + h) * SPAN..][factors.clone()];
                 }
                 let partial = &mut partial[row * row_len..(row + H) * row_len];
-                // `D` vectors from `d` on are fetched as they are met, but in the order of memory.
+                // The `i`-th of `n` vectors from `d` on. While they pass, as many that come next are
+                // fetched, in the order of memory.
                 let column = |d: usize, i: usize, n: usize| {
-                    let stride = n * size_of::<[V::Stored; LANES]>();
-                    let offset = d * steps.len() * size_of::<[V::Stored; LANES]>() + i * stride / n;
+                    let line = size_of::<[V::Stored; LANES]>();
+                    let offset = (d * steps.len() + i) * line;
                     let ahead = if ahead.is_null() { ahead } else { ahead.wrapping_add(offset) };
-                    Column { rows: &rows, slot, vector: d + i, ahead, stride }
+                    Column { rows: &rows, slot, vector: d + i, ahead, stride: n * line }
                 };
                 let mut d = 0;
                 while d < n_vectors {
@@ -842,12 +844,13 @@ impl Vectors for &[[f32; LANES]] {
     }
 }
 
-/// As they lie in a page, from lane `slot` on. What lies at the same place after `ahead` is
-/// fetched, if that is not null.
+/// As they lie in a page, from lane `slot` on.
 struct Column<'a, V: Elem> {
     rows: &'a Values<'a, V>,
     slot: usize,
     vector: usize,
+    /// What is fetched with the first step, and `stride` bytes further with each that follows; nothing
+    /// if it is null.
     ahead: *const u8,
     stride: usize,
 }

@@ -41,7 +41,7 @@ const SCALED: usize = 32;
 pub enum KvType {
     /// 4 bytes: exact.
     F32,
-    /// 2 bytes: 11 significant bits, up to 65 504.
+    /// 2 bytes: 11 significant bits, up to 65 504, which larger numbers become.
     F16,
     /// 2 bytes: 8 significant bits, the range of f32. Queries, or weights of values, are rounded to it,
     /// too; where the processor multiplies bf16, that is twice as fast.
@@ -211,14 +211,16 @@ impl Elem for f16 {
 
     #[inline(always)]
     unsafe fn encode<L: Lanes>(x: &[f32], stored: &mut [f16], _: &mut [f16]) {
-        let mut i = 0;
-        while i + LANES <= x.len() {
+        // Infinity times a weight of 0 would be no number.
+        let largest = f16::MAX.to_f32();
+        let (x, rest) = x.as_chunks::<LANES>();
+        let (to, last) = stored.split_at_mut(x.len() * LANES);
+        for (x, to) in x.iter().zip(to.chunks_exact_mut(LANES)) {
             // SAFETY: the caller has the lanes' instruction set.
-            unsafe { L::load(&x[i..]).store_f16(&mut stored[i..]) };
-            i += LANES;
+            unsafe { L::load(&x.map(|x| x.clamp(-largest, largest))).store_f16(to) };
         }
-        for (to, from) in stored[i..].iter_mut().zip(&x[i..]) {
-            *to = f16::from_f32(*from);
+        for (to, x) in last.iter_mut().zip(rest) {
+            *to = f16::from_f32(x.clamp(-largest, largest));
         }
     }
 
@@ -316,7 +318,8 @@ impl Elem for Q8 {
             values[..x.len()].copy_from_slice(x);
             let block = Q8_0Block::quantize(&values);
             stored.copy_from_slice(&block.qs[..x.len()]);
-            *scale = block.d;
+            // As above.
+            *scale = if block.d.is_finite() { block.d } else { f16::MAX };
         }
     }
 

@@ -302,6 +302,45 @@ fn a_token_in_a_prompt_has_the_bits_that_it_has_alone() {
 }
 
 #[test]
+fn large_values_that_a_token_does_not_see_change_nothing() {
+    let (n_heads, dim) = (2, 40);
+    let pool = Pool::new(1).unwrap();
+    for ty in KvType::ALL {
+        let kv = KvLayer::new(0, (ty, ty), 1, dim, dim);
+        let layer = attention::Layer {
+            n_heads,
+            kv: &kv,
+            scale: 0.2,
+            soft_cap: None,
+            window: None,
+            sinks: None,
+        };
+        for isa in Isa::available() {
+            let exec = Exec { isa, pool: &pool, n_threads: 1 };
+            // Three tokens of a prompt, of which the last has large values or none that differ.
+            let run = |last: f32| {
+                let mut pages = KvPages::new(kv.end());
+                let page = pages.push();
+                for pos in 0..3 {
+                    let mut v = noise(7 + pos as u64, dim);
+                    if pos == 2 {
+                        v.iter_mut().for_each(|v| *v *= last);
+                    }
+                    pages.store(isa, &kv, page, pos, &noise(pos as u64, dim), &v);
+                }
+                let q = noise(5, 3 * n_heads * dim);
+                let token = |i: usize| Token { page_ids: &[0], pos: i };
+                let mut out = vec![f32::NAN; 3 * n_heads * dim];
+                attention(exec, &layer, &pages, token, &q, &mut Vec::new(), &mut out);
+                out.truncate(2 * n_heads * dim);
+                out
+            };
+            assert_bits(&run(1e30), &run(1.0), &format!("{ty}, {isa}"));
+        }
+    }
+}
+
+#[test]
 fn other_sequences_of_a_batch_change_nothing() {
     let (n_heads, n_kv_heads, dim) = (6, 2, 40);
     let kv = KvLayer::new(0, (KvType::F16, KvType::F16), n_kv_heads, dim, dim);
