@@ -668,6 +668,7 @@ unsafe fn score<L: Lanes, K: Elem, E: Elem, const P: usize, const H: usize>(
 
 /// Adds the products of some lanes of keys and queries.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "indices name rows, tiles and lanes")]
 unsafe fn add_products<L: Lanes, E: Elem, const P: usize, const H: usize>(
     keys: &[&[[E::Stored; TILE]]; P],
     ahead: *const u8,
@@ -914,7 +915,6 @@ unsafe fn add_widened<L: Lanes, V: Elem, const H: usize>(
 
 /// Adds vectors `d` to `d + D - 1` of some steps to the sums of `H` rows, `[H, row_len]`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices name rows, vectors and steps")]
 unsafe fn add<L: Lanes, V: Elem, S: Vectors, const H: usize, const D: usize>(
     values: [S; D],
     weights: [&[f32]; H],

@@ -777,8 +777,8 @@ pub(crate) mod avx512 {
                 let (first, second) = (_mm512_loadu_ps(&x[0]), _mm512_loadu_ps(&x[LANES]));
                 if BF16 {
                     // Earlier values come in lower halves.
-                    let pairs: __m512i = transmute(_mm512_cvtne2ps_pbh(second, first));
-                    let pairs = _mm512_rol_epi32::<16>(pairs);
+                    let pairs = _mm512_cvtne2ps_pbh(second, first);
+                    let pairs = _mm512_rol_epi32::<16>(transmute::<__m512bh, __m512i>(pairs));
                     _mm512_storeu_ps(&mut to[0], _mm512_castsi512_ps(pairs));
                 } else {
                     _mm512_storeu_ps(&mut to[0], round_to_bf16(first));
@@ -796,9 +796,9 @@ pub(crate) mod avx512 {
             // SAFETY: as above.
             unsafe {
                 if BF16 {
-                    let factors = _mm512_set1_ps(factors[i]);
+                    let factors = transmute::<__m512, __m512bh>(_mm512_set1_ps(factors[i]));
                     for p in 0..P {
-                        let (pairs, factors) = (transmute(pairs[p].0), transmute(factors));
+                        let pairs = transmute::<__m512, __m512bh>(pairs[p].0);
                         sums[p].0 = _mm512_dpbf16_ps(sums[p].0, pairs, factors);
                     }
                 } else {
