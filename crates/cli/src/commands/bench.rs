@@ -271,7 +271,7 @@ pub(super) fn check_memory(engine: &Engine, tests: &[BenchTest]) -> Result<()> {
     if let Some(available) = usable.filter(|usable| *usable < needed) {
         bail!(
             "{test}: keys, values and logits take {}, but {} of memory are available\n\
-             hint: choose fewer sequences, a smaller depth or -ctk f16 -ctv f16",
+             hint: choose fewer sequences, a smaller depth or -ctk q8_0 -ctv q8_0",
             bytes(needed),
             bytes(available)
         );
