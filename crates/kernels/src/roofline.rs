@@ -233,6 +233,25 @@ pub(crate) unsafe fn read_lines<L: IntLanes>(lines: &[Line], ahead: usize) -> [f
     }
 }
 
+/// Evaluates `$body` with `$T` as the tokens of a tile, one of [`TILES`].
+macro_rules! by_tile {
+    ($tokens:expr, $T:ident => $body:expr) => {
+        by_tile!(@match $tokens, $T, $body, 4, 6, 8; 12)
+    };
+    (@match $tokens:expr, $T:ident, $body:expr, $($n:literal),+; $last:literal) => {
+        match $tokens {
+            $($n => {
+                const $T: usize = $n;
+                $body
+            })+
+            _ => {
+                const $T: usize = $last;
+                $body
+            }
+        }
+    };
+}
+
 /// The sum of the products of each lane, for a tile of `tokens` (one of [`TILES`]), `rounds` times.
 ///
 /// # Safety
@@ -244,14 +263,7 @@ pub(crate) unsafe fn integer_products<L: IntLanes>(
     rounds: usize,
 ) -> [f32; LANES] {
     // SAFETY: the caller has the lanes' instruction set.
-    unsafe {
-        match tokens {
-            4 => integer_tile::<L, 4>(operands, rounds),
-            6 => integer_tile::<L, 6>(operands, rounds),
-            8 => integer_tile::<L, 8>(operands, rounds),
-            _ => integer_tile::<L, 12>(operands, rounds),
-        }
-    }
+    unsafe { by_tile!(tokens, T => integer_tile::<L, T>(operands, rounds)) }
 }
 
 /// The inner loop of packed products.
@@ -296,14 +308,7 @@ pub(crate) unsafe fn float_products<L: Lanes>(
     rounds: usize,
 ) -> [f32; LANES] {
     // SAFETY: the caller has the lanes' instruction set.
-    unsafe {
-        match tokens {
-            4 => float_tile::<L, 4>(operands, rounds),
-            6 => float_tile::<L, 6>(operands, rounds),
-            8 => float_tile::<L, 8>(operands, rounds),
-            _ => float_tile::<L, 12>(operands, rounds),
-        }
-    }
+    unsafe { by_tile!(tokens, T => float_tile::<L, T>(operands, rounds)) }
 }
 
 /// The inner loop of exact products.
@@ -338,14 +343,7 @@ pub(crate) unsafe fn attention_products<L: Lanes, E: Elem>(
     rounds: usize,
 ) -> [f32; LANES] {
     // SAFETY: the caller has the lanes' instruction set.
-    unsafe {
-        match tokens {
-            4 => attention_tile::<L, E, 4>(operands, rounds),
-            6 => attention_tile::<L, E, 6>(operands, rounds),
-            8 => attention_tile::<L, E, 8>(operands, rounds),
-            _ => attention_tile::<L, E, 12>(operands, rounds),
-        }
-    }
+    unsafe { by_tile!(tokens, T => attention_tile::<L, E, T>(operands, rounds)) }
 }
 
 /// The inner loop of attention.

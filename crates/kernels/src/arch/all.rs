@@ -19,29 +19,24 @@ pub(crate) fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) -> Result<()
     ty.visit(Decode(bytes, out)).unwrap_or(integers)
 }
 
-/// Folds 16 lanes into one number, always in the same order.
+/// Adds 16 lanes up, always in the same order.
 #[inline(always)]
 pub(crate) fn fold(lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    let mut lanes = lanes;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    fold_by(lanes, |a, b| a + b)
 }
 
 /// The largest of 16 lanes that are not NaN.
 #[inline(always)]
 pub(crate) fn max(lanes: [f32; LANES]) -> f32 {
+    fold_by(lanes, |a, b| if a > b { a } else { b })
+}
+
+#[inline(always)]
+fn fold_by(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
-    let mut lanes = lanes;
     while width > 0 {
         for i in 0..width {
-            let other = lanes[i + width];
-            lanes[i] = if lanes[i] > other { lanes[i] } else { other };
+            lanes[i] = f(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
