@@ -23,7 +23,7 @@
 //! are too few for a copy to pay: they widen each vector as they meet it, to the same numbers.
 //!
 //! Keys and values of bf16 stay what they are, two to a lane, and meet queries and weights of the same
-//! form.
+//! form; with AMX as tiles ([`tiles`]).
 
 use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
@@ -31,6 +31,9 @@ use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, Values, with_kv
 use crate::share::Shared;
 use half::bf16;
 use std::ops::Range;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod tiles;
 
 /// Positions whose scores are at hand at a time.
 const SPAN: usize = 2 * PAGE_TOKENS;
@@ -171,7 +174,10 @@ fn query_len(dim_k: usize) -> usize {
 
 /// What a thread works with: the scores of some rows, and vectors that were widened.
 fn scratch_len(kv: &KvLayer, n_rows: usize) -> usize {
-    n_rows * SPAN + MOST_VECTORS * LANES * kv.dim_k.max(SPAN)
+    let vectors = MOST_VECTORS * LANES * kv.dim_k.max(SPAN);
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    let vectors = vectors.max(tiles::scratch_len(kv));
+    n_rows * SPAN + vectors
 }
 
 /// Most vectors that are widened at a time.
@@ -208,6 +214,26 @@ pub(crate) unsafe fn gather<L: Lanes, K: Elem>(
 /// [`scratch_len`] says.
 fn attend(exec: Exec<'_>, task: &Task<'_>, scratch: &mut [f32], partial: &mut [f32]) {
     let kv = task.layer.kv;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if tiles::fit(kv) {
+        use crate::arch::{amx::Amx, x86_64};
+        use crate::isa::Level;
+        // SAFETY: an `Isa` of this level exists only if the processor has tiles, and the lanes; or a test
+        // emulates them.
+        unsafe {
+            match exec.isa.level() {
+                Level::Amx => {
+                    return x86_64::avx512bf16::attend_by_tiles::<Amx>(task, scratch, partial);
+                }
+                #[cfg(test)]
+                Level::Emulated => {
+                    use crate::arch::scalar;
+                    return scalar::paired::attend_by_tiles::<Amx>(task, scratch, partial);
+                }
+                _ => {}
+            }
+        }
+    }
     let (scores, vectors) = scratch.split_at_mut(task.n_rows() * SPAN);
     with_kv!(kv.type_k, K => dispatch!(exec.isa, weigh[K](task, vectors, scores, partial)));
     with_kv!(kv.type_v, V => dispatch!(exec.isa, add_values[V](task, vectors, scores, partial)));
@@ -457,9 +483,21 @@ macro_rules! by_rows {
     };
 }
 
-/// Turns the scores of a span into weights, `e^(score - max)`, as factors of the values: `scores` is
-/// `[n_rows, SPAN]`, of which the positions that some row sees are written, those that a row does not see
-/// as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
+/// The rows of the queries that see some of `positions`, which lie in the span.
+#[inline(always)]
+fn rows_that_see(task: &Task<'_>, positions: Range<usize>) -> Range<usize> {
+    let n_group = task.n_group();
+    let mut queries = 0..task.positions.len();
+    while task.seen(queries.start).end <= positions.start {
+        queries.start += 1;
+    }
+    while task.seen(queries.end - 1).start >= positions.end {
+        queries.end -= 1;
+    }
+    queries.start * n_group..queries.end * n_group
+}
+
+/// Computes the scores of a span and makes weights of them: see [`make_weights`].
 #[inline(always)]
 pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     task: &Task<'_>,
@@ -467,7 +505,6 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     scores: &mut [f32],
     partial: &mut [f32],
 ) {
-    let (n_group, n_queries) = (task.n_group(), task.positions.len());
     let seen = task.seen_by_any();
     let tiles = seen.start / TILE..seen.end.div_ceil(TILE);
     let n_lanes = task.layer.kv.dim_k.div_ceil(K::PER_LANE);
@@ -476,16 +513,7 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
         let mut tile = tiles.start;
         while tile < tiles.end {
             let n = at_a_time(tiles.end - tile, n_lanes);
-            // Who sees some of these tiles.
-            let (first, end) = (tile * TILE, (tile + n) * TILE);
-            let mut queries = 0..n_queries;
-            while task.seen(queries.start).end <= first {
-                queries.start += 1;
-            }
-            while task.seen(queries.end - 1).start >= end {
-                queries.end -= 1;
-            }
-            let rows = queries.start * n_group..queries.end * n_group;
+            let rows = rows_that_see(task, tile * TILE..(tile + n) * TILE);
             match n {
                 4 => score_tiles::<L, K, 4>(task, tile, rows, vectors, scores),
                 2 => score_tiles::<L, K, 2>(task, tile, rows, vectors, scores),
@@ -493,27 +521,39 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
             }
             tile += n;
         }
-        let row_len = row_len(task.layer.kv.dim_v);
-        let pairs = task.layer.kv.type_v.per_lane() == 2;
-        // Columns of whole vectors, or of pairs of them.
-        let whole = |seen: &Range<usize>| {
-            let (first, end) = (seen.start - task.start, seen.end - task.start);
-            first / (2 * LANES) * (2 * LANES)..end.next_multiple_of(2 * LANES)
-        };
-        let all = whole(&seen);
-        let rows = scores.chunks_exact_mut(SPAN).zip(partial.chunks_exact_mut(row_len));
-        for (row, (scores, partial)) in rows.enumerate() {
-            let seen = task.seen(row / n_group);
-            let columns = whole(&seen);
-            let start = task.start + columns.start;
-            let row = &mut scores[columns.clone()];
-            if let Some(cap) = task.layer.soft_cap {
-                for score in row.iter_mut() {
-                    *score = cap * all::tanh(*score / cap);
-                }
+        make_weights::<L>(task, scores, partial);
+    }
+}
+
+/// Turns the scores of a span into weights, `e^(score - max)`, as factors of the values: `scores` is
+/// `[n_rows, SPAN]`, of which the positions that some row sees are written, those that a row does not see
+/// as 0. The maxima and the sums go to `partial`, `[n_rows, row_len]`.
+#[inline(always)]
+unsafe fn make_weights<L: Lanes>(task: &Task<'_>, scores: &mut [f32], partial: &mut [f32]) {
+    let (n_group, seen) = (task.n_group(), task.seen_by_any());
+    let row_len = row_len(task.layer.kv.dim_v);
+    let pairs = task.layer.kv.type_v.per_lane() == 2;
+    // Columns of whole vectors, or of pairs of them.
+    let whole = |seen: &Range<usize>| {
+        let (first, end) = (seen.start - task.start, seen.end - task.start);
+        first / (2 * LANES) * (2 * LANES)..end.next_multiple_of(2 * LANES)
+    };
+    let all = whole(&seen);
+    let rows = scores.chunks_exact_mut(SPAN).zip(partial.chunks_exact_mut(row_len));
+    for (row, (scores, partial)) in rows.enumerate() {
+        let seen = task.seen(row / n_group);
+        let columns = whole(&seen);
+        let start = task.start + columns.start;
+        let row = &mut scores[columns.clone()];
+        if let Some(cap) = task.layer.soft_cap {
+            for score in row.iter_mut() {
+                *score = cap * all::tanh(*score / cap);
             }
-            row[..seen.start - start].fill(f32::NEG_INFINITY);
-            row[seen.end - start..].fill(f32::NEG_INFINITY);
+        }
+        row[..seen.start - start].fill(f32::NEG_INFINITY);
+        row[seen.end - start..].fill(f32::NEG_INFINITY);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
             let mut max = L::splat(f32::NEG_INFINITY);
             for lanes in row.chunks_exact(LANES) {
                 max = max.max(L::load(lanes));

@@ -19,6 +19,9 @@ pub(crate) enum Level {
     Avx512Bf16,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
+    /// Plain loops, and for attention tiles that a test emulates.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    Emulated,
 }
 
 /// An instruction set that this processor has.
@@ -69,13 +72,17 @@ impl Isa {
         Isa(Level::Scalar)
     }
 
-    /// Whether [`matmul_packed`](crate::packed::matmul_packed) may use AMX.
+    /// Whether there are tiles: AMX.
     pub(crate) const fn has_tiles(self) -> bool {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         return matches!(self.0, Level::Amx);
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         false
     }
+
+    /// Attention by tiles on a processor that may have none, for tests that emulate them.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) const EMULATED: Isa = Isa(Level::Emulated);
 
     /// Whether lanes have 32 vector registers instead of 16: AVX-512.
     pub(crate) const fn has_32_registers(self) -> bool {
@@ -90,7 +97,7 @@ impl Isa {
     }
 
     /// `scalar`, `avx2`, `avxvnni`, `avx512` (F, BW, VL, DQ), `avx512vnni`, `avx512bf16` (beside VNNI) or
-    /// `amx` (int8 tiles beside both).
+    /// `amx` (tiles of int8 and bf16 beside both).
     pub const fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -106,6 +113,8 @@ impl Isa {
             Level::Avx512Bf16 => "avx512bf16",
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Level::Amx => "amx",
+            #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+            Level::Emulated => "emulated",
         }
     }
 }
@@ -137,13 +146,14 @@ mod amx {
     use std::arch::asm;
     use std::arch::x86_64::__cpuid_count;
 
-    /// Whether the processor has tiles of 8-bit integers, the system saves them, and this process
+    /// Whether the processor has tiles of 8-bit integers and of bf16, the system saves them, and this process
     /// may use them: Linux wants to be asked, and threads that run already may then, too. For a
     /// processor with AVX-512.
     pub(super) fn is_available() -> bool {
         let features = __cpuid_count(7, 0).edx;
-        let (tile, int8) = (1 << 24, 1 << 25);
-        if features & (tile | int8) != tile | int8 {
+        let (bf16, tile, int8) = (1 << 22, 1 << 24, 1 << 25);
+        let needed = bf16 | tile | int8;
+        if features & needed != needed {
             return false;
         }
         let saved: u32;

@@ -15,6 +15,7 @@
 //!   before it sleeps.
 //! - `tests/pool_model.rs` runs all of this under loom, in every order that the memory model allows.
 
+use crate::memory::Line;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle, Thread};
 use crate::sync::{Arc, Mutex, UnsafeCell, park, spin_loop, unpark};
@@ -34,16 +35,19 @@ const SPINS: u32 = if cfg!(loom) { 1 } else { 4_000 };
 pub struct Worker {
     /// Index of the thread, below the number of threads that take part.
     index: usize,
-    scratch: Vec<f32>,
+    scratch: Vec<Line>,
 }
 
 /// Values that a thread's buffer holds from the start, so that no task has to make room for what
 /// tasks usually ask for, whichever thread it comes to and when. Untouched memory costs nothing.
 const SCRATCH: usize = 1024 * 1024;
 
+/// Values of a cache line.
+const LINE_VALUES: usize = size_of::<Line>() / size_of::<f32>();
+
 impl Worker {
     fn new(index: usize) -> Self {
-        Self { index, scratch: Vec::with_capacity(SCRATCH) }
+        Self { index, scratch: Vec::with_capacity(SCRATCH / LINE_VALUES) }
     }
 
     /// Index of this thread, 0 for the caller of the pool.
@@ -51,12 +55,14 @@ impl Worker {
         self.index
     }
 
-    /// A buffer of `len` values with arbitrary content; allocates only when it has to grow.
+    /// A buffer of `len` values with arbitrary content, which begins with a cache line; allocates only when
+    /// it has to grow.
     pub fn scratch(&mut self, len: usize) -> &mut [f32] {
-        if self.scratch.len() < len {
-            self.scratch.resize(len, 0.0);
+        let n_lines = len.div_ceil(LINE_VALUES);
+        if self.scratch.len() < n_lines {
+            self.scratch.resize(n_lines, Line([0; 64]));
         }
-        &mut self.scratch[..len]
+        &mut bytemuck::cast_slice_mut(&mut self.scratch[..n_lines])[..len]
     }
 }
 

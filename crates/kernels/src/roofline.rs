@@ -134,8 +134,17 @@ impl Probe {
 }
 
 /// Multiplications and additions a second that `exec`'s threads reach as attention does them over keys and
-/// values of some type: of f32, fused, or of bf16.
+/// values of some type, in heads that are whole tiles where there are tiles: of f32, fused, or of bf16.
 pub fn attention_ops(exec: Exec<'_>, ty: KvType) -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if exec.isa.has_tiles() && ty == KvType::BF16 {
+        use crate::arch::amx;
+        return peak(exec, &|_, _| {
+            // SAFETY: `Isa::has_tiles` proves that the processor has them.
+            unsafe { amx::pair_products(TILE_ROUNDS) };
+            amx::PAIR_ROUND_OPS * TILE_ROUNDS
+        });
+    }
     with_kv!(ty, E => peak(exec, &|operands, tile| {
         black_box(dispatch!(exec.isa, attention_products[E](operands, tile, ROUNDS)));
         2 * E::PER_LANE * LANES * tile * TILE_LINES * ROUNDS

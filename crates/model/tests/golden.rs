@@ -246,6 +246,13 @@ fn greedy_tokens_match_until_a_near_tie() {
     }
 }
 
+/// The instruction sets of this processor whose bits are those of the best one: all of them, but that
+/// AMX adds up products of bf16 in an order of its own.
+fn isas_of_the_same_bits(kv: KvType) -> Vec<Isa> {
+    let best = Isa::best();
+    if kv == KvType::BF16 && best.name() == "amx" { vec![best] } else { Isa::available() }
+}
+
 #[test]
 fn bits_depend_on_the_sequence_alone() {
     use Arithmetic::{Exact, Integer};
@@ -266,7 +273,8 @@ fn bits_depend_on_the_sequence_alone() {
         let ids = &read::<Expected>(name).inputs[2].ids;
         for kv in KvType::ALL {
             let plain = How { kv, ..How::default() };
-            let reference = fixture.logits(ids, How { n_threads: 1, isa: Isa::scalar(), ..plain });
+            let isas = isas_of_the_same_bits(kv);
+            let reference = fixture.logits(ids, How { n_threads: 1, isa: isas[0], ..plain });
             let check = |how: How| {
                 let found = fixture.logits(ids, how);
                 for (pos, (found, expected)) in found.iter().zip(&reference).enumerate() {
@@ -277,7 +285,7 @@ fn bits_depend_on_the_sequence_alone() {
                     );
                 }
             };
-            Isa::available().into_iter().for_each(|isa| check(How { isa, ..plain }));
+            isas.into_iter().for_each(|isa| check(How { isa, ..plain }));
             [1, 3, 4].into_iter().for_each(|n_threads| check(How { n_threads, ..plain }));
             [1, 5, 16, 63].into_iter().for_each(|chunk| check(How { chunk, ..plain }));
             check(How { company: true, ..plain });
@@ -315,14 +323,15 @@ fn bits_of_hidden_states_depend_on_the_sequence_alone() {
             let ids = &read::<Embeddings>(&name).inputs[2].ids;
             for kv in KvType::ALL {
                 let plain = How { kv, ..How::default() };
-                let scalar = How { n_threads: 1, isa: Isa::scalar(), ..plain };
-                let reference = fixture.hidden(ids, scalar);
+                let isas = isas_of_the_same_bits(kv);
+                let first = How { n_threads: 1, isa: isas[0], ..plain };
+                let reference = fixture.hidden(ids, first);
                 let check = |how: How| {
                     let same = (fixture.hidden(ids, how).iter().zip(&reference))
                         .all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{name} {arithmetic:?}: other bits with {how:?}");
                 };
-                Isa::available().into_iter().for_each(|isa| check(How { isa, ..plain }));
+                isas.into_iter().for_each(|isa| check(How { isa, ..plain }));
                 [1, 3, 4].into_iter().for_each(|n_threads| check(How { n_threads, ..plain }));
                 check(How { company: true, ..plain });
             }

@@ -1,10 +1,11 @@
-//! Matrix tiles of 8-bit integers: Intel AMX.
+//! Matrix tiles of 8-bit integers, and of pairs of bf16: Intel AMX.
 //!
 //! The intrinsics are not stable, so these are instructions. Sums stay in tile registers from one `asm!` to
 //! the next: nothing else names a tile, since no function is compiled with AMX among its features, and the
 //! system keeps them for each thread.
 
 use crate::activations::SuperBlock;
+use crate::attention::tiles::{PairTiles, Products};
 use crate::packed::tiles::{Digits, Sums, TILE_TOKENS, Tiles};
 use std::arch::asm;
 
@@ -142,33 +143,149 @@ impl Tiles for Amx {
     }
 }
 
+/// Tiles 0 to 3 for sums, 4 and 5 for rows, 6 and 7 for columns; all products of a call in one go.
+impl PairTiles for Amx {
+    #[inline(always)]
+    unsafe fn configure(n_rows: usize) {
+        // SAFETY: the caller has AMX.
+        unsafe { <Self as Tiles>::configure(n_rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn release() {
+        // SAFETY: the caller has AMX.
+        unsafe { <Self as Tiles>::release() }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(n_rows: usize, products: Products<'_>) {
+        let Products { rows, row_stride, steps, line_stride, other_columns, sums, sum_stride } =
+            products;
+        let (row_stride, sum_stride) = (4 * row_stride, 4 * sum_stride);
+        let range = steps.as_ptr_range();
+        // SAFETY: the caller has AMX, configured for as many rows; the pointers lead to as many. There is a
+        // step at least.
+        unsafe {
+            if n_rows <= TILE_TOKENS {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "2:",
+                    "mov {columns}, [{step}]",
+                    "tileloadd tmm4, [{rows} + {row_stride}*1]",
+                    "tileloadd tmm6, [{columns} + {line_stride}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "add {columns}, {other_columns}",
+                    "tileloadd tmm7, [{columns} + {line_stride}*1]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {rows}, 64",
+                    "add {step}, 8",
+                    "cmp {step}, {end}",
+                    "jb 2b",
+                    "tilestored [{sums} + {sum_stride}*1], tmm0",
+                    "tilestored [{sums} + {sum_stride}*1 + 64], tmm1",
+                    columns = out(reg) _,
+                    step = inout(reg) range.start => _,
+                    end = in(reg) range.end,
+                    rows = inout(reg) rows => _,
+                    row_stride = in(reg) row_stride,
+                    line_stride = in(reg) line_stride,
+                    other_columns = in(reg) other_columns,
+                    sums = in(reg) sums,
+                    sum_stride = in(reg) sum_stride,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    "mov {columns}, [{step}]",
+                    "tileloadd tmm4, [{rows} + {row_stride}*1]",
+                    "tileloadd tmm6, [{columns} + {line_stride}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "add {columns}, {other_columns}",
+                    "tileloadd tmm7, [{columns} + {line_stride}*1]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{others} + {row_stride}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {rows}, 64",
+                    "add {others}, 64",
+                    "add {step}, 8",
+                    "cmp {step}, {end}",
+                    "jb 2b",
+                    "tilestored [{sums} + {sum_stride}*1], tmm0",
+                    "tilestored [{sums} + {sum_stride}*1 + 64], tmm1",
+                    "tilestored [{other_sums} + {sum_stride}*1], tmm2",
+                    "tilestored [{other_sums} + {sum_stride}*1 + 64], tmm3",
+                    columns = out(reg) _,
+                    step = inout(reg) range.start => _,
+                    end = in(reg) range.end,
+                    rows = inout(reg) rows => _,
+                    others = inout(reg) rows.wrapping_byte_add(TILE_TOKENS * row_stride) => _,
+                    row_stride = in(reg) row_stride,
+                    line_stride = in(reg) line_stride,
+                    other_columns = in(reg) other_columns,
+                    sums = in(reg) sums,
+                    other_sums = in(reg) sums.wrapping_byte_add(TILE_TOKENS * sum_stride),
+                    sum_stride = in(reg) sum_stride,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    }
+}
+
 /// Multiplications and additions of a round of [`products`].
 pub(crate) const ROUND_OPS: usize = 4 * 2 * TILE_TOKENS * 16 * LINE;
 
-/// Products of whole tiles with nothing to load or to store: `rounds`, at least one, of four that
-/// do not wait for each other.
-///
-/// # Safety
-/// AMX is present.
-pub(crate) unsafe fn products(rounds: usize) {
-    let config = Config::new(2 * TILE_TOKENS);
-    // SAFETY: the caller has AMX; the configuration is valid.
-    unsafe {
+/// Those of a round of [`pair_products`].
+pub(crate) const PAIR_ROUND_OPS: usize = ROUND_OPS / 2;
+
+/// Runs an instruction on whole tiles with nothing to load or to store: some rounds, at least one, of four
+/// that do not wait for each other.
+macro_rules! rounds {
+    ($multiply:literal, $rounds:expr) => {{
+        let config = Config::new(2 * TILE_TOKENS);
         asm!(
             "ldtilecfg [{config}]", // the tiles are zeros now
             "2:",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
+            concat!($multiply, " tmm0, tmm4, tmm6"),
+            concat!($multiply, " tmm1, tmm4, tmm7"),
+            concat!($multiply, " tmm2, tmm5, tmm6"),
+            concat!($multiply, " tmm3, tmm5, tmm7"),
             "sub {rounds}, 1",
             "ja 2b",
             "tilerelease",
             config = in(reg) &raw const config,
-            rounds = inout(reg) rounds.max(1) => _,
+            rounds = inout(reg) $rounds.max(1) => _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack, readonly),
         );
-    }
+    }};
+}
+
+/// `rounds` of products of 8-bit integers.
+///
+/// # Safety
+/// AMX is present.
+pub(crate) unsafe fn products(rounds: usize) {
+    // SAFETY: the caller has AMX; the configuration is valid.
+    unsafe { rounds!("tdpbssd", rounds) }
+}
+
+/// `rounds` of products of pairs of bf16.
+///
+/// # Safety
+/// AMX is present.
+pub(crate) unsafe fn pair_products(rounds: usize) {
+    // SAFETY: as above.
+    unsafe { rounds!("tdpbf16ps", rounds) }
 }

@@ -203,6 +203,8 @@ macro_rules! dispatch {
             $crate::isa::Level::Amx => unsafe {
                 $crate::arch::x86_64::avx512bf16::$function $(::<$($generic),+>)? ($($arg),*)
             },
+            #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+            $crate::isa::Level::Emulated => $crate::arch::scalar::paired::$function $(::<$($generic),+>)? ($($arg),*),
         }
     };
 }
@@ -230,6 +232,8 @@ macro_rules! dispatch_int {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: as above. What tiles don't serve runs on the lanes of the level below.
             $crate::isa::Level::Amx => unsafe { $crate::arch::x86_64::avx512vnni::$function $(::<$($generic),+>)? ($($arg),*) },
+            #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+            $crate::isa::Level::Emulated => $crate::arch::scalar::$function $(::<$($generic),+>)? ($($arg),*),
         }
     };
 }
@@ -369,3 +373,25 @@ macro_rules! tile_shell {
 }
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use tile_shell;
+
+/// Writes the shell of an instruction set's lanes, which hold pairs of bf16, beside tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+macro_rules! pair_tile_shell {
+    ($lanes:ty $(, $feature:literal)?) => {
+        /// A span of a KV head; see [`crate::attention::tiles::attend`].
+        ///
+        /// # Safety
+        /// The tiles' instructions are present.
+        $(#[target_feature(enable = $feature)])?
+        pub(crate) unsafe fn attend_by_tiles<M: $crate::attention::tiles::PairTiles>(
+            task: &Task<'_>,
+            scratch: &mut [f32],
+            partial: &mut [f32],
+        ) {
+            // SAFETY: this function has the features that its lanes need, the caller the tiles.
+            unsafe { $crate::attention::tiles::attend::<$lanes, M>(task, scratch, partial) }
+        }
+    };
+}
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use pair_tile_shell;

@@ -4,13 +4,15 @@ use super::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use half::f16;
 
+/// With `PAIRS`, factors of bf16 are pairs.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; LANES]);
+pub(crate) struct Portable<const PAIRS: bool = false>([f32; LANES]);
 
-impl Lanes for Portable {
+impl<const PAIRS: bool> Lanes for Portable<PAIRS> {
     const TILE_ROWS: usize = 2;
     const TILE_TOKENS: usize = 1;
     const SUMS: usize = 1;
+    const PAIR_FACTORS: usize = if PAIRS { 1 } else { 2 };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -55,6 +57,36 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
     }
     #[inline(always)]
+    unsafe fn pair_factors(x: &[f32; 2 * LANES], to: &mut [f32; 2 * LANES]) {
+        let rounded = x.map(|x| half::bf16::from_f32(x).to_f32());
+        if PAIRS {
+            for (pair, to) in rounded.as_chunks().0.iter().zip(to) {
+                let [first, second]: [u32; 2] = pair.map(f32::to_bits);
+                *to = f32::from_bits(first | second >> 16);
+            }
+        } else {
+            *to = rounded;
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs<const P: usize>(
+        sums: &mut [Self; P],
+        pairs: &[Self; P],
+        factors: &[f32],
+        i: usize,
+    ) {
+        // SAFETY: nothing is asked for.
+        unsafe {
+            if PAIRS {
+                let pair = Self::splat(factors[i]);
+                let factors = [pair.upper_bf16().0[0], pair.lower_bf16().0[0]];
+                super::add_split_pairs(sums, pairs, &factors, 0);
+            } else {
+                super::add_split_pairs(sums, pairs, factors, i);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn upper_bf16(self) -> Self {
         Self(self.0.map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000)))
     }
@@ -77,6 +109,15 @@ impl Lanes for Portable {
 }
 
 super::shells!(Portable);
+
+/// The vectors beside tiles that are emulated.
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod paired {
+    use super::Portable;
+
+    crate::arch::shells!(Portable<true>);
+    crate::arch::pair_tile_shell!(Portable<true>);
+}
 
 /// 16 lanes of 32 bits in plain integers: the reference of the packed kernels.
 #[derive(Clone, Copy)]

@@ -993,4 +993,9 @@ pub(crate) mod avx512bf16 {
     use super::avx512::Zmm;
 
     crate::arch::shells!(Zmm<true>, "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+    #[cfg(target_os = "linux")]
+    crate::arch::pair_tile_shell!(
+        Zmm<true>,
+        "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+    );
 }

@@ -29,7 +29,7 @@ use crate::memory::Line;
 use std::ops::Range;
 
 #[cfg(test)]
-mod emulator;
+pub(crate) mod emulator;
 #[cfg(test)]
 mod tests;
 

@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// From here on, AMX instructions that trap are emulated.
-pub(super) fn install() {
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: the handler has the signature that `SA_SIGINFO` asks for.
@@ -184,6 +184,37 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
                         let weight = file.tiles[source][k / 4][4 * n + k % 4] as i8;
                         sum += i32::from(file.tiles[a][m][k] as i8) * i32::from(weight);
                     }
+                    file.tiles[c][m][at].copy_from_slice(&sum.to_le_bytes());
+                }
+            }
+        }
+        // tdpbf16ps
+        (0x5c, F3, 3) => {
+            let (a, c) = (usize::from(rm), reg);
+            assert_eq!(file.rows[c], file.rows[a], "rows of sums and of the first factor");
+            assert_eq!(file.row_bytes[a], 4 * file.rows[source], "pairs of both factors");
+            assert_eq!(file.row_bytes[c], file.row_bytes[source], "columns");
+            // Numbers that have no leading bit count as 0, as factors and as results.
+            let flushed = |x: f32| if x.is_subnormal() { 0.0f32.copysign(x) } else { x };
+            for m in 0..file.rows[c] {
+                for n in 0..file.row_bytes[c] / 4 {
+                    let at = 4 * n..4 * n + 4;
+                    let mut sums = [0.0f32; 2];
+                    for pair in 0..file.row_bytes[a] / 4 {
+                        for (half, sum) in sums.iter_mut().enumerate() {
+                            let number = |row: &[u8; ROW_BYTES], pair: usize| {
+                                let at = 4 * pair + 2 * half;
+                                let bits = u16::from_le_bytes([row[at], row[at + 1]]);
+                                flushed(f32::from_bits(u32::from(bits) << 16))
+                            };
+                            let row = number(&file.tiles[a][m], pair);
+                            let column = number(&file.tiles[source][pair], n);
+                            *sum = flushed(row.mul_add(column, *sum));
+                        }
+                    }
+                    let sum = &file.tiles[c][m][at.clone()];
+                    let sum = flushed(f32::from_le_bytes(std::array::from_fn(|i| sum[i])));
+                    let sum = flushed(sum + flushed(sums[0] + sums[1]));
                     file.tiles[c][m][at].copy_from_slice(&sum.to_le_bytes());
                 }
             }

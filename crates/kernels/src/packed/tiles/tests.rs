@@ -168,6 +168,9 @@ fn tile_instructions_give_the_bits_of_the_other_kernels() {
         emulator::install();
     }
     // SAFETY: the instructions are there, or emulated.
-    unsafe { amx::products(3) };
+    unsafe {
+        amx::products(3);
+        amx::pair_products(3);
+    }
     check_all::<Amx>("AMX", [1, 2, 7, 15, 16, 17, 18, 31, 32, 33, 48, 49, 64, 70].into_iter());
 }
