@@ -25,10 +25,10 @@
 //! Keys and values of bf16 stay what they are, two to a lane, and meet queries and weights of the same
 //! form; with AMX as tiles ([`tiles`]).
 
-use crate::Exec;
 use crate::arch::{LANES, Lanes, all, dispatch};
 use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, Values, with_kv};
 use crate::share::Shared;
+use crate::{Caches, Exec};
 use half::bf16;
 use std::ops::Range;
 
@@ -38,12 +38,8 @@ pub(crate) mod tiles;
 /// Positions whose scores are at hand at a time.
 const SPAN: usize = 2 * PAGE_TOKENS;
 
-/// Bytes of keys or of values, about, that are widened at a time: they fit L1 beside some queries.
-const WIDENED: usize = 16 << 10;
-
-/// Rows of a block, about: with them a span's keys and values are widened seldom, and scores, queries
-/// and sums still fit L2.
-const BLOCK_ROWS: usize = 96;
+/// Most rows of a block.
+const MOST_ROWS: usize = 192;
 
 /// Rows of a token up to which its keys and values are widened again for each few of them.
 const FEW_ROWS: usize = 16;
@@ -87,6 +83,8 @@ pub(crate) struct Task<'a> {
     positions: &'a [usize],
     /// `[n_rows, query_len]`, factors of the keys.
     queries: &'a [f32],
+    /// Bytes of keys or of values, about, that are widened at a time.
+    widened: usize,
 }
 
 impl Task<'_> {
@@ -183,10 +181,17 @@ fn scratch_len(kv: &KvLayer, n_rows: usize) -> usize {
 /// Most vectors that are widened at a time.
 const MOST_VECTORS: usize = 4;
 
-/// How many of `left` vectors of `n_lines` each are widened at a time: 4, 2 or 1.
-fn at_a_time(left: usize, n_lines: usize) -> usize {
-    let fit = (WIDENED / (n_lines * LANES * size_of::<f32>())).max(2);
+/// How many of `left` vectors of `n_lines` each are widened at a time, in some bytes, about: 4, 2 or 1.
+fn at_a_time(left: usize, n_lines: usize, widened: usize) -> usize {
+    let fit = (widened / (n_lines * LANES * size_of::<f32>())).max(2);
     [MOST_VECTORS, 2].into_iter().find(|n| *n <= left && *n <= fit).unwrap_or(1)
+}
+
+/// Rows of a block, about: with many of them a span's keys and values are widened seldom; scores, queries and
+/// sums take a fifth of the second level's cache.
+fn block_rows(kv: &KvLayer, caches: Caches) -> usize {
+    let row = SPAN + query_len(kv.dim_k) + 2 * row_len(kv.dim_v);
+    (caches.l2 / 5 / (row * size_of::<f32>())).clamp(1, MOST_ROWS)
 }
 
 /// Brings the query heads of a group together, as factors of the keys: `queries` is
@@ -289,10 +294,13 @@ pub fn attention<'a>(
         });
     };
 
+    let caches = exec.pool.caches();
+    // Beside some queries.
+    let widened = caches.l1 / 2;
     let n_items = n_tokens * n_kv_heads;
     if n_items >= 4 * exec.n_threads || exec.n_threads == 1 {
         // Long blocks, but enough of them for all threads.
-        let longest = (BLOCK_ROWS / n_group).max(1);
+        let longest = (block_rows(layer.kv, caches) / n_group).max(1);
         let block = (n_items / (8 * exec.n_threads)).clamp(1, longest);
         let queries_len = block * n_group * query_len(dim_k);
         let scratch_len = scratch_len(layer.kv, block * n_group);
@@ -314,7 +322,7 @@ pub fn attention<'a>(
                 while first < end {
                     // As many tokens as follow one another in a sequence.
                     let Token { page_ids, pos } = token(first);
-                    let mut positions = [pos; BLOCK_ROWS];
+                    let mut positions = [pos; MOST_ROWS];
                     let mut n = 1;
                     while first + n < end {
                         let next = token(first + n);
@@ -344,6 +352,7 @@ pub fn attention<'a>(
                             start: span * SPAN,
                             positions: &positions[some..some + len],
                             queries: queries_of(first + some),
+                            widened,
                         };
                         attend(exec, &task, scratch, next);
                         let per_token = n_group * row_len;
@@ -400,6 +409,7 @@ pub fn attention<'a>(
                 start: span * SPAN,
                 positions: &[pos],
                 queries,
+                widened,
             };
             attend(exec, &task, scratch, partial);
         }
@@ -512,7 +522,7 @@ pub(crate) unsafe fn weigh<L: Lanes, K: Elem>(
     unsafe {
         let mut tile = tiles.start;
         while tile < tiles.end {
-            let n = at_a_time(tiles.end - tile, n_lanes);
+            let n = at_a_time(tiles.end - tile, n_lanes, task.widened);
             let rows = rows_that_see(task, tile * TILE..(tile + n) * TILE);
             match n {
                 4 => score_tiles::<L, K, 4>(task, tile, rows, vectors, scores),
@@ -774,7 +784,7 @@ pub(crate) unsafe fn add_values<L: Lanes, V: Elem>(
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         while d < width / LANES {
-            let n = at_a_time(width / LANES - d, seen.len());
+            let n = at_a_time(width / LANES - d, seen.len(), task.widened);
             let mut step = seen.start;
             while step < seen.end {
                 let pos = task.start + step * V::PER_LANE;

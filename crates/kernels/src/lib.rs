@@ -6,7 +6,7 @@
 //! roofline.rs                             what memory and processor give at most, measured
 //!        │ dispatch!, dispatch_int! pick a shell    │
 //! arch/x86_64.rs  (AVX-512, AVX2, VNNI)     arch/scalar.rs    thin shells: one per instruction set
-//! arch/amx.rs     (tiles of int8)
+//! arch/amx.rs     (tiles of int8 and bf16)
 //!        └──────────┬───────────────────────────────┘
 //!        arch/all.rs, packed/*.rs     each algorithm once, written over `arch::{Lanes, IntLanes}`
 //! ```
@@ -20,7 +20,8 @@
 //! adds in ascending `k` with a separate multiply and add, and the lanes are folded in one fixed
 //! order; in integers, sums are exact within a block and blocks are added in order. So a result
 //! depends on its operands alone: not on the instruction set, the number of threads or the number
-//! of tokens that are processed together. Tests compare bits, not tolerances.
+//! of tokens that are processed together. Tests compare bits, not tolerances. (Attention with keys and
+//! values of bf16 has other bits with AMX than without; `attention/tiles.rs` says why.)
 //!
 //! This crate knows no file and no model, does no I/O and reads no environment.
 
@@ -28,6 +29,7 @@ pub mod activations;
 mod arch;
 pub mod attention;
 pub mod backend;
+mod caches;
 pub mod elementwise;
 mod isa;
 pub mod kv;
@@ -39,6 +41,7 @@ pub mod roofline;
 mod share;
 mod sync;
 
+pub use caches::Caches;
 pub use isa::Isa;
 pub use pool::{Pool, Worker};
 #[cfg(loom)]

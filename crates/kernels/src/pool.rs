@@ -15,6 +15,7 @@
 //!   before it sleeps.
 //! - `tests/pool_model.rs` runs all of this under loom, in every order that the memory model allows.
 
+use crate::Caches;
 use crate::memory::Line;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle, Thread};
@@ -123,6 +124,7 @@ pub struct Pool {
     /// What worker 0, the caller, keeps. The lock is held while a task runs.
     caller: Mutex<Worker>,
     waiting: Waiting,
+    caches: Caches,
 }
 
 /// How long callers had nothing left to do and waited for the workers.
@@ -157,7 +159,8 @@ impl Pool {
         });
         let caller = Mutex::new(Worker::new(0));
         let waiting = Waiting::default();
-        let mut pool = Self { state, workers: Vec::new(), caller, waiting };
+        let caches = Caches::detect();
+        let mut pool = Self { state, workers: Vec::new(), caller, waiting, caches };
         for index in 1..n_threads.max(1) {
             let state = Arc::clone(&pool.state);
             let worker = thread::Builder::new()
@@ -177,6 +180,17 @@ impl Pool {
     /// Threads, the caller included.
     pub fn n_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// The caches of the cores that the threads run on.
+    pub fn caches(&self) -> Caches {
+        self.caches
+    }
+
+    /// The same pool for cores with other caches than this processor's: results don't depend on them.
+    pub fn with_caches(mut self, caches: Caches) -> Self {
+        self.caches = caches;
+        self
     }
 
     /// Switches on or off that [`waited`](Self::waited) grows: two looks at the clock a task.

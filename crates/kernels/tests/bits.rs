@@ -5,7 +5,7 @@ use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, Activation, RopeStyle};
 use hurtle_kernels::kv::{KvLayer, KvPages, KvType, PAGE_TOKENS};
 use hurtle_kernels::matmul::{Matrix, matmul};
-use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_kernels::{Caches, Exec, Isa, Pool};
 use hurtle_quant::{Q8_0Block, WeightType};
 use proptest::prelude::*;
 use std::ops::Range;
@@ -36,14 +36,16 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes[0]
 }
 
+/// Threads 1 and 3; the one is told of caches that are too small for anything.
 fn for_each_exec(f: impl Fn(Exec<'_>)) {
-    let pool = Pool::new(3).unwrap();
+    let small = Caches { l1: 1 << 10, l2: 8 << 10, source: "test" };
+    let pools = [Pool::new(1).unwrap().with_caches(small), Pool::new(3).unwrap()];
     let available = Isa::available();
     for name in ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"] {
         match available.iter().find(|isa| isa.name() == name) {
             Some(isa) => {
-                for n_threads in [1, 3] {
-                    f(Exec { isa: *isa, pool: &pool, n_threads });
+                for pool in &pools {
+                    f(Exec { isa: *isa, pool, n_threads: pool.n_threads() });
                 }
             }
             None => println!("skipped: {name} is not available on this machine"),

@@ -9,7 +9,7 @@ use clap::Args;
 use hurtle_engine::{Arithmetic, Engine, EngineOptions};
 use hurtle_kernels::packed::PackedMatrix;
 use hurtle_kernels::roofline::{Probe, Roofline};
-use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_kernels::{Caches, Exec, Isa, Pool};
 use hurtle_model::traffic::{Traffic, Use, traffic};
 use hurtle_quant::WeightType;
 use serde::Serialize;
@@ -50,6 +50,7 @@ pub(crate) struct DoctorArgs {
 struct Report {
     processor: Option<String>,
     caches: Vec<Cache>,
+    kernels: KernelCaches,
     threads: Threads,
     memory: Memory,
     isa: InstructionSets,
@@ -57,6 +58,20 @@ struct Report {
     measured: Vec<Measured>,
     model: Option<ModelReport>,
     advice: Vec<String>,
+}
+
+/// Caches that the kernels divide their work for, in bytes, and where these sizes come from.
+#[derive(Debug, Serialize)]
+struct KernelCaches {
+    l1: usize,
+    l2: usize,
+    source: &'static str,
+}
+
+impl From<Caches> for KernelCaches {
+    fn from(Caches { l1, l2, source }: Caches) -> Self {
+        Self { l1, l2, source }
+    }
 }
 
 /// How many threads run, and what decides it.
@@ -161,6 +176,7 @@ pub(crate) fn execute(args: &DoctorArgs, globals: &GlobalArgs) -> Result<()> {
         threads,
         processor: machine.processor.clone(),
         caches: machine.caches.clone(),
+        kernels: Caches::detect().into(),
     };
     report.measure(&machine, isa.unwrap_or_else(Isa::best))?;
     if let Some(spec) = &args.model {
@@ -353,6 +369,8 @@ impl Report {
         line("processor", unknown(self.processor.clone(), |name| name));
         let caches: Vec<String> = self.caches.iter().map(show_cache).collect();
         line("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") });
+        let KernelCaches { l1, l2, source } = self.kernels;
+        line("  kernels for", format!("L1 {} KiB, L2 {} KiB ({source})", l1 >> 10, l2 >> 10));
         line("threads", format!("{}, decided by: {}", threads.used, threads.decided_by));
         line("  processors", unknown(threads.online, |n| n.to_string()));
         line(
@@ -667,6 +685,7 @@ mod tests {
         Report {
             processor: None,
             caches: Vec::new(),
+            kernels: KernelCaches { l1: 1, l2: 1, source: "test" },
             memory: Memory { total_bytes: None, available_bytes: None, cgroup_limit: None },
             isa: InstructionSets { available: vec!["scalar", "fast"], used: "fast", reason: "" },
             huge_pages: HugePages {

@@ -33,7 +33,7 @@ use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
-use crate::{Exec, Worker};
+use crate::{Caches, Exec, Worker};
 use hurtle_quant::{Array, WeightType};
 use std::ops::Range;
 
@@ -124,21 +124,39 @@ struct Blocking {
     from: usize,
     /// Up to so many tokens meet one panel after the other, as it comes from memory.
     few: usize,
-    /// Most tokens, and panels, whose activations, weights and results stay in L2.
-    tokens: usize,
+    /// Most panels.
     panels: usize,
 }
 
 /// By tiles. Unpacking takes some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors
-/// take some 90 a token (from counts of instructions). 160 KiB of a super-block's activations, 70 KiB of
-/// weights and 256 KiB of results stay in an L2 cache of 2 MiB.
+/// take some 90 a token (from counts of instructions).
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const BY_TILES: Blocking = Blocking { from: 12, few: 64, tokens: 512, panels: 8 };
+const BY_TILES: Blocking = Blocking { from: 12, few: 64, panels: 8 };
 
-/// By vectors. 80 KiB of a super-block's activations, 25 KiB of weights and 64 KiB of results stay in an L2
-/// cache of 512 KiB. With 16 registers Q6_K gains from 12 tokens on, Q4_K from 20 (Zen 3); with 32 see
+/// By vectors. With 16 registers Q6_K gains from 12 tokens on, Q4_K from 20 (Zen 3); with 32 see
 /// [`Kernel::FROM`].
-const BY_VECTORS: Blocking = Blocking { from: 16, few: 32, tokens: 256, panels: 4 };
+const BY_VECTORS: Blocking = Blocking { from: 16, few: 32, panels: 4 };
+
+/// Columns that are unpacked at a time.
+const UNIT: usize = 256;
+
+/// Most tokens that meet some panels.
+const MOST_TOKENS: usize = 512;
+
+/// Tokens whose activations of a unit, and results, stay in a third of the second level's cache beside the
+/// weights: `buffer_lines` of them and of results.
+fn tokens_at_a_time<K: Kernel>(
+    caches: Caches,
+    n_panels: usize,
+    buffer_lines: fn(usize, usize) -> usize,
+) -> usize {
+    let bytes = |n_tokens| buffer_lines(n_panels, n_tokens) * size_of::<Line>();
+    let activations = UNIT / K::LEN * size_of::<K::Activations>();
+    let room = (caches.l2 / 3).saturating_sub(bytes(0));
+    let fit = room / (bytes(1) - bytes(0) + activations);
+    // Whole tiles of either kind.
+    (fit / 32 * 32).clamp(32, MOST_TOKENS)
+}
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
 /// reach them.
@@ -521,10 +539,6 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Bytes of weights, and of activations, that meet in the cache: together they fit into half of an
-/// L2 cache of 1 MiB.
-const IN_CACHE: usize = 256 << 10;
-
 /// Computes all the products, whose weights meet the same activations, in one go. Each result is
 /// that of the `quant` crate's integer dot product of the row with the token (for F32, F16 and
 /// BF16, see `floats`), plus the bias.
@@ -571,7 +585,7 @@ fn some_panels<K: Kernel>(
         && let Some(multiply) = K::TILES
     {
         // SAFETY: `Isa::has_tiles` proves that the processor has them.
-        unsafe { panels_by_tiles::<K>(product, panels, x, multiply, worker) };
+        unsafe { panels_by_tiles::<K>(exec, product, panels, x, multiply, worker) };
         return;
     }
     let from = if exec.isa.has_32_registers() { K::FROM } else { BY_VECTORS.from };
@@ -592,11 +606,12 @@ fn panels_as<K: Kernel>(
     let Product { weights, part, ref tokens, .. } = *product;
     let blocks = product.activations::<K>(x);
     // A prompt has too many activations to read them all for every panel, so some panels and some
-    // tokens meet in L2. A whole number of tiles each time.
+    // tokens, a quarter of L2 each, meet there. A whole number of tiles each time.
+    let in_cache = exec.pool.caches().l2 / 4;
     let token_bytes = weights.n_cols / K::LEN * size_of::<K::Activations>();
     let panel_bytes = weights.panel_lines * size_of::<Line>();
-    let group = (IN_CACHE / token_bytes).next_multiple_of(8).max(8);
-    let few_panels = (IN_CACHE / panel_bytes.max(1)).max(1);
+    let group = (in_cache / token_bytes).next_multiple_of(8).max(8);
+    let few_panels = (in_cache / panel_bytes.max(1)).max(1);
     for first in panels.clone().step_by(few_panels) {
         for token in tokens.clone().step_by(group) {
             for panel in first..panels.end.min(first + few_panels) {
@@ -618,6 +633,7 @@ fn panels_as<K: Kernel>(
 /// The instructions of `multiply` are present.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 unsafe fn panels_by_tiles<K: Kernel>(
+    exec: Exec<'_>,
     product: &Product<'_>,
     panels: Range<usize>,
     x: &QuantizedActivations,
@@ -625,6 +641,7 @@ unsafe fn panels_by_tiles<K: Kernel>(
     worker: &mut Worker,
 ) {
     unpacked_panels::<K>(
+        exec,
         product,
         panels,
         x,
@@ -647,6 +664,7 @@ fn panels_by_vectors<K: Kernel>(
     worker: &mut Worker,
 ) {
     unpacked_panels::<K>(
+        exec,
         product,
         panels,
         x,
@@ -661,6 +679,7 @@ fn panels_by_vectors<K: Kernel>(
 
 /// Some panels of a product, a few at a time, whose weights `multiply` unpacks.
 fn unpacked_panels<K: Kernel>(
+    exec: Exec<'_>,
     product: &Product<'_>,
     panels: Range<usize>,
     x: &QuantizedActivations,
@@ -682,14 +701,13 @@ fn unpacked_panels<K: Kernel>(
     let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
     let steps = panels.len().div_ceil(at_once).max(1);
     let n_panels = panels.len().div_ceil(steps);
+    let n_tokens = tokens_at_a_time::<K>(exec.pool.caches(), n_panels, buffer_lines);
     for first in panels.clone().step_by(n_panels.max(1)) {
         let n_panels = n_panels.min(panels.end - first);
-        for token in tokens.clone().step_by(blocking.tokens) {
-            let group = token..tokens.end.min(token + blocking.tokens);
-            // One line more than there have to be, for those that are aligned.
-            let n_lines = buffer_lines(n_panels, group.len()) + 1;
-            let scratch = worker.scratch(n_lines * LANES);
-            let (_, buffer, _) = bytemuck::pod_align_to_mut::<f32, Line>(scratch);
+        for token in tokens.clone().step_by(n_tokens) {
+            let group = token..tokens.end.min(token + n_tokens);
+            let scratch = worker.scratch(buffer_lines(n_panels, group.len()) * LANES);
+            let buffer = bytemuck::cast_slice_mut::<f32, Line>(scratch);
             let lines = weights.panels(part, first, n_panels);
             multiply(
                 lines,

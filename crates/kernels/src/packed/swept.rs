@@ -12,13 +12,10 @@
 //! The arithmetic is that of [`Kernel::tile`]: exact integers within a block, blocks added up in ascending
 //! order. So the bits are the same.
 
-use super::{Kernel, Tile};
+use super::{Kernel, Tile, UNIT};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
-
-/// Columns that are unpacked at a time.
-const UNIT: usize = 256;
 
 /// Lines of a panel's unit, unpacked.
 const fn unit_lines<K: Kernel>() -> usize {

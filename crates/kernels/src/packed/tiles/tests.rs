@@ -6,7 +6,7 @@ use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{BY_TILES, MultiplyTiles, PackedMatrix, Product};
+use crate::packed::{MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
 use crate::packed::{affine, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
@@ -117,7 +117,7 @@ impl Case {
             let mut worker = Worker::default();
             // SAFETY: the lanes are available; the tiles are, or are emulated.
             unsafe {
-                panels_by_tiles::<K>(&product, panels, &x, multiply, &mut worker);
+                panels_by_tiles::<K>(exec, &product, panels, &x, multiply, &mut worker);
             }
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
@@ -140,7 +140,7 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
         }
     }
     // More tokens, and more panels, than meet at a time.
-    let n_tokens = BY_TILES.tokens + 70;
+    let n_tokens = MOST_TOKENS + 70;
     let long = Case::new(T::Q4_K, 150, 512, n_tokens);
     long.check::<affine::Q4K, M>(tiles, 1..n_tokens);
     check::<affine::Q4K, M>(T::Q4_K, tiles, token_counts.clone());
