@@ -17,6 +17,8 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::{f16_to_f32, read_f16};
+use crate::integers::{self, EACH, ScaledIntegers};
+use crate::iq2::odd;
 use crate::planes::unpack;
 
 const SHIFT: f32 = 0.125;
@@ -45,14 +47,32 @@ block_layout! {
     }
 }
 
-/// Decodes 8 values.
-#[inline(always)]
-fn decode_vector(scale: f32, index: usize, shift_down: bool, out: &mut [f32; 8]) {
-    let shift = if shift_down { -SHIFT } else { SHIFT };
-    let vector = &code_books::IQ1[index & 2047];
-    for (y, &level) in out.iter_mut().zip(vector) {
-        *y = scale * (f32::from(level as i8) + shift);
+/// Eight times the values of a vector are stored so much higher.
+const OFFSET: u8 = 16;
+const MAX: u8 = OFFSET + 8 + 1;
+
+/// Eight times the vectors of the book, stored.
+static STORED: [u64; 2048] = {
+    let mut words = [0; 2048];
+    let mut i = 0;
+    while i < words.len() {
+        let mut bytes = [0; 8];
+        let mut j = 0;
+        while j < 8 {
+            bytes[j] = OFFSET.wrapping_add(code_books::IQ1[i][j].wrapping_mul(8));
+            j += 1;
+        }
+        words[i] = u64::from_le_bytes(bytes);
+        i += 1;
     }
+    words
+};
+
+/// A vector, shifted.
+#[inline(always)]
+fn vector(index: usize, shift_down: bool) -> u64 {
+    let word = STORED[index & 2047];
+    if shift_down { word - EACH } else { word + EACH }
 }
 
 impl Block for Iq1S<'_> {
@@ -62,16 +82,48 @@ impl Block for Iq1S<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 50], out: &mut [f32; 256]) {
-        let block = Iq1S::split(bytes);
-        let d = read_f16(block.d);
-        let (vectors, _) = out.as_chunks_mut::<8>();
-        let (qh, _) = block.qh.as_chunks::<2>();
-        for (i, (out, &low)) in vectors.iter_mut().zip(block.qs).enumerate() {
-            let high = usize::from(u16::from_le_bytes(qh[i / 4]));
-            let scale = d * (2 * (high >> 12 & 7) + 1) as f32;
-            let index = usize::from(low) | (high >> (3 * (i % 4)) & 7) << 8;
-            decode_vector(scale, index, high >> 15 != 0, out);
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl ScaledIntegers for Iq1S<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = OFFSET;
+    const MAX: u8 = MAX;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 50]) -> f32 {
+        read_f16(Iq1S::split(bytes).d) * SHIFT
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 50]) -> [i8; 16] {
+        let (qh, _) = Iq1S::split(bytes).qh.as_chunks::<2>();
+        let mut scales = [0; 16];
+        for (scale, qh) in scales.iter_mut().zip(qh) {
+            *scale = odd(qh[1] >> 4 & 7);
         }
+        scales
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 50]) -> [u64; 32] {
+        let block = Iq1S::split(bytes);
+        let (qh, _) = block.qh.as_chunks::<2>();
+        std::array::from_fn(|i| {
+            let high = usize::from(u16::from_le_bytes(qh[i / 4]));
+            let index = usize::from(block.qs[i]) | (high >> (3 * (i % 4)) & 7) << 8;
+            vector(index, high >> 15 != 0)
+        })
+    }
+}
+
+impl Iq1M<'_> {
+    /// Four words of scales, with the bits of `d`.
+    #[inline(always)]
+    fn words(&self) -> [u16; 4] {
+        let (scales, _) = self.scales.as_chunks::<2>();
+        std::array::from_fn(|i| u16::from_le_bytes(scales[i]))
     }
 }
 
@@ -82,20 +134,35 @@ impl Block for Iq1M<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 56], out: &mut [f32; 256]) {
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl ScaledIntegers for Iq1M<'_> {
+    const GROUP: usize = 16;
+    const OFFSET: u8 = OFFSET;
+    const MAX: u8 = MAX;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 56]) -> f32 {
+        let words = Iq1M::split(bytes).words();
+        let bits = (0..4).fold(0, |bits, i| bits | words[i] >> 12 << (4 * i));
+        f16_to_f32(bits) * SHIFT
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 56]) -> [i8; 16] {
+        let words = Iq1M::split(bytes).words();
+        std::array::from_fn(|g| odd((words[g / 4] >> (3 * (g % 4)) & 7) as u8))
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 56]) -> [u64; 32] {
         let block = Iq1M::split(bytes);
-        let (scales, _) = block.scales.as_chunks::<2>();
-        let scales: [u16; 4] = std::array::from_fn(|i| u16::from_le_bytes(scales[i]));
-        let d = f16_to_f32(
-            scales[0] >> 12 | scales[1] >> 12 << 4 | scales[2] >> 12 << 8 | scales[3] >> 12 << 12,
-        );
         let high: [u8; 32] = unpack::<4, 1, _, _>(block.qh);
-        let (vectors, _) = out.as_chunks_mut::<8>();
-        for (i, (out, &low)) in vectors.iter_mut().zip(block.qs).enumerate() {
-            let group = i / 2;
-            let scale = scales[group / 4] >> (3 * (group % 4)) & 7;
-            let scale = d * f32::from(2 * scale + 1);
-            let index = usize::from(low) | usize::from(high[i] & 7) << 8;
-            decode_vector(scale, index, high[i] & 8 != 0, out);
-        }
+        std::array::from_fn(|i| {
+            let index = usize::from(block.qs[i]) | usize::from(high[i] & 7) << 8;
+            vector(index, high[i] & 8 != 0)
+        })
     }
 }

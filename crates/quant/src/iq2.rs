@@ -22,6 +22,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
+use crate::integers::{self, ScaledIntegers, signed};
 use crate::planes::unpack;
 
 block_layout! {
@@ -70,23 +71,26 @@ pub(crate) fn even_signs(seven: u32) -> u8 {
     seven | (seven.count_ones() as u8 & 1) << 7
 }
 
-/// Decodes a vector of magnitudes whose signs are the lowest bits of `signs`.
+/// Magnitudes, up to 43, are stored so much higher.
+const OFFSET: u8 = 64;
+const MAX: u8 = 64 + 43;
+
+/// Eight magnitudes of a book with their signs.
 #[inline(always)]
-pub(crate) fn decode_vector<const N: usize>(
-    scale: f32,
-    magnitudes: &[u8; N],
-    signs: u8,
-    out: &mut [f32; N],
-) {
-    for (j, (y, &magnitude)) in out.iter_mut().zip(magnitudes).enumerate() {
-        let sign = u32::from(signs >> j & 1) << 31;
-        *y = f32::from_bits((scale * f32::from(magnitude)).to_bits() ^ sign);
-    }
+fn vector(magnitudes: &[u8; 8], signs: u8) -> u64 {
+    signed(u64::from_le_bytes(*magnitudes), signs, OFFSET)
 }
 
+/// Scales of 16 groups: `x = d / 8 * (2 scale + 1) * magnitude * sign`.
 #[inline(always)]
-fn group_scale(d: f32, scale: u8) -> f32 {
-    d * (0.5 + f32::from(scale)) * 0.25
+fn scales_of(bytes: &[u8; 8]) -> [i8; 16] {
+    unpack::<4, 1, _, _>(bytes).map(odd)
+}
+
+/// `2 scale + 1`.
+#[inline(always)]
+pub(crate) fn odd(scale: u8) -> i8 {
+    (2 * scale + 1) as i8
 }
 
 impl Block for Iq2Xxs<'_> {
@@ -96,20 +100,51 @@ impl Block for Iq2Xxs<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 66], out: &mut [f32; 256]) {
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl Iq2Xxs<'_> {
+    /// Indices, and signs with a scale, of 8 groups.
+    #[inline(always)]
+    fn groups(&self) -> &[[[u8; 4]; 2]] {
+        self.qs.as_chunks().0.as_chunks().0
+    }
+}
+
+impl ScaledIntegers for Iq2Xxs<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = OFFSET;
+    const MAX: u8 = MAX;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 66]) -> f32 {
+        read_f16(Iq2Xxs::split(bytes).d) * 0.125
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 66]) -> [i8; 16] {
         let block = Iq2Xxs::split(bytes);
-        let d = read_f16(block.d);
-        let (words, _) = block.qs.as_chunks::<4>();
-        let (pairs, _) = words.as_chunks::<2>();
-        let (vectors, _) = out.as_chunks_mut::<8>();
-        let (groups, _) = vectors.as_chunks_mut::<4>();
-        for (group, &[indices, signs]) in groups.iter_mut().zip(pairs) {
-            let signs = u32::from_le_bytes(signs);
-            let scale = group_scale(d, (signs >> 28) as u8);
-            for (l, (out, index)) in group.iter_mut().zip(indices).enumerate() {
-                let magnitudes = &code_books::IQ2_XXS[usize::from(index)];
-                decode_vector(scale, magnitudes, even_signs(signs >> (7 * l)), out);
+        let mut scales = [0; 16];
+        for (scale, [_, signs]) in scales.iter_mut().zip(block.groups()) {
+            *scale = odd(signs[3] >> 4);
+        }
+        scales
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 66]) -> [u64; 32] {
+        let block = Iq2Xxs::split(bytes);
+        let mut stored = [0; 32];
+        let (vectors, _) = stored.as_chunks_mut::<4>();
+        for (vectors, [indices, signs]) in vectors.iter_mut().zip(block.groups()) {
+            let signs = u32::from_le_bytes(*signs);
+            for (l, (to, index)) in vectors.iter_mut().zip(indices).enumerate() {
+                let magnitudes = &code_books::IQ2_XXS[usize::from(*index)];
+                *to = vector(magnitudes, even_signs(signs >> (7 * l)));
             }
         }
+        stored
     }
 }
 
@@ -120,17 +155,33 @@ impl Block for Iq2Xs<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 74], out: &mut [f32; 256]) {
-        let block = Iq2Xs::split(bytes);
-        let d = read_f16(block.d);
-        let scales: [u8; 16] = unpack::<4, 1, _, _>(block.scales);
-        let (words, _) = block.qs.as_chunks::<2>();
-        let (vectors, _) = out.as_chunks_mut::<8>();
-        for (i, (out, &word)) in vectors.iter_mut().zip(words).enumerate() {
-            let word = u16::from_le_bytes(word);
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl ScaledIntegers for Iq2Xs<'_> {
+    const GROUP: usize = 16;
+    const OFFSET: u8 = OFFSET;
+    const MAX: u8 = MAX;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 74]) -> f32 {
+        read_f16(Iq2Xs::split(bytes).d) * 0.125
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 74]) -> [i8; 16] {
+        scales_of(Iq2Xs::split(bytes).scales)
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 74]) -> [u64; 32] {
+        let (words, _) = Iq2Xs::split(bytes).qs.as_chunks::<2>();
+        std::array::from_fn(|i| {
+            let word = u16::from_le_bytes(words[i]);
             let magnitudes = &code_books::IQ2_XS[usize::from(word & 511)];
-            let signs = even_signs(u32::from(word >> 9));
-            decode_vector(group_scale(d, scales[i / 2]), magnitudes, signs, out);
-        }
+            vector(magnitudes, even_signs(u32::from(word >> 9)))
+        })
     }
 }
 
@@ -141,16 +192,33 @@ impl Block for Iq2S<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 82], out: &mut [f32; 256]) {
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl ScaledIntegers for Iq2S<'_> {
+    const GROUP: usize = 16;
+    const OFFSET: u8 = OFFSET;
+    const MAX: u8 = MAX;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 82]) -> f32 {
+        read_f16(Iq2S::split(bytes).d) * 0.125
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 82]) -> [i8; 16] {
+        scales_of(Iq2S::split(bytes).scales)
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 82]) -> [u64; 32] {
         let block = Iq2S::split(bytes);
-        let d = read_f16(block.d);
-        let scales: [u8; 16] = unpack::<4, 1, _, _>(block.scales);
         let high: [u8; 32] = unpack::<2, 1, _, _>(block.qh);
-        let (vectors, _) = out.as_chunks_mut::<8>();
-        for (i, out) in vectors.iter_mut().enumerate() {
+        std::array::from_fn(|i| {
             let index = usize::from(block.qs[i]) | usize::from(high[i]) << 8;
-            let magnitudes = &code_books::IQ2_S[index & 1023];
-            decode_vector(group_scale(d, scales[i / 2]), magnitudes, block.signs[i], out);
-        }
+            vector(&code_books::IQ2_S[index & 1023], block.signs[i])
+        })
     }
 }
 

@@ -16,7 +16,8 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::iq2::{decode_vector, even_signs};
+use crate::integers::{self, ScaledIntegers, joined, signed};
+use crate::iq2::{even_signs, odd};
 use crate::planes::unpack;
 
 block_layout! {
@@ -54,17 +55,41 @@ impl Block for Iq3Xxs<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 98], out: &mut [f32; 256]) {
-        let block = Iq3Xxs::split(bytes);
-        let d = read_f16(block.d);
-        let (words, _) = block.signs.as_chunks::<4>();
-        let (vectors, _) = out.as_chunks_mut::<4>();
-        for (i, (out, &index)) in vectors.iter_mut().zip(block.qs).enumerate() {
-            let word = u32::from_le_bytes(words[i / 8]);
-            let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
-            // Two vectors share eight signs.
-            let signs = even_signs(word >> (7 * (i / 2 % 4))) >> (4 * (i % 2));
-            decode_vector(scale, &code_books::IQ3_XXS[usize::from(index)], signs, out);
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+/// `x = d / 4 * (2 scale + 1) * magnitude * sign`, with magnitudes of up to 62.
+impl ScaledIntegers for Iq3Xxs<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 64;
+    const MAX: u8 = 64 + 62;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 98]) -> f32 {
+        read_f16(Iq3Xxs::split(bytes).d) * 0.25
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 98]) -> [i8; 16] {
+        let (signs, _) = Iq3Xxs::split(bytes).signs.as_chunks::<4>();
+        let mut scales = [0; 16];
+        for (scale, signs) in scales.iter_mut().zip(signs) {
+            *scale = odd(signs[3] >> 4);
         }
+        scales
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 98]) -> [u64; 32] {
+        let block = Iq3Xxs::split(bytes);
+        let (signs, _) = block.signs.as_chunks::<4>();
+        let (indices, _) = block.qs.as_chunks::<2>();
+        std::array::from_fn(|i| {
+            let signs = even_signs(u32::from_le_bytes(signs[i / 4]) >> (7 * (i % 4)));
+            let [first, second] = indices[i].map(|i| code_books::IQ3_XXS[usize::from(i)]);
+            signed(joined(first, second), signs, Self::OFFSET)
+        })
     }
 }
 
@@ -75,16 +100,39 @@ impl Block for Iq3S<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 110], out: &mut [f32; 256]) {
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+/// Magnitudes of up to 15.
+impl ScaledIntegers for Iq3S<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 16;
+    const MAX: u8 = 16 + 15;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 110]) -> f32 {
+        read_f16(Iq3S::split(bytes).d)
+    }
+
+    #[inline(always)]
+    fn scales(bytes: &[u8; 110]) -> [i8; 16] {
+        let mut scales = [0; 16];
+        let stored: [u8; 8] = unpack::<4, 1, _, _>(Iq3S::split(bytes).scales);
+        scales[..8].copy_from_slice(&stored.map(odd));
+        scales
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 110]) -> [u64; 32] {
         let block = Iq3S::split(bytes);
-        let d = read_f16(block.d);
-        let scales: [u8; 8] = unpack::<4, 1, _, _>(block.scales);
-        let high: [u8; 64] = unpack::<1, 1, _, _>(block.qh);
-        let (vectors, _) = out.as_chunks_mut::<4>();
-        for (i, (out, &low)) in vectors.iter_mut().zip(block.qs).enumerate() {
-            let scale = d * f32::from(2 * scales[i / 8] + 1);
-            let index = usize::from(low) | usize::from(high[i]) << 8;
-            let signs = block.signs[i / 2] >> (4 * (i % 2));
-            decode_vector(scale, &code_books::IQ3_S[index & 511], signs, out);
-        }
+        let (low, _) = block.qs.as_chunks::<2>();
+        std::array::from_fn(|i| {
+            // Bits of two indices.
+            let high = usize::from(block.qh[i / 4] >> (2 * (i % 4)));
+            let magnitudes =
+                |j: usize| code_books::IQ3_S[(usize::from(low[i][j]) | (high >> j & 1) << 8) & 511];
+            signed(joined(magnitudes(0), magnitudes(1)), block.signs[i], Self::OFFSET)
+        })
     }
 }

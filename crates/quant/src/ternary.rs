@@ -15,6 +15,7 @@
 use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::float::read_f16;
+use crate::integers::{self, ScaledIntegers, words};
 use crate::planes::unpack;
 
 block_layout! {
@@ -41,15 +42,15 @@ block_layout! {
     }
 }
 
-/// Decodes as many planes of the trits in `packed` as `out` holds.
+/// As many planes of the trits in `packed` as `out` holds.
 #[inline(always)]
-fn decode_trits<const N: usize>(packed: &[u8; N], d: f32, out: &mut [f32]) {
+fn trits<const N: usize>(packed: &[u8; N], out: &mut [u8]) {
     let mut fractions = *packed;
     for plane in out.as_chunks_mut::<N>().0 {
-        for (y, fraction) in plane.iter_mut().zip(&mut fractions) {
+        for (trit, fraction) in plane.iter_mut().zip(&mut fractions) {
             let shifted = u16::from(*fraction) * 3;
             *fraction = shifted as u8;
-            *y = ((shifted >> 8) as f32 - 1.0) * d;
+            *trit = (shifted >> 8) as u8;
         }
     }
 }
@@ -61,13 +62,35 @@ impl Block for Tq1_0<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 54], out: &mut [f32; 256]) {
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl ScaledIntegers for Tq1_0<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 1;
+    const MAX: u8 = 2;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 54]) -> f32 {
+        read_f16(Tq1_0::split(bytes).d)
+    }
+
+    #[inline(always)]
+    fn scales(_: &[u8; 54]) -> [i8; 16] {
+        [1; 16]
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 54]) -> [u64; 32] {
         let block = Tq1_0::split(bytes);
-        let d = read_f16(block.d);
-        let (first, rest) = out.split_at_mut(160);
+        let mut quants = [0; 256];
+        let (first, rest) = quants.split_at_mut(160);
         let (second, third) = rest.split_at_mut(80);
-        decode_trits(block.qs, d, first);
-        decode_trits(block.qs_rest, d, second);
-        decode_trits(block.qh, d, third);
+        trits(block.qs, first);
+        trits(block.qs_rest, second);
+        trits(block.qh, third);
+        words(&quants)
     }
 }
 
@@ -78,11 +101,28 @@ impl Block for Tq2_0<'_> {
 
     #[inline(always)]
     fn decode(bytes: &[u8; 66], out: &mut [f32; 256]) {
-        let block = Tq2_0::split(bytes);
-        let d = read_f16(block.d);
-        let quants: [u8; 256] = unpack::<2, 32, _, _>(block.qs);
-        for (y, q) in out.iter_mut().zip(quants) {
-            *y = (f32::from(q) - 1.0) * d;
-        }
+        integers::decode::<Self>(bytes, out);
+    }
+}
+
+/// Bits may say 3, too, which no encoder writes.
+impl ScaledIntegers for Tq2_0<'_> {
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 1;
+    const MAX: u8 = 3;
+
+    #[inline(always)]
+    fn factor(bytes: &[u8; 66]) -> f32 {
+        read_f16(Tq2_0::split(bytes).d)
+    }
+
+    #[inline(always)]
+    fn scales(_: &[u8; 66]) -> [i8; 16] {
+        [1; 16]
+    }
+
+    #[inline(always)]
+    fn stored(bytes: &[u8; 66]) -> [u64; 32] {
+        words(&unpack::<2, 32, _, _>(Tq2_0::split(bytes).qs))
     }
 }

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use hurtle_quant::{
-    Error, Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType, dequantize, dot, dot_iq4_nl_q8_0,
-    dot_iq4_xs_q8_k, dot_mxfp4_q8_0, dot_q2_k_q8_k, dot_q3_k_q8_k, dot_q4_0_q8_0, dot_q4_1_q8_1,
-    dot_q4_k_q8_k, dot_q5_0_q8_0, dot_q5_1_q8_1, dot_q5_k_q8_k, dot_q6_k_q8_k, dot_q8_0_q8_0,
-    quantize, quantize_activations_q8_0_into, quantize_activations_q8_1_into,
-    quantize_activations_q8k_into,
+    Error, Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType, dequantize, dot, dot_iq1_m_q8_k,
+    dot_iq1_s_q8_k, dot_iq2_s_q8_k, dot_iq2_xs_q8_k, dot_iq2_xxs_q8_k, dot_iq3_s_q8_k,
+    dot_iq3_xxs_q8_k, dot_iq4_nl_q8_0, dot_iq4_xs_q8_k, dot_mxfp4_q8_0, dot_q2_k_q8_k,
+    dot_q3_k_q8_k, dot_q4_0_q8_0, dot_q4_1_q8_1, dot_q4_k_q8_k, dot_q5_0_q8_0, dot_q5_1_q8_1,
+    dot_q5_k_q8_k, dot_q6_k_q8_k, dot_q8_0_q8_0, dot_tq1_0_q8_k, dot_tq2_0_q8_k, quantize,
+    quantize_activations_q8_0_into, quantize_activations_q8_1_into, quantize_activations_q8k_into,
 };
 use serde_json::Value;
 
@@ -194,4 +195,13 @@ fn dot_with_quantized_activations_is_that_of_ggml() {
     check(WeightType::Q5_K, "Q8_K", &|row| dot_q5_k_q8_k(row, &q8_k));
     check(WeightType::Q6_K, "Q8_K", &|row| dot_q6_k_q8_k(row, &q8_k));
     check(WeightType::IQ4_XS, "Q8_K", &|row| dot_iq4_xs_q8_k(row, &q8_k));
+    check(WeightType::IQ1_S, "Q8_K", &|row| dot_iq1_s_q8_k(row, &q8_k));
+    check(WeightType::IQ1_M, "Q8_K", &|row| dot_iq1_m_q8_k(row, &q8_k));
+    check(WeightType::IQ2_XXS, "Q8_K", &|row| dot_iq2_xxs_q8_k(row, &q8_k));
+    check(WeightType::IQ2_XS, "Q8_K", &|row| dot_iq2_xs_q8_k(row, &q8_k));
+    check(WeightType::IQ2_S, "Q8_K", &|row| dot_iq2_s_q8_k(row, &q8_k));
+    check(WeightType::IQ3_XXS, "Q8_K", &|row| dot_iq3_xxs_q8_k(row, &q8_k));
+    check(WeightType::IQ3_S, "Q8_K", &|row| dot_iq3_s_q8_k(row, &q8_k));
+    check(WeightType::TQ1_0, "Q8_K", &|row| dot_tq1_0_q8_k(row, &q8_k));
+    check(WeightType::TQ2_0, "Q8_K", &|row| dot_tq2_0_q8_k(row, &q8_k));
 }

@@ -21,6 +21,7 @@
 mod affine;
 mod blocks;
 mod floats;
+mod integers;
 mod iq4_xs;
 mod sixteens;
 pub(crate) mod super_blocks;
@@ -63,6 +64,9 @@ pub(crate) trait Kernel {
     /// is unpacked on the way. The figures beside its values are those of `packed_speed avx512vnni TYPE 4480
     /// 1536 TOKENS`.
     const FROM: usize = usize::MAX;
+    /// The same with 16 registers, which let 4 tokens share it. Q6_K gains from 12 tokens on, Q4_K from 20
+    /// (Zen 3).
+    const FROM_OF_16: usize = 16;
     /// The products by tiles (AMX), for types that have them.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     const TILES: Option<MultiplyTiles<Self::Activations>> = None;
@@ -120,22 +124,23 @@ type MultiplyTiles<A> = unsafe fn(
 /// How many tokens and panels meet at a time where weights are unpacked first.
 #[derive(Clone, Copy)]
 struct Blocking {
-    /// Tokens from which unpacking is won back.
-    from: usize,
     /// Up to so many tokens meet one panel after the other, as it comes from memory.
     few: usize,
     /// Most panels.
     panels: usize,
 }
 
-/// By tiles. Unpacking takes some 500 cycles a super-block and a tile of up to 16 tokens 130, where vectors
-/// take some 90 a token (from counts of instructions).
+/// Tokens from which tiles are faster: unpacking takes some 500 cycles a super-block and a tile of up to 16
+/// tokens 130, where vectors take some 90 a token (from counts of instructions).
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const BY_TILES: Blocking = Blocking { from: 12, few: 64, panels: 8 };
+const FROM_OF_TILES: usize = 12;
 
-/// By vectors. With 16 registers Q6_K gains from 12 tokens on, Q4_K from 20 (Zen 3); with 32 see
-/// [`Kernel::FROM`].
-const BY_VECTORS: Blocking = Blocking { from: 16, few: 32, panels: 4 };
+/// By tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const BY_TILES: Blocking = Blocking { few: 64, panels: 8 };
+
+/// By vectors.
+const BY_VECTORS: Blocking = Blocking { few: 32, panels: 4 };
 
 /// Columns that are unpacked at a time.
 const UNIT: usize = 256;
@@ -298,6 +303,15 @@ macro_rules! with_kernel {
             Q3_K: sixteens::Q3K,
             Q2_K: sixteens::Q2K,
             IQ4_XS: iq4_xs::Iq4Xs,
+            IQ1_S: integers::Iq1S,
+            IQ1_M: integers::Iq1M,
+            IQ2_XXS: integers::Iq2Xxs,
+            IQ2_XS: integers::Iq2Xs,
+            IQ2_S: integers::Iq2S,
+            IQ3_XXS: integers::Iq3Xxs,
+            IQ3_S: integers::Iq3S,
+            TQ1_0: integers::Tq1_0,
+            TQ2_0: integers::Tq2_0,
             Q8_0: blocks::Q8_0,
             Q4_0: blocks::Q4_0,
             Q4_1: blocks::Q4_1,
@@ -581,14 +595,14 @@ fn some_panels<K: Kernel>(
     let n_tokens = product.tokens.len();
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if exec.isa.has_tiles()
-        && n_tokens >= BY_TILES.from
+        && n_tokens >= FROM_OF_TILES
         && let Some(multiply) = K::TILES
     {
         // SAFETY: `Isa::has_tiles` proves that the processor has them.
         unsafe { panels_by_tiles::<K>(exec, product, panels, x, multiply, worker) };
         return;
     }
-    let from = if exec.isa.has_32_registers() { K::FROM } else { BY_VECTORS.from };
+    let from = if exec.isa.has_32_registers() { K::FROM } else { K::FROM_OF_16 };
     if K::UNPACKED > 0 && n_tokens >= from {
         panels_by_vectors::<K>(exec, product, panels, x, worker);
     } else {

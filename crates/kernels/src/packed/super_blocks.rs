@@ -19,8 +19,14 @@ pub(crate) trait SuperBlocks: Kernel<Activations = SuperBlock> {
     /// Lines with one scale: 4 or 8.
     const GROUP_LINES: usize;
 
-    /// Line `i < 64` of a super-block: 4 stored quants of each row, a byte each.
-    unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L;
+    /// What [`quants`](Self::quants) reads: the super-block, or what of it had to be written to `room`.
+    #[inline(always)]
+    fn open<'a>(block: &'a [Line], _room: &'a mut [Line; QUANT_LINES]) -> &'a [Line] {
+        block
+    }
+
+    /// Line `i < 64` of a super-block that was opened: 4 stored quants of each row, a byte each.
+    unsafe fn quants<L: IntLanes>(opened: &[Line], i: usize) -> L;
 
     /// The scales of groups `4q` to `4q + 3`, a signed byte each.
     unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L;
@@ -87,8 +93,10 @@ pub(crate) unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mu
                 halves[1].store(&mut excess[2 * q + 1]);
             }
         }
+        let mut room = [Line([0; 64]); QUANT_LINES];
+        let opened = K::open(block, &mut room);
         for (i, line) in quants.iter_mut().enumerate() {
-            K::quants::<L>(block, i).store(line);
+            K::quants::<L>(opened, i).store(line);
         }
     }
 }

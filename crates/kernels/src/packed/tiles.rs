@@ -80,6 +80,8 @@ unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut Unpacked)
     let (high_lines, low_lines) = to.digits.split_at_mut(DIGIT_LINES);
     let n_groups = DIGIT_LINES / K::GROUP_LINES;
     let ahead = block.as_ptr().wrapping_add(2 * block.len());
+    let mut room = [Line([0; 64]); DIGIT_LINES];
+    let opened = K::open(block, &mut room);
     // SAFETY: the caller has the lanes' instruction set; any address may be fetched.
     unsafe {
         K::factors::<L>(block, &mut to.factors);
@@ -97,7 +99,7 @@ unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut Unpacked)
             let scale = K::scales::<L>(block, g / 4).scale_halves(g % 4);
             let start = bias.add_halves(scale.mul_halves(offset));
             for i in K::GROUP_LINES * g..K::GROUP_LINES * (g + 1) {
-                let quants = K::quants::<L>(block, i);
+                let quants = K::quants::<L>(opened, i);
                 let mut a = quants.and(even).mul_halves(scale);
                 let mut b = quants.shr_halves(8).mul_halves(scale);
                 if signed {

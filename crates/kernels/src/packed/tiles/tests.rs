@@ -7,7 +7,7 @@ use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
 use crate::packed::{MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
-use crate::packed::{affine, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
+use crate::packed::{affine, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
@@ -148,6 +148,10 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
     check::<sixteens::Q6K, M>(T::Q6_K, tiles, token_counts.clone());
     check::<sixteens::Q3K, M>(T::Q3_K, tiles, token_counts.clone());
     check::<sixteens::Q2K, M>(T::Q2_K, tiles, token_counts.clone());
+    check::<integers::Iq1M, M>(T::IQ1_M, tiles, token_counts.clone());
+    check::<integers::Iq2Xxs, M>(T::IQ2_XXS, tiles, token_counts.clone());
+    check::<integers::Iq3S, M>(T::IQ3_S, tiles, token_counts.clone());
+    check::<integers::Tq2_0, M>(T::TQ2_0, tiles, token_counts.clone());
     check::<iq4_xs::Iq4Xs, M>(T::IQ4_XS, tiles, token_counts);
 }
 
