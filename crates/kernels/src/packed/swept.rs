@@ -18,7 +18,7 @@ use crate::memory::Line;
 use std::ops::Range;
 
 /// Columns that are unpacked at a time.
-const UNIT: usize = 256;
+pub(super) const UNIT: usize = 256;
 
 /// Lines of a panel's unit, unpacked.
 const fn unit_lines<K: Kernel>() -> usize {
