@@ -36,13 +36,9 @@ fn encoded(ty: T, seed: u64, n: usize) -> Vec<u8> {
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
         match ty {
             T::MXFP4 => block[0] = 120 + block[0] % 8,
-            T::IQ4_XS
-            | T::IQ1_S
-            | T::IQ2_XXS
-            | T::IQ2_XS
-            | T::IQ2_S
-            | T::IQ3_XXS
-            | T::IQ3_S => block[1] = 0x20 + block[1] % 8,
+            T::IQ4_XS | T::IQ1_S | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ3_XXS | T::IQ3_S => {
+                block[1] = 0x20 + block[1] % 8
+            }
             // An f16 in the upper bits of four numbers.
             T::IQ1_M => {
                 block[53] = block[53] & 0x0f | 0x60;

@@ -4,12 +4,12 @@
 //! the next: nothing else names a tile, since no function is compiled with AMX among its features, and the
 //! system keeps them for each thread.
 
-use crate::activations::SuperBlock;
 use crate::attention::tiles::{PairTiles, Products};
-use crate::packed::tiles::{Digits, Sums, TILE_TOKENS, Tiles};
+use crate::memory::Line;
+use crate::packed::tiles::{Sums, TILE_TOKENS, Tiles};
 use std::arch::asm;
 
-/// The processor's tiles: 0 to 3 for sums, 4 and 5 for tokens, 6 and 7 for digits.
+/// The processor's tiles: 0 to 3 for sums, 4 and 5 for tokens, 6 and 7 for weights.
 pub(crate) struct Amx;
 
 /// What `ldtilecfg` reads.
@@ -25,15 +25,16 @@ struct Config {
 const _: () = assert!(size_of::<Config>() == 64);
 
 impl Config {
-    /// Tiles for 1 to 32 tokens.
-    fn new(n_tokens: usize) -> Self {
+    /// Tiles for 1 to 32 tokens and `depth` values: rows of tokens as long, and a row of weights for each 4.
+    fn new(n_tokens: usize, depth: usize) -> Self {
         let first = n_tokens.min(TILE_TOKENS) as u8;
         // A tile without rows may not be named, so that the second tiles have one at least.
         let second = n_tokens.saturating_sub(TILE_TOKENS).max(1) as u8;
-        let digits = TILE_TOKENS as u8;
+        let weights = (depth / 4) as u8;
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         row_bytes[..8].fill(LINE as u16);
-        let tiles = [first, first, second, second, first, second, digits, digits];
+        row_bytes[4..6].fill(depth as u16);
+        let tiles = [first, first, second, second, first, second, weights, weights];
         rows[..8].copy_from_slice(&tiles);
         Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
     }
@@ -44,8 +45,8 @@ const LINE: usize = 64;
 
 impl Tiles for Amx {
     #[inline(always)]
-    unsafe fn configure(n_tokens: usize) {
-        let config = Config::new(n_tokens);
+    unsafe fn configure(n_tokens: usize, depth: usize) {
+        let config = Config::new(n_tokens, depth);
         // SAFETY: the caller has AMX; the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) }
     }
@@ -76,44 +77,50 @@ impl Tiles for Amx {
     }
 
     #[inline(always)]
-    unsafe fn add_quarter(tokens: &[SuperBlock], digits: &Digits, k: usize) {
-        let first = tokens.as_ptr().cast::<u8>().wrapping_add(LINE * k);
-        let digits = digits.as_ptr().wrapping_add(TILE_TOKENS * k);
-        // SAFETY: the caller has AMX, configured for as many tokens as there are: a row is 64 of
-        // the quants at the start of a token, or a line of the digits.
+    unsafe fn load_tokens<A>(tokens: &[A], at: usize) {
+        let first = tokens.as_ptr().cast::<u8>().wrapping_add(at);
+        // SAFETY: the caller has AMX, configured for as many tokens as there are; a row lies within each.
         unsafe {
-            if tokens.len() <= TILE_TOKENS {
+            asm!(
+                "tileloadd tmm4, [{first} + {token}*1]",
+                first = in(reg) first,
+                token = in(reg) size_of::<A>(),
+                out("tmm4") _,
+                options(nostack, readonly, preserves_flags),
+            );
+            if tokens.len() > TILE_TOKENS {
                 asm!(
-                    "tileloadd tmm4, [{first} + {token}*1]",
-                    "tileloadd tmm6, [{digits} + {line}*1]",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{digits} + {line}*1 + 4096]",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    first = in(reg) first,
-                    token = in(reg) size_of::<SuperBlock>(),
-                    digits = in(reg) digits,
-                    line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    "tileloadd tmm5, [{second} + {token}*1]",
+                    second = in(reg) first.wrapping_add(TILE_TOKENS * size_of::<A>()),
+                    token = in(reg) size_of::<A>(),
+                    out("tmm5") _,
                     options(nostack, readonly, preserves_flags),
                 );
-            } else {
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const S: usize>(n_tokens: usize, weights: &[Line]) {
+        // SAFETY: the caller has AMX, configured for as many tokens, and rows of weights as there are lines.
+        unsafe {
+            asm!(
+                "tileloadd tmm{weights}, [{lines} + {line}*1]",
+                "tdpbssd tmm{sums}, tmm4, tmm{weights}",
+                lines = in(reg) weights.as_ptr(),
+                line = in(reg) LINE,
+                weights = const 6 + S,
+                sums = const S,
+                out("tmm0") _, out("tmm1") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags),
+            );
+            if n_tokens > TILE_TOKENS {
                 asm!(
-                    "tileloadd tmm4, [{first} + {token}*1]",
-                    "tileloadd tmm6, [{digits} + {line}*1]",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{digits} + {line}*1 + 4096]",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{second} + {token}*1]",
-                    "tdpbssd tmm2, tmm5, tmm6",
-                    "tdpbssd tmm3, tmm5, tmm7",
-                    first = in(reg) first,
-                    second = in(reg) first.wrapping_add(TILE_TOKENS * size_of::<SuperBlock>()),
-                    token = in(reg) size_of::<SuperBlock>(),
-                    digits = in(reg) digits,
-                    line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack, readonly, preserves_flags),
+                    "tdpbssd tmm{sums}, tmm5, tmm{weights}",
+                    weights = const 6 + S,
+                    sums = const 2 + S,
+                    out("tmm2") _, out("tmm3") _,
+                    options(nostack, nomem, preserves_flags),
                 );
             }
         }
@@ -148,7 +155,7 @@ impl PairTiles for Amx {
     #[inline(always)]
     unsafe fn configure(n_rows: usize) {
         // SAFETY: the caller has AMX.
-        unsafe { <Self as Tiles>::configure(n_rows) }
+        unsafe { <Self as Tiles>::configure(n_rows, LINE) }
     }
 
     #[inline(always)]
@@ -252,7 +259,7 @@ pub(crate) const PAIR_ROUND_OPS: usize = ROUND_OPS / 2;
 /// that do not wait for each other.
 macro_rules! rounds {
     ($multiply:literal, $rounds:expr) => {{
-        let config = Config::new(2 * TILE_TOKENS);
+        let config = Config::new(2 * TILE_TOKENS, LINE);
         asm!(
             "ldtilecfg [{config}]", // the tiles are zeros now
             "2:",

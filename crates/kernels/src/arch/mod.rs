@@ -351,12 +351,12 @@ macro_rules! tile_shell {
         /// The tiles' instructions are present.
         $(#[target_feature(enable = $feature)])?
         pub(crate) unsafe fn multiply_tiles<
-            K: $crate::packed::super_blocks::SuperBlocks,
+            K: $crate::packed::tiles::Tiled,
             M: $crate::packed::tiles::Tiles,
         >(
             panels: &[$crate::memory::Line],
             n_panels: usize,
-            x: &[$crate::activations::SuperBlock],
+            x: &[K::Activations],
             n_tokens: usize,
             tokens: std::ops::Range<usize>,
             buffer: &mut [$crate::memory::Line],

@@ -24,6 +24,11 @@ use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use hurtle_quant::Block as WeightBlock;
 
+/// Lines of a block's quants, a byte each.
+pub(crate) const QUANT_LINES: usize = 8;
+/// Lines of an unpacked block: quants, scale, minimum.
+pub(crate) const UNPACKED: usize = QUANT_LINES + 2;
+
 /// Quants of some width.
 pub(crate) trait Quants {
     /// Lines of a block.
@@ -333,8 +338,10 @@ impl<W: Type> Kernel for Blocks<W> {
     const SHARE: usize = if W::OFFSET.is_some() { 2 } else { 1 };
     const HEADER: usize = 1;
     const LINES: usize = W::Quants::LINES;
-    /// Quants, scale, minimum.
-    const UNPACKED: usize = 8 + 2;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILES: Option<super::MultiplyTiles<Block>> =
+        Some(crate::arch::x86_64::avx512vnni::multiply_tiles::<Self, crate::arch::amx::Amx>);
+    const UNPACKED: usize = UNPACKED;
 
     fn activations(x: &QuantizedActivations) -> &[Block] {
         x.blocks()
@@ -389,7 +396,7 @@ impl<W: Type> Kernel for Blocks<W> {
     #[inline(always)]
     unsafe fn unpack<L: IntLanes>(lines: &[Line], slot: usize, to: &mut [Line]) {
         let (header, quants) = lines.split_at(1);
-        let (to, factors) = to.split_at_mut(8);
+        let (to, factors) = to.split_at_mut(QUANT_LINES);
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             W::scale::<L>(&header[0], slot).store(factors[0].floats_mut());
@@ -406,7 +413,7 @@ impl<W: Type> Kernel for Blocks<W> {
         x: &[Block; T],
         sums: &mut [L::Floats; T],
     ) {
-        let (quants, factors) = unpacked.split_at(8);
+        let (quants, factors) = unpacked.split_at(QUANT_LINES);
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let dots = W::dots::<L, T, true>(quants, x);

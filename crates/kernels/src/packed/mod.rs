@@ -453,8 +453,7 @@ impl PackedMatrix {
     }
 
     /// Which kernels `isa` stands for: the name of the lanes that [`matmul_packed`] runs on, or
-    /// `amx`, where tiles serve the k-quants and IQ4_XS for many tokens, and lanes of `avx512vnni`
-    /// the rest.
+    /// `amx`, where tiles serve quantized types for many tokens, and lanes of `avx512vnni` the rest.
     pub fn kernel_name(isa: crate::Isa) -> &'static str {
         if isa.has_tiles() { isa.name() } else { dispatch_int!(isa, lanes_name()) }
     }

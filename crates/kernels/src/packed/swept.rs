@@ -54,10 +54,11 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
         {
             for (b, to) in blocks.clone().zip(to.chunks_exact_mut(K::UNPACKED)) {
                 let lines = &panel[b / K::SHARE * (K::HEADER + K::SHARE * K::LINES)..];
+                let slot = b % K::SHARE;
                 // SAFETY: the caller has the lanes' instruction set.
                 unsafe {
-                    super::prefetch::<L>(&lines[..K::HEADER / K::SHARE + K::LINES]);
-                    K::unpack::<L>(lines, b % K::SHARE, to);
+                    super::prefetch::<L>(&lines[slot * K::LINES..][..K::HEADER + K::LINES]);
+                    K::unpack::<L>(lines, slot, to);
                 }
             }
         }

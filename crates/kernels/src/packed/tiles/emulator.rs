@@ -119,6 +119,9 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
         address = register(base | b << 3) + displacement;
     }
 
+    assert!(first & 0x80 != 0 && source < TILES, "there are 8 tiles");
+    assert!(opcode != 0x4b || rm == 4, "tiles are loaded and stored with a stride");
+    assert!(opcode == 0x5e || source == 0, "a factor of no product");
     const NONE: u8 = 0;
     const F3: u8 = 2;
     const F2: u8 = 3;
@@ -135,12 +138,15 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
             // SAFETY: the instruction reads 64 bytes.
             let config = unsafe { ((address + stride) as *const [u8; 64]).read_unaligned() };
             assert_eq!(config[0], 1, "palette");
-            assert!(config[1..16].iter().all(|byte| *byte == 0), "reserved bytes");
+            for zeros in [1..16, 16 + 2 * TILES..48, 48 + TILES..64] {
+                assert!(config[zeros].iter().all(|byte| *byte == 0), "reserved bytes");
+            }
             for i in 0..TILES {
                 file.row_bytes[i] =
                     usize::from(u16::from_le_bytes([config[16 + 2 * i], config[17 + 2 * i]]));
                 file.rows[i] = usize::from(config[48 + i]);
                 assert!(file.row_bytes[i] <= ROW_BYTES && file.rows[i] <= ROWS, "tile {i}");
+                assert_eq!(file.row_bytes[i] == 0, file.rows[i] == 0, "tile {i}");
             }
             file.tiles = [[[0; ROW_BYTES]; ROWS]; TILES];
         }
@@ -161,6 +167,7 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
         }
         // tilestored
         (0x4b, F3, 0..3) => {
+            assert!(file.rows[reg] > 0, "tile {reg} is not configured");
             for row in 0..file.rows[reg] {
                 let to = (address + row as i64 * stride) as *mut u8;
                 // SAFETY: the instruction writes these bytes.
@@ -172,6 +179,8 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
         // tdpbssd
         (0x5e, F2, 3) => {
             let (a, c) = (usize::from(rm), reg);
+            assert!(a != c && a != source && c != source, "three tiles");
+            assert!(file.rows[c] > 0, "tile {c} is not configured");
             assert_eq!(file.rows[c], file.rows[a], "rows of sums and of the first factor");
             assert_eq!(file.row_bytes[a], 4 * file.rows[source], "values of both factors");
             assert_eq!(file.row_bytes[c], file.row_bytes[source], "columns");

@@ -7,61 +7,79 @@ use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
 use crate::packed::{MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
-use crate::packed::{affine, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
+use crate::packed::{affine, blocks, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
 /// Tiles in plain loops.
 struct Loops;
 
-type LoopSums = [[[i32; LANES]; TILE_TOKENS]; 4];
+/// What a thread has of them.
+struct State {
+    n_tokens: usize,
+    depth: usize,
+    /// The values of each token.
+    tokens: Vec<Vec<i8>>,
+    /// `[first or second sums][token]`
+    sums: [[[i32; LANES]; AT_ONCE]; 2],
+}
 
 thread_local! {
-    /// The tokens that are configured, and the sums.
-    static LOOPS: std::cell::RefCell<(usize, LoopSums)> =
-        const { std::cell::RefCell::new((0, [[[0; LANES]; TILE_TOKENS]; 4])) };
+    static LOOPS: std::cell::RefCell<State> =
+        const { std::cell::RefCell::new(State::new(0, 0)) };
+}
+
+impl State {
+    /// What the instructions leave is zeros; nothing may rely on it.
+    const fn new(n_tokens: usize, depth: usize) -> Self {
+        Self { n_tokens, depth, tokens: Vec::new(), sums: [[[7; LANES]; AT_ONCE]; 2] }
+    }
 }
 
 impl Tiles for Loops {
-    unsafe fn configure(n_tokens: usize) {
+    unsafe fn configure(n_tokens: usize, depth: usize) {
         assert!((1..=AT_ONCE).contains(&n_tokens));
-        // What the instruction leaves is zeros; nothing may rely on it.
-        LOOPS.set((n_tokens, [[[7; LANES]; TILE_TOKENS]; 4]));
+        LOOPS.set(State::new(n_tokens, depth));
     }
     unsafe fn release() {
-        LOOPS.set((0, [[[7; LANES]; TILE_TOKENS]; 4]));
+        LOOPS.set(State::new(0, 0));
     }
     unsafe fn start(n_tokens: usize) {
-        LOOPS.with_borrow_mut(|(configured, sums)| {
-            assert_eq!(*configured, n_tokens);
-            *sums = [[[0; LANES]; TILE_TOKENS]; 4];
+        LOOPS.with_borrow_mut(|state| {
+            assert_eq!(state.n_tokens, n_tokens);
+            state.sums = [[[0; LANES]; AT_ONCE]; 2];
         });
     }
-    unsafe fn add_quarter(tokens: &[SuperBlock], digits: &Digits, k: usize) {
-        LOOPS.with_borrow_mut(|(configured, sums)| {
-            assert_eq!(*configured, tokens.len());
-            for (t, token) in tokens.iter().enumerate() {
-                for (d, digits) in digits.chunks(DIGIT_LINES).enumerate() {
-                    let sums = &mut sums[2 * (t / TILE_TOKENS) + d][t % TILE_TOKENS];
-                    for (i, x) in token.qs.iter().enumerate().skip(16 * k).take(16) {
-                        for (row, sum) in sums.iter_mut().enumerate() {
-                            let weights = &digits[i].0[4 * row..4 * row + 4];
-                            for (w, x) in weights.iter().zip(x.to_le_bytes()) {
-                                *sum += i32::from(*w as i8) * i32::from(x as i8);
-                            }
-                        }
+    unsafe fn load_tokens<A>(tokens: &[A], at: usize) {
+        LOOPS.with_borrow_mut(|state| {
+            assert_eq!(state.n_tokens, tokens.len());
+            assert!(at + state.depth <= size_of::<A>());
+            // SAFETY: these are bytes of the token.
+            let values = |token: &A| unsafe {
+                let first = std::ptr::from_ref(token).cast::<i8>().add(at);
+                std::slice::from_raw_parts(first, state.depth).to_vec()
+            };
+            state.tokens = tokens.iter().map(values).collect();
+        });
+    }
+    unsafe fn add_products<const S: usize>(n_tokens: usize, weights: &[Line]) {
+        LOOPS.with_borrow_mut(|State { tokens, depth, sums, .. }| {
+            assert_eq!((tokens.len(), *depth), (n_tokens, 4 * weights.len()));
+            for (x, sums) in tokens.iter().zip(&mut sums[S]) {
+                for (k, x) in x.iter().enumerate() {
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        *sum += i32::from(*x) * i32::from(weights[k / 4].0[4 * row + k % 4] as i8);
                     }
                 }
             }
         });
     }
     unsafe fn finish(n_tokens: usize, to: &mut Sums) {
-        LOOPS.with_borrow(|(configured, sums)| {
-            assert_eq!(*configured, n_tokens);
-            for t in 0..n_tokens {
-                for d in 0..2 {
-                    let sums = sums[2 * (t / TILE_TOKENS) + d][t % TILE_TOKENS];
-                    to.0[t / TILE_TOKENS][d][t % TILE_TOKENS] = bytemuck::cast(sums);
+        LOOPS.with_borrow(|state| {
+            assert_eq!(state.n_tokens, n_tokens);
+            for (s, sums) in state.sums.iter().enumerate() {
+                for (t, sums) in sums[..n_tokens].iter().enumerate() {
+                    to.0[t / TILE_TOKENS][s][t % TILE_TOKENS] = bytemuck::cast(*sums);
                 }
             }
         });
@@ -94,7 +112,7 @@ impl Case {
     }
 
     /// The products of tokens `tokens` by tiles against those of the other kernels.
-    fn check<K: SuperBlocks, M: Tiles>(&self, tiles: &str, tokens: Range<usize>) {
+    fn check<K: Tiled, M: Tiles>(&self, tiles: &str, tokens: Range<usize>) {
         let pool = Pool::new(1).unwrap();
         let exec = Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 };
         let matrix = Matrix::new(self.ty, self.n_rows, self.n_cols, &self.bytes).unwrap();
@@ -105,7 +123,7 @@ impl Case {
         matmul_packed(exec, &x, &[Product::new(&weights, 0, tokens.clone(), None, &mut expected)]);
 
         for isa in Isa::available() {
-            let multiply: MultiplyTiles<SuperBlock> = match isa.level() {
+            let multiply: MultiplyTiles<K::Activations> = match isa.level() {
                 Level::Scalar => scalar::multiply_tiles::<K, M>,
                 Level::Avx2 => x86_64::avx2::multiply_tiles::<K, M>,
                 Level::Avx512Vnni => x86_64::avx512vnni::multiply_tiles::<K, M>,
@@ -129,30 +147,60 @@ impl Case {
     }
 }
 
-/// All types with some tiles, ragged rows and numbers of tokens.
+/// All types with some tiles, ragged rows, columns and numbers of tokens.
 fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + Clone) {
-    fn check<K: SuperBlocks, M: Tiles>(ty: T, tiles: &str, counts: impl Iterator<Item = usize>) {
+    fn check<K: Tiled, M: Tiles>(ty: T, tiles: &str, counts: impl Iterator<Item = usize>) {
         for n_tokens in counts {
-            let (n_rows, n_blocks) = ([1, 16, 17, 40][n_tokens % 4], 1 + n_tokens % 3);
-            let case = Case::new(ty, n_rows, n_blocks * 256, n_tokens);
+            let n_rows = [1, 16, 17, 40][n_tokens % 4];
+            // A unit and a part of it, blocks without a second one.
+            let n_blocks = if K::BLOCKS == 2 { [1, 7, 8, 11, 16] } else { [1, 2, 3, 1, 2] };
+            let case = Case::new(ty, n_rows, n_blocks[n_tokens % 5] * K::LEN, n_tokens);
             case.check::<K, M>(tiles, 0..n_tokens);
             case.check::<K, M>(tiles, n_tokens / 3..n_tokens);
         }
     }
-    // More tokens, and more panels, than meet at a time.
-    let n_tokens = MOST_TOKENS + 70;
-    let long = Case::new(T::Q4_K, 150, 512, n_tokens);
-    long.check::<affine::Q4K, M>(tiles, 1..n_tokens);
-    check::<affine::Q4K, M>(T::Q4_K, tiles, token_counts.clone());
-    check::<affine::Q5K, M>(T::Q5_K, tiles, token_counts.clone());
-    check::<sixteens::Q6K, M>(T::Q6_K, tiles, token_counts.clone());
-    check::<sixteens::Q3K, M>(T::Q3_K, tiles, token_counts.clone());
-    check::<sixteens::Q2K, M>(T::Q2_K, tiles, token_counts.clone());
-    check::<integers::Iq1M, M>(T::IQ1_M, tiles, token_counts.clone());
-    check::<integers::Iq2Xxs, M>(T::IQ2_XXS, tiles, token_counts.clone());
-    check::<integers::Iq3S, M>(T::IQ3_S, tiles, token_counts.clone());
-    check::<integers::Tq2_0, M>(T::TQ2_0, tiles, token_counts.clone());
-    check::<iq4_xs::Iq4Xs, M>(T::IQ4_XS, tiles, token_counts);
+    fn check_long<K: Tiled, M: Tiles>(ty: T, tiles: &str, n_cols: usize) {
+        // More tokens, and more panels, than meet at a time.
+        let n_tokens = MOST_TOKENS + 70;
+        Case::new(ty, 150, n_cols, n_tokens).check::<K, M>(tiles, 1..n_tokens);
+    }
+    check_long::<affine::Q4K, M>(T::Q4_K, tiles, 512);
+    check_long::<blocks::Q5_0, M>(T::Q5_0, tiles, 32 * 11);
+    macro_rules! check {
+        ($($name:ident: $kernel:ty,)+) => {
+            // All but those that meet activations as they are.
+            let types = [T::F32, T::F16, T::BF16, $(T::$name),+];
+            assert!(T::ALL.iter().all(|ty| types.contains(ty) == PackedMatrix::supports(*ty)));
+            $(
+                assert!(<$kernel>::TILES.is_some(), "{} has no tiles", T::$name);
+                check::<$kernel, M>(T::$name, tiles, token_counts.clone());
+            )+
+        };
+    }
+    check! {
+        Q4_K: affine::Q4K,
+        Q5_K: affine::Q5K,
+        Q6_K: sixteens::Q6K,
+        Q3_K: sixteens::Q3K,
+        Q2_K: sixteens::Q2K,
+        IQ4_XS: iq4_xs::Iq4Xs,
+        IQ1_S: integers::Iq1S,
+        IQ1_M: integers::Iq1M,
+        IQ2_XXS: integers::Iq2Xxs,
+        IQ2_XS: integers::Iq2Xs,
+        IQ2_S: integers::Iq2S,
+        IQ3_XXS: integers::Iq3Xxs,
+        IQ3_S: integers::Iq3S,
+        TQ1_0: integers::Tq1_0,
+        TQ2_0: integers::Tq2_0,
+        Q8_0: blocks::Q8_0,
+        Q4_0: blocks::Q4_0,
+        Q4_1: blocks::Q4_1,
+        Q5_0: blocks::Q5_0,
+        Q5_1: blocks::Q5_1,
+        IQ4_NL: blocks::Iq4Nl,
+        MXFP4: blocks::Mxfp4,
+    }
 }
 
 #[test]
