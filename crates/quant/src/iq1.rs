@@ -19,7 +19,6 @@ use crate::code_books;
 use crate::float::{f16_to_f32, read_f16};
 use crate::integers::{self, EACH, ScaledIntegers};
 use crate::iq2::odd;
-use crate::planes::unpack;
 
 const SHIFT: f32 = 0.125;
 
@@ -68,11 +67,16 @@ static STORED: [u64; 2048] = {
     words
 };
 
-/// A vector, shifted.
+/// What shifts a stored vector: 1 less or 1 more in each byte.
 #[inline(always)]
-fn vector(index: usize, shift_down: bool) -> u64 {
-    let word = STORED[index & 2047];
-    if shift_down { word - EACH } else { word + EACH }
+fn shift(down: bool) -> u64 {
+    if down { EACH.wrapping_neg() } else { EACH }
+}
+
+/// A stored vector, shifted.
+#[inline(always)]
+fn vector(index: usize, shift: u64) -> u64 {
+    STORED[index & 2047].wrapping_add(shift)
 }
 
 impl Block for Iq1S<'_> {
@@ -107,14 +111,17 @@ impl ScaledIntegers for Iq1S<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 50]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 50], mut f: impl FnMut(usize, u64)) {
         let block = Iq1S::split(bytes);
         let (qh, _) = block.qh.as_chunks::<2>();
-        std::array::from_fn(|i| {
-            let high = usize::from(u16::from_le_bytes(qh[i / 4]));
-            let index = usize::from(block.qs[i]) | (high >> (3 * (i % 4)) & 7) << 8;
-            vector(index, high >> 15 != 0)
-        })
+        let (low, _) = block.qs.as_chunks::<4>();
+        for (g, (low, high)) in low.iter().zip(qh).enumerate() {
+            let high = usize::from(u16::from_le_bytes(*high));
+            let shift = shift(high >> 15 != 0);
+            for (l, low) in low.iter().enumerate() {
+                f(4 * g + l, vector(usize::from(*low) | (high >> (3 * l) & 7) << 8, shift));
+            }
+        }
     }
 }
 
@@ -157,12 +164,15 @@ impl ScaledIntegers for Iq1M<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 56]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 56], mut f: impl FnMut(usize, u64)) {
         let block = Iq1M::split(bytes);
-        let high: [u8; 32] = unpack::<4, 1, _, _>(block.qh);
-        std::array::from_fn(|i| {
-            let index = usize::from(block.qs[i]) | usize::from(high[i] & 7) << 8;
-            vector(index, high[i] & 8 != 0)
-        })
+        let (low, _) = block.qs.as_chunks::<2>();
+        for (pair, (low, high)) in low.iter().zip(block.qh).enumerate() {
+            for (l, low) in low.iter().enumerate() {
+                let high = usize::from(high >> (4 * l));
+                let index = usize::from(*low) | (high & 7) << 8;
+                f(2 * pair + l, vector(index, shift(high & 8 != 0)));
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, signed};
+use crate::integers::{self, EVEN_NEGATIVE, NEGATIVE, ScaledIntegers, signed};
 use crate::planes::unpack;
 
 block_layout! {
@@ -63,22 +63,14 @@ block_layout! {
     }
 }
 
-/// Eight signs of seven: the eighth makes the number of negative ones even. Other bits of
-/// `seven` are ignored.
-#[inline(always)]
-pub(crate) fn even_signs(seven: u32) -> u8 {
-    let seven = (seven & 127) as u8;
-    seven | (seven.count_ones() as u8 & 1) << 7
-}
-
 /// Magnitudes, up to 43, are stored so much higher.
 const OFFSET: u8 = 64;
 const MAX: u8 = 64 + 43;
 
 /// Eight magnitudes of a book with their signs.
 #[inline(always)]
-fn vector(magnitudes: &[u8; 8], signs: u8) -> u64 {
-    signed(u64::from_le_bytes(*magnitudes), signs, OFFSET)
+fn vector(magnitudes: &[u8; 8], negative: u64) -> u64 {
+    signed(u64::from_le_bytes(*magnitudes), negative, OFFSET)
 }
 
 /// Scales of 16 groups: `x = d / 8 * (2 scale + 1) * magnitude * sign`.
@@ -133,18 +125,16 @@ impl ScaledIntegers for Iq2Xxs<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 66]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 66], mut f: impl FnMut(usize, u64)) {
         let block = Iq2Xxs::split(bytes);
-        let mut stored = [0; 32];
-        let (vectors, _) = stored.as_chunks_mut::<4>();
-        for (vectors, [indices, signs]) in vectors.iter_mut().zip(block.groups()) {
+        for (g, [indices, signs]) in block.groups().iter().enumerate() {
             let signs = u32::from_le_bytes(*signs);
-            for (l, (to, index)) in vectors.iter_mut().zip(indices).enumerate() {
+            for (l, index) in indices.iter().enumerate() {
                 let magnitudes = &code_books::IQ2_XXS[usize::from(*index)];
-                *to = vector(magnitudes, even_signs(signs >> (7 * l)));
+                let negative = EVEN_NEGATIVE[(signs >> (7 * l) & 127) as usize];
+                f(4 * g + l, vector(magnitudes, negative));
             }
         }
-        stored
     }
 }
 
@@ -175,13 +165,13 @@ impl ScaledIntegers for Iq2Xs<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 74]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 74], mut f: impl FnMut(usize, u64)) {
         let (words, _) = Iq2Xs::split(bytes).qs.as_chunks::<2>();
-        std::array::from_fn(|i| {
-            let word = u16::from_le_bytes(words[i]);
+        for (i, word) in words.iter().enumerate() {
+            let word = u16::from_le_bytes(*word);
             let magnitudes = &code_books::IQ2_XS[usize::from(word & 511)];
-            vector(magnitudes, even_signs(u32::from(word >> 9)))
-        })
+            f(i, vector(magnitudes, EVEN_NEGATIVE[usize::from(word >> 9)]));
+        }
     }
 }
 
@@ -212,26 +202,15 @@ impl ScaledIntegers for Iq2S<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 82]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 82], mut f: impl FnMut(usize, u64)) {
         let block = Iq2S::split(bytes);
-        let high: [u8; 32] = unpack::<2, 1, _, _>(block.qh);
-        std::array::from_fn(|i| {
-            let index = usize::from(block.qs[i]) | usize::from(high[i]) << 8;
-            vector(&code_books::IQ2_S[index & 1023], block.signs[i])
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::even_signs;
-
-    #[test]
-    fn the_number_of_negative_signs_is_even() {
-        for seven in 0..=127u32 {
-            let signs = even_signs(seven);
-            assert_eq!(u32::from(signs & 127), seven);
-            assert_eq!(signs.count_ones() % 2, 0);
+        let ((low, _), (signs, _)) = (block.qs.as_chunks::<4>(), block.signs.as_chunks::<4>());
+        for (g, ((low, signs), high)) in low.iter().zip(signs).zip(block.qh).enumerate() {
+            for l in 0..4 {
+                let index = usize::from(low[l]) | usize::from(high >> (2 * l) & 3) << 8;
+                let negative = NEGATIVE[usize::from(signs[l])];
+                f(4 * g + l, vector(&code_books::IQ2_S[index], negative));
+            }
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, joined, signed};
-use crate::iq2::{even_signs, odd};
+use crate::integers::{self, EVEN_NEGATIVE, NEGATIVE, ScaledIntegers, joined, signed};
+use crate::iq2::odd;
 use crate::planes::unpack;
 
 block_layout! {
@@ -81,15 +81,19 @@ impl ScaledIntegers for Iq3Xxs<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 98]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 98], mut f: impl FnMut(usize, u64)) {
         let block = Iq3Xxs::split(bytes);
         let (signs, _) = block.signs.as_chunks::<4>();
         let (indices, _) = block.qs.as_chunks::<2>();
-        std::array::from_fn(|i| {
-            let signs = even_signs(u32::from_le_bytes(signs[i / 4]) >> (7 * (i % 4)));
-            let [first, second] = indices[i].map(|i| code_books::IQ3_XXS[usize::from(i)]);
-            signed(joined(first, second), signs, Self::OFFSET)
-        })
+        let (indices, _) = indices.as_chunks::<4>();
+        for (g, (indices, signs)) in indices.iter().zip(signs).enumerate() {
+            let signs = u32::from_le_bytes(*signs);
+            for (l, pair) in indices.iter().enumerate() {
+                let negative = EVEN_NEGATIVE[(signs >> (7 * l) & 127) as usize];
+                let [first, second] = pair.map(|i| code_books::IQ3_XXS[usize::from(i)]);
+                f(4 * g + l, signed(joined(first, second), negative, Self::OFFSET));
+            }
+        }
     }
 }
 
@@ -124,15 +128,21 @@ impl ScaledIntegers for Iq3S<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 110]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 110], mut f: impl FnMut(usize, u64)) {
         let block = Iq3S::split(bytes);
         let (low, _) = block.qs.as_chunks::<2>();
-        std::array::from_fn(|i| {
-            // Bits of two indices.
-            let high = usize::from(block.qh[i / 4] >> (2 * (i % 4)));
-            let magnitudes =
-                |j: usize| code_books::IQ3_S[(usize::from(low[i][j]) | (high >> j & 1) << 8) & 511];
-            signed(joined(magnitudes(0), magnitudes(1)), block.signs[i], Self::OFFSET)
-        })
+        let ((low, _), (signs, _)) = (low.as_chunks::<4>(), block.signs.as_chunks::<4>());
+        for (g, ((low, signs), high)) in low.iter().zip(signs).zip(block.qh).enumerate() {
+            // Bits of eight indices.
+            let high = usize::from(*high) << 8;
+            for l in 0..4 {
+                let magnitudes = |j: usize| {
+                    code_books::IQ3_S[usize::from(low[l][j]) | high >> (2 * l + j) & 256]
+                };
+                let negative = NEGATIVE[usize::from(signs[l])];
+                let word = signed(joined(magnitudes(0), magnitudes(1)), negative, Self::OFFSET);
+                f(4 * g + l, word);
+            }
+        }
     }
 }

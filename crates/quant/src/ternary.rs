@@ -15,7 +15,7 @@
 use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, words};
+use crate::integers::{self, ScaledIntegers, for_each_word};
 use crate::planes::unpack;
 
 block_layout! {
@@ -82,7 +82,7 @@ impl ScaledIntegers for Tq1_0<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 54]) -> [u64; 32] {
+    fn for_each(bytes: &[u8; 54], f: impl FnMut(usize, u64)) {
         let block = Tq1_0::split(bytes);
         let mut quants = [0; 256];
         let (first, rest) = quants.split_at_mut(160);
@@ -90,7 +90,7 @@ impl ScaledIntegers for Tq1_0<'_> {
         trits(block.qs, first);
         trits(block.qs_rest, second);
         trits(block.qh, third);
-        words(&quants)
+        for_each_word(&quants, f);
     }
 }
 
@@ -122,7 +122,7 @@ impl ScaledIntegers for Tq2_0<'_> {
     }
 
     #[inline(always)]
-    fn stored(bytes: &[u8; 66]) -> [u64; 32] {
-        words(&unpack::<2, 32, _, _>(Tq2_0::split(bytes).qs))
+    fn for_each(bytes: &[u8; 66], f: impl FnMut(usize, u64)) {
+        for_each_word(&unpack::<2, 32, _, _>(Tq2_0::split(bytes).qs), f);
     }
 }

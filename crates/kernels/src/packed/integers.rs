@@ -93,11 +93,10 @@ impl<W: ScaledIntegers> SuperBlocks for Integers<W> {
     #[inline(always)]
     fn open<'a>(block: &'a [Line], room: &'a mut [Line; QUANT_LINES]) -> &'a [Line] {
         for (r, bytes) in Self::rows(block).iter().enumerate() {
-            let (pairs, _) = room.as_chunks_mut::<2>();
-            for (lines, word) in pairs.iter_mut().zip(W::stored(bytes)) {
-                set_dword(&mut lines[0], r, (word as u32).to_le_bytes());
-                set_dword(&mut lines[1], r, ((word >> 32) as u32).to_le_bytes());
-            }
+            W::for_each(bytes, |i, word| {
+                set_dword(&mut room[2 * i], r, (word as u32).to_le_bytes());
+                set_dword(&mut room[2 * i + 1], r, ((word >> 32) as u32).to_le_bytes());
+            });
         }
         room
     }
