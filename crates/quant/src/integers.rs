@@ -35,43 +35,77 @@ pub trait ScaledIntegers: Block<Values = [f32; 256]> {
 /// Each byte of a word.
 pub(crate) const EACH: u64 = 0x0101_0101_0101_0101;
 
-/// For eight signs, set if negative, 1 in the bytes of the negative values.
-pub(crate) static NEGATIVE: [u64; 256] = {
-    let mut words = [0; 256];
-    let mut signs = 0;
-    while signs < 256 {
-        let mut i = 0;
-        while i < 8 {
-            words[signs] |= (signs as u64 >> i & 1) << (8 * i);
-            i += 1;
-        }
-        signs += 1;
-    }
-    words
-};
-
-/// The same for seven signs: the eighth makes the number of negative ones even.
-pub(crate) static EVEN_NEGATIVE: [u64; 128] = {
-    let mut words = [0; 128];
-    let mut signs = 0;
-    while signs < 128 {
-        words[signs] = NEGATIVE[signs] | (signs.count_ones() as u64 & 1) << 56;
-        signs += 1;
-    }
-    words
-};
-
-/// Eight magnitudes stored `offset` higher, with a 1 in the bytes of those that are negative.
-#[inline(always)]
-pub(crate) fn signed(magnitudes: u64, negative: u64, offset: u8) -> u64 {
-    let (offset, ones) = (u64::from(offset), 2 * u64::from(offset) - 1);
-    ((magnitudes + offset * EACH) ^ negative * ones) + negative
+/// Eight signs as [`Signs::apply`] takes them.
+#[derive(Clone, Copy)]
+pub(crate) struct Signs {
+    /// 1 in the bytes of negative values.
+    negative: u64,
+    /// `2 OFFSET - 1` in them.
+    ones: u64,
 }
 
-/// Eight magnitudes of two vectors of four.
+impl Signs {
+    /// For each byte of signs, which are set if negative.
+    pub(crate) const fn all(offset: u8) -> [Self; 256] {
+        let mut all = [Self { negative: 0, ones: 0 }; 256];
+        let mut signs = 0;
+        while signs < 256 {
+            let (mut negative, mut i) = (0, 0);
+            while i < 8 {
+                negative |= (signs as u64 >> i & 1) << (8 * i);
+                i += 1;
+            }
+            all[signs] = Self { negative, ones: negative * (2 * offset as u64 - 1) };
+            signs += 1;
+        }
+        all
+    }
+
+    /// For each seven signs; the eighth makes the number of negative ones even.
+    pub(crate) const fn even(offset: u8) -> [Self; 128] {
+        let all = Self::all(offset);
+        let mut even = [all[0]; 128];
+        let mut signs = 0;
+        while signs < 128 {
+            even[signs] = all[signs | (signs.count_ones() as usize & 1) << 7];
+            signs += 1;
+        }
+        even
+    }
+
+    /// Gives signs to eight magnitudes that are stored `OFFSET` higher.
+    #[inline(always)]
+    pub(crate) fn apply(self, stored: u64) -> u64 {
+        (stored ^ self.ones) + self.negative
+    }
+}
+
+/// Vectors of eight magnitudes, stored `offset` higher.
+pub(crate) const fn raised<const N: usize>(book: &[[u8; 8]; N], offset: u8) -> [u64; N] {
+    let mut words = [0; N];
+    let mut i = 0;
+    while i < N {
+        words[i] = u64::from_le_bytes(book[i]) + offset as u64 * EACH;
+        i += 1;
+    }
+    words
+}
+
+/// The same of four.
+pub(crate) const fn raised_4<const N: usize>(book: &[[u8; 4]; N], offset: u8) -> [u32; N] {
+    let mut words = [0; N];
+    let mut i = 0;
+    while i < N {
+        words[i] = u32::from_le_bytes(book[i]) + offset as u32 * EACH as u32;
+        i += 1;
+    }
+    words
+}
+
+/// Two vectors of four.
 #[inline(always)]
-pub(crate) fn joined(first: [u8; 4], second: [u8; 4]) -> u64 {
-    u64::from(u32::from_le_bytes(first)) | u64::from(u32::from_le_bytes(second)) << 32
+pub(crate) fn joined(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
 }
 
 /// Calls `f` with bytes in words.
@@ -120,25 +154,24 @@ mod tests {
 
     #[test]
     fn the_number_of_negative_signs_is_even() {
-        for (seven, negative) in EVEN_NEGATIVE.iter().enumerate() {
-            assert_eq!(negative & 0x00ff_ffff_ffff_ffff, NEGATIVE[seven]);
-            assert_eq!(negative.count_ones() % 2, 0);
+        for (seven, signs) in Signs::even(64).iter().enumerate() {
+            let negative = Signs::all(64)[seven].negative;
+            assert_eq!(signs.negative & 0x00ff_ffff_ffff_ffff, negative);
+            assert_eq!(signs.negative.count_ones() % 2, 0);
         }
     }
 
     #[test]
     fn signs_are_applied_to_each_byte() {
         for (offset, largest) in [(64, 62), (16, 15)] {
-            for signs in 0..=255u8 {
-                let magnitudes: [u8; 8] = std::array::from_fn(|i| {
-                    [1, largest, 8, largest - 1][(i + usize::from(signs)) % 4].min(largest)
-                });
-                let stored =
-                    signed(u64::from_le_bytes(magnitudes), NEGATIVE[usize::from(signs)], offset)
-                        .to_le_bytes();
+            for (bits, signs) in Signs::all(offset).into_iter().enumerate() {
+                let magnitudes: [u8; 8] =
+                    std::array::from_fn(|i| [1, largest, 8, largest - 1][(i + bits) % 4]);
+                let [stored] = raised(&[magnitudes], offset);
+                let stored = signs.apply(stored).to_le_bytes();
                 for i in 0..8 {
                     let magnitude = i16::from(magnitudes[i]);
-                    let value = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
+                    let value = if bits >> i & 1 == 1 { -magnitude } else { magnitude };
                     assert_eq!(i16::from(stored[i]) - i16::from(offset), value);
                 }
             }

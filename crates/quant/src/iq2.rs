@@ -22,7 +22,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, EVEN_NEGATIVE, NEGATIVE, ScaledIntegers, signed};
+use crate::integers::{self, ScaledIntegers, Signs, raised};
 use crate::planes::unpack;
 
 block_layout! {
@@ -67,11 +67,11 @@ block_layout! {
 const OFFSET: u8 = 64;
 const MAX: u8 = 64 + 43;
 
-/// Eight magnitudes of a book with their signs.
-#[inline(always)]
-fn vector(magnitudes: &[u8; 8], negative: u64) -> u64 {
-    signed(u64::from_le_bytes(*magnitudes), negative, OFFSET)
-}
+static SIGNS: [Signs; 256] = Signs::all(OFFSET);
+static EVEN_SIGNS: [Signs; 128] = Signs::even(OFFSET);
+static XXS: [u64; 256] = raised(&code_books::IQ2_XXS, OFFSET);
+static XS: [u64; 512] = raised(&code_books::IQ2_XS, OFFSET);
+static S: [u64; 1024] = raised(&code_books::IQ2_S, OFFSET);
 
 /// Scales of 16 groups: `x = d / 8 * (2 scale + 1) * magnitude * sign`.
 #[inline(always)]
@@ -130,9 +130,8 @@ impl ScaledIntegers for Iq2Xxs<'_> {
         for (g, [indices, signs]) in block.groups().iter().enumerate() {
             let signs = u32::from_le_bytes(*signs);
             for (l, index) in indices.iter().enumerate() {
-                let magnitudes = &code_books::IQ2_XXS[usize::from(*index)];
-                let negative = EVEN_NEGATIVE[(signs >> (7 * l) & 127) as usize];
-                f(4 * g + l, vector(magnitudes, negative));
+                let signs = EVEN_SIGNS[(signs >> (7 * l) & 127) as usize];
+                f(4 * g + l, signs.apply(XXS[usize::from(*index)]));
             }
         }
     }
@@ -167,10 +166,13 @@ impl ScaledIntegers for Iq2Xs<'_> {
     #[inline(always)]
     fn for_each(bytes: &[u8; 74], mut f: impl FnMut(usize, u64)) {
         let (words, _) = Iq2Xs::split(bytes).qs.as_chunks::<2>();
-        for (i, word) in words.iter().enumerate() {
-            let word = u16::from_le_bytes(*word);
-            let magnitudes = &code_books::IQ2_XS[usize::from(word & 511)];
-            f(i, vector(magnitudes, EVEN_NEGATIVE[usize::from(word >> 9)]));
+        let (groups, _) = words.as_chunks::<4>();
+        for (g, words) in groups.iter().enumerate() {
+            for (l, word) in words.iter().enumerate() {
+                let word = u16::from_le_bytes(*word);
+                let signs = EVEN_SIGNS[usize::from(word >> 9)];
+                f(4 * g + l, signs.apply(XS[usize::from(word & 511)]));
+            }
         }
     }
 }
@@ -208,8 +210,7 @@ impl ScaledIntegers for Iq2S<'_> {
         for (g, ((low, signs), high)) in low.iter().zip(signs).zip(block.qh).enumerate() {
             for l in 0..4 {
                 let index = usize::from(low[l]) | usize::from(high >> (2 * l) & 3) << 8;
-                let negative = NEGATIVE[usize::from(signs[l])];
-                f(4 * g + l, vector(&code_books::IQ2_S[index], negative));
+                f(4 * g + l, SIGNS[usize::from(signs[l])].apply(S[index]));
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, EVEN_NEGATIVE, NEGATIVE, ScaledIntegers, joined, signed};
+use crate::integers::{self, ScaledIntegers, Signs, joined, raised_4};
 use crate::iq2::odd;
 use crate::planes::unpack;
 
@@ -48,6 +48,14 @@ block_layout! {
     }
 }
 
+/// Magnitudes of IQ3_XXS, up to 62, are stored so much higher, and those of IQ3_S, up to 15.
+const OFFSET_XXS: u8 = 64;
+const OFFSET_S: u8 = 16;
+static EVEN_SIGNS: [Signs; 128] = Signs::even(OFFSET_XXS);
+static SIGNS: [Signs; 256] = Signs::all(OFFSET_S);
+static XXS: [u32; 256] = raised_4(&code_books::IQ3_XXS, OFFSET_XXS);
+static S: [u32; 512] = raised_4(&code_books::IQ3_S, OFFSET_S);
+
 impl Block for Iq3Xxs<'_> {
     const TYPE: WeightType = WeightType::IQ3_XXS;
     type Bytes = [u8; 98];
@@ -59,11 +67,11 @@ impl Block for Iq3Xxs<'_> {
     }
 }
 
-/// `x = d / 4 * (2 scale + 1) * magnitude * sign`, with magnitudes of up to 62.
+/// `x = d / 4 * (2 scale + 1) * magnitude * sign`.
 impl ScaledIntegers for Iq3Xxs<'_> {
     const GROUP: usize = 32;
-    const OFFSET: u8 = 64;
-    const MAX: u8 = 64 + 62;
+    const OFFSET: u8 = OFFSET_XXS;
+    const MAX: u8 = OFFSET_XXS + 62;
 
     #[inline(always)]
     fn factor(bytes: &[u8; 98]) -> f32 {
@@ -89,9 +97,9 @@ impl ScaledIntegers for Iq3Xxs<'_> {
         for (g, (indices, signs)) in indices.iter().zip(signs).enumerate() {
             let signs = u32::from_le_bytes(*signs);
             for (l, pair) in indices.iter().enumerate() {
-                let negative = EVEN_NEGATIVE[(signs >> (7 * l) & 127) as usize];
-                let [first, second] = pair.map(|i| code_books::IQ3_XXS[usize::from(i)]);
-                f(4 * g + l, signed(joined(first, second), negative, Self::OFFSET));
+                let signs = EVEN_SIGNS[(signs >> (7 * l) & 127) as usize];
+                let [first, second] = pair.map(|i| XXS[usize::from(i)]);
+                f(4 * g + l, signs.apply(joined(first, second)));
             }
         }
     }
@@ -108,11 +116,10 @@ impl Block for Iq3S<'_> {
     }
 }
 
-/// Magnitudes of up to 15.
 impl ScaledIntegers for Iq3S<'_> {
     const GROUP: usize = 32;
-    const OFFSET: u8 = 16;
-    const MAX: u8 = 16 + 15;
+    const OFFSET: u8 = OFFSET_S;
+    const MAX: u8 = OFFSET_S + 15;
 
     #[inline(always)]
     fn factor(bytes: &[u8; 110]) -> f32 {
@@ -136,12 +143,8 @@ impl ScaledIntegers for Iq3S<'_> {
             // Bits of eight indices.
             let high = usize::from(*high) << 8;
             for l in 0..4 {
-                let magnitudes = |j: usize| {
-                    code_books::IQ3_S[usize::from(low[l][j]) | high >> (2 * l + j) & 256]
-                };
-                let negative = NEGATIVE[usize::from(signs[l])];
-                let word = signed(joined(magnitudes(0), magnitudes(1)), negative, Self::OFFSET);
-                f(4 * g + l, word);
+                let four = |j: usize| S[usize::from(low[l][j]) | high >> (2 * l + j) & 256];
+                f(4 * g + l, SIGNS[usize::from(signs[l])].apply(joined(four(0), four(1))));
             }
         }
     }
