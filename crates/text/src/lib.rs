@@ -8,4 +8,6 @@ mod tools;
 
 pub use chat_template::{Begun, ChatPrompt, ChatTemplate, RenderInput, TemplateError};
 pub use tokenizer::{Encode, FillInMiddle, StreamDecoder, Tokenizer, TokenizerError};
-pub use tools::{AnswerFormat, AnswerParser, AnswerPiece, ForcedAnswer, ReadAnswer};
+pub use tools::{
+    AnswerFormat, AnswerParser, AnswerPiece, ForcedAnswer, Opening, ReadAnswer, Reasoning,
+};
