@@ -243,6 +243,12 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         ),
         counter("n_decode_total", "Forward passes.", stats.batches),
         counter("batch_tokens_total", "Tokens in all forward passes.", stats.batch_tokens),
+        counter("n_tokens_max", "Tokens of the longest sequence so far.", stats.longest as u64),
+        gauge(
+            "n_busy_slots_per_decode",
+            "Sequences in a forward pass, on average.",
+            stats.batch_sequences as f64 / stats.batches.max(1) as f64,
+        ),
         counter("prefix_lookups_total", "Prompts looked up in the cache.", stats.prefix_lookups),
         counter("prefix_hits_total", "Prompts of which the cache held a part.", stats.prefix_hits),
         counter("preemptions_total", "Sequences that gave up their memory.", stats.preemptions),
