@@ -6,7 +6,7 @@ use anyhow::Result;
 use hurtle_engine::constraint::GrammarConstraint;
 use hurtle_engine::{Extras, Generation, GenerationParams, Progress, Session};
 use hurtle_text::{
-    AnswerFormat, AnswerParser, AnswerPiece, ChatPrompt, ChatTemplate, ReadAnswer, Tokenizer,
+    AnswerFormat, AnswerParser, AnswerPiece, ChatPrompt, ChatTemplate, ReadAnswer, Reasoning,
 };
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -27,25 +27,33 @@ pub(crate) struct Question {
     pub(crate) ids: Vec<u32>,
     /// `None`: as a text that goes on.
     format: Option<AnswerFormat>,
-    /// The prompt has opened a section of reasoning.
-    thinking: bool,
+    /// Whether the answer begins with reasoning.
+    reasoning: Reasoning,
 }
 
 impl Question {
     /// A text to go on with.
     pub(crate) fn text(ids: Vec<u32>) -> Self {
-        Self { ids, format: None, thinking: false }
+        Self { ids, format: None, reasoning: Reasoning::Off }
     }
 
     /// A conversation to answer.
     pub(crate) fn conversation(template: &ChatTemplate, prompt: ChatPrompt) -> Self {
-        let ChatPrompt { ids, thinking } = prompt;
-        Self { ids, format: Some(template.answer_format()), thinking }
+        let ChatPrompt { ids, reasoning } = prompt;
+        Self { ids, format: Some(template.answer_format()), reasoning }
+    }
+
+    /// Has no reasoning come before a form, unless the prompt has opened it.
+    pub(crate) fn begin_with_answer(&mut self) {
+        if self.reasoning == Reasoning::Possible {
+            self.reasoning = Reasoning::Off;
+        }
     }
 
     /// Tells reasoning from answer.
     pub(crate) fn parser(&self) -> Option<AnswerParser> {
-        let how = ReadAnswer { thinking: self.thinking, ..ReadAnswer::default() };
+        let thinking = self.reasoning == Reasoning::Opened;
+        let how = ReadAnswer { thinking, ..ReadAnswer::default() };
         self.format.map(|format| AnswerParser::new(format, how))
     }
 
@@ -72,20 +80,16 @@ impl Question {
         said
     }
 
-    /// What the answer has beside its parameters: a grammar, which holds behind the reasoning if the prompt has
-    /// opened a section of it, and log-probabilities.
+    /// What the answer has beside its parameters: a grammar, which holds behind the reasoning, and
+    /// log-probabilities.
     pub(crate) fn extras(
         &self,
-        tok: &Tokenizer,
         constraint: Option<&GrammarConstraint>,
         logprobs: Option<usize>,
     ) -> Extras {
-        let reasoning = self.format.filter(|_| self.thinking);
-        let constraint = constraint.cloned().map(|constraint| match reasoning {
-            Some(format) => {
-                Box::new(constraint.after(format.reasoning().1, format.reasoning_end(tok))) as _
-            }
-            None => Box::new(constraint) as _,
+        let opening = self.format.and_then(|format| format.opening(self.reasoning));
+        let constraint = constraint.cloned().map(|constraint| {
+            Box::new(opening.into_iter().fold(constraint, GrammarConstraint::after)) as _
         });
         Extras { constraint, logprobs }
     }
@@ -273,7 +277,8 @@ mod tests {
     #[track_caller]
     fn check(template: &str, thinking: bool, text: &str, shown: &str) {
         let template = ChatTemplate::builtin(template, "", "").expect("a template");
-        let prompt = ChatPrompt { ids: Vec::new(), thinking };
+        let reasoning = if thinking { Reasoning::Opened } else { Reasoning::Possible };
+        let prompt = ChatPrompt { ids: Vec::new(), reasoning };
         let question = Question::conversation(&template, prompt);
         let terminal = Terminal { interactive: false, stdout: true, color: false };
         for size in 1..=text.len().max(1) {

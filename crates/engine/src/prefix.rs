@@ -10,7 +10,7 @@
 use crate::saved::SavedPages;
 use hurtle_model::{KvCache, PAGE_TOKENS};
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 #[derive(Debug, Default)]
@@ -29,6 +29,8 @@ pub(crate) struct PrefixCache {
     nodes: Vec<Node>,
     /// Unused entries of `nodes`.
     free: Vec<usize>,
+    /// Nodes without children, by their last use.
+    leaves: BTreeSet<(u64, usize)>,
     clock: u64,
     n_tokens: usize,
 }
@@ -37,7 +39,13 @@ const ROOT: usize = 0;
 
 impl PrefixCache {
     pub(crate) fn new() -> Self {
-        Self { nodes: vec![Node::default()], free: Vec::new(), clock: 0, n_tokens: 0 }
+        Self {
+            nodes: vec![Node::default()],
+            free: Vec::new(),
+            leaves: BTreeSet::new(),
+            clock: 0,
+            n_tokens: 0,
+        }
     }
 
     /// Tokens that the tree covers.
@@ -69,7 +77,7 @@ impl PrefixCache {
             node = child;
             n += PAGE_TOKENS;
             pages.push(self.nodes[node].page);
-            self.nodes[node].last_used = self.clock;
+            self.touch(node);
         }
         let rest = &tokens[n..];
         let common = |child: &usize| {
@@ -81,9 +89,17 @@ impl PrefixCache {
         if let Some((common, child)) = best.filter(|(common, _)| *common > 0) {
             n += common;
             pages.push(self.nodes[child].page);
-            self.nodes[child].last_used = self.clock;
+            self.touch(child);
         }
         (n, pages)
+    }
+
+    /// Notes that a node is used now.
+    fn touch(&mut self, node: usize) {
+        let last_used = std::mem::replace(&mut self.nodes[node].last_used, self.clock);
+        if self.leaves.remove(&(last_used, node)) {
+            self.leaves.insert((self.clock, node));
+        }
     }
 
     /// Remembers that `pages` hold the KV of `tokens`. Nobody may write into them any more at these
@@ -101,7 +117,7 @@ impl PrefixCache {
                 cache.hold_page(page);
                 node = self.add(node, tokens, page);
             }
-            self.nodes[node].last_used = self.clock;
+            self.touch(node);
         }
     }
 
@@ -122,12 +138,15 @@ impl PrefixCache {
     }
 
     fn add(&mut self, parent: usize, tokens: &[u32], page: u32) -> usize {
-        let new = Node { parent, tokens: tokens.into(), page, ..Node::default() };
+        let last_used = self.clock;
+        let new = Node { parent, tokens: tokens.into(), page, last_used, ..Node::default() };
         let node = self.free.pop().unwrap_or_else(|| {
             self.nodes.push(Node::default());
             self.nodes.len() - 1
         });
         self.nodes[node] = new;
+        self.leaves.insert((last_used, node));
+        self.leaves.remove(&(self.nodes[parent].last_used, parent));
         self.nodes[parent].children.insert(tokens.into(), node);
         self.n_tokens += tokens.len();
         node
@@ -135,8 +154,12 @@ impl PrefixCache {
 
     /// Removes a leaf.
     fn remove(&mut self, cache: &mut KvCache, node: usize) {
-        let Node { parent, tokens, page, .. } = std::mem::take(&mut self.nodes[node]);
+        let Node { parent, tokens, page, last_used, .. } = std::mem::take(&mut self.nodes[node]);
+        self.leaves.remove(&(last_used, node));
         self.nodes[parent].children.remove(&tokens);
+        if parent != ROOT && self.nodes[parent].children.is_empty() {
+            self.leaves.insert((self.nodes[parent].last_used, parent));
+        }
         self.n_tokens -= tokens.len();
         self.free.push(node);
         cache.release_page(page);
@@ -182,12 +205,10 @@ impl PrefixCache {
     /// Forgets the leaf that was of no use for the longest time; one whose page nobody else holds,
     /// if there is any. It may be saved before. False if the tree is empty.
     pub(crate) fn evict(&mut self, cache: &mut KvCache, saved: Option<&SavedPages>) -> bool {
-        let leaves = self.used().filter(|&node| self.nodes[node].children.is_empty());
-        let oldest = leaves.min_by_key(|&node| {
-            let Node { page, last_used, .. } = self.nodes[node];
-            (cache.holders(page) > 1, last_used, node)
-        });
-        let Some(node) = oldest else { return false };
+        // Leaves that somebody holds are few: a running sequence holds one at most, or two.
+        let unused = |leaf: &&(u64, usize)| cache.holders(self.nodes[leaf.1].page) == 1;
+        let oldest = self.leaves.iter().find(unused).or_else(|| self.leaves.first());
+        let Some(&(_, node)) = oldest else { return false };
         if let Some(saved) = saved {
             self.save(cache, node, saved);
         }
@@ -250,6 +271,39 @@ mod tests {
             }
             while tree.evict(&mut cache, None) {}
             prop_assert_eq!((cache.pages_in_use(), tree.n_pages(), tree.n_tokens()), (0, 0, 0));
+        }
+
+        #[test]
+        fn evicts_the_leaf_that_a_search_of_all_nodes_finds(
+            steps in prop::collection::vec((texts(), 0..5u8), 1..40),
+        ) {
+            let (mut cache, mut tree) = (ENGINE.kv_cache(), PrefixCache::new());
+            let mut running = Vec::new();
+            for (text, action) in steps {
+                let leaves = || tree.used().filter(|&node| tree.nodes[node].children.is_empty());
+                let known: BTreeSet<_> =
+                    leaves().map(|node| (tree.nodes[node].last_used, node)).collect();
+                prop_assert_eq!(&tree.leaves, &known);
+                if action < 2 {
+                    let expected = leaves().min_by_key(|&node| {
+                        let Node { page, last_used, .. } = tree.nodes[node];
+                        (cache.holders(page) > 1, last_used, node)
+                    });
+                    prop_assert_eq!(tree.evict(&mut cache, None), expected.is_some());
+                    prop_assert!(expected.is_none_or(|node| tree.nodes[node].tokens.is_empty()));
+                    continue;
+                }
+                let (n, pages) = tree.lookup(&text);
+                let seq = cache.new_sequence();
+                cache.adopt(seq, &pages, n);
+                cache.reserve(seq, text.len());
+                let pages = cache.page_ids(seq).to_vec();
+                tree.insert(&mut cache, &text, &pages);
+                running.push(seq);
+                if action == 2 && running.len() > 2 {
+                    cache.remove(running.remove(0));
+                }
+            }
         }
     }
 }

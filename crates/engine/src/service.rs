@@ -290,11 +290,15 @@ pub struct ServiceStats {
     pub batches: u64,
     /// Tokens in them.
     pub batch_tokens: u64,
+    /// Sequences in them.
+    pub batch_sequences: u64,
     /// How many had at most as many tokens as [`BATCH_SIZES`] say, and more than the size before; at the end
     /// those that had more than all.
     pub batch_sizes: [u64; BATCH_SIZES.len() + 1],
     /// Sequences that gave up their memory for a time.
     pub preemptions: u64,
+    /// Tokens of the longest sequence so far.
+    pub longest: usize,
 }
 
 /// Sizes that [`ServiceStats::batch_sizes`] tells apart.
@@ -1012,6 +1016,10 @@ impl<'e> Scheduler<'e> {
         let time = start.elapsed().as_secs_f64();
         stats.batches += 1;
         stats.batch_tokens += batch.len() as u64;
+        stats.batch_sequences +=
+            running.iter().filter(|running| running.planned > 0).count() as u64;
+        let longest = running.iter().map(|running| cache.len(running.seq)).max();
+        stats.longest = stats.longest.max(longest.unwrap_or(0));
         stats.batch_sizes[BATCH_SIZES.partition_point(|&n| n < batch.len())] += 1;
         stats.prompt_tokens += n_prompt_tokens as u64;
 

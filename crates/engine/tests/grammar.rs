@@ -135,6 +135,46 @@ fn keys(value: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// A schema of few values and what it excludes.
+fn exclusive() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!({"type": "boolean"})),
+        Just(json!({"type": ["null", "string"], "maxLength": 3})),
+        prop::collection::vec("[ab\"é]{0,2}", 1..4).prop_map(|words| json!({"enum": words})),
+        (-9..9_i64, 0..20_i64)
+            .prop_map(|(low, n)| json!({"type": "integer", "minimum": low, "maximum": low + n})),
+        (0..3_i64).prop_map(|n| json!({"enum": [null, true, n, n + 2]})),
+    ];
+    let object = (leaf.clone(), leaf.clone(), any::<bool>()).prop_map(|(a, b, both)| {
+        let required = if both { vec!["a", "b"] } else { vec!["a"] };
+        json!({"type": "object", "properties": {"a": a, "b": b}, "required": required, "additionalProperties": false})
+    });
+    let any = prop_oneof![leaf, object];
+    (any.clone(), any.clone(), any, 0..4_u8).prop_map(|(a, b, c, kind)| match kind {
+        0 => json!({"allOf": [a], "not": b}),
+        1 => json!({"if": a, "then": b, "else": c}),
+        2 => json!({"anyOf": [a, b], "if": a, "then": c}),
+        _ => json!({"oneOf": [a, b, c]}),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+    #[test]
+    fn no_answer_is_one_that_its_schema_excludes(schema in exclusive(), seed in 0..u64::MAX) {
+        // There may be nothing that it allows, or no way to say it.
+        let Ok(constraint) = NOISE.constraint(&Grammar::JsonSchema(schema.clone())) else {
+            return Ok(());
+        };
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        let answer = generate(&NOISE, &params(seed, 400), constraint).expect("an answer");
+        if answer.stop_reason == StopReason::EndOfText {
+            let value = serde_json::from_str(&answer.text).expect("JSON");
+            prop_assert!(validator.is_valid(&value), "{}\n{}", schema, answer.text);
+        }
+    }
+}
+
 #[test]
 fn objects_have_no_properties_that_the_schema_does_not_name() {
     let part = json!({"type": "object", "properties": {"b": {"type": "null"}}});
@@ -229,6 +269,27 @@ fn hostile_grammars_are_bounded() {
         .map(|i| (format!("d{i}"), json!({"allOf": [{"$ref": format!("#/$defs/d{}", i + 1)}]})));
     let mut refs: Map<String, Value> = refs.collect();
     refs.insert("d2000".into(), json!({"type": "null"}));
+    let names = |n: usize| (0..n).map(|i| format!("name {i}"));
+    let objects = |n: usize, kind: &str| -> Value {
+        let object = |name: String| json!({"properties": {name: {"type": kind, "maxLength": 9}}, "required": ["x"]});
+        names(n).map(object).collect()
+    };
+    let mut conditions = json!({"minimum": 1});
+    for i in 0..60 {
+        conditions =
+            json!({"if": conditions, "then": {"maximum": i}, "else": {"not": {"const": i}}});
+    }
+    let patterns: Map<_, _> = names(2000).map(|name| (format!("^{name}.*x"), json!({}))).collect();
+    let parts: Map<_, _> = names(20)
+        .map(|name| {
+            (
+                name.clone(),
+                json!({"required": names(400).map(|n| name.clone() + &n).collect::<Vec<_>>()}),
+            )
+        })
+        .collect();
+    let together: Value =
+        parts.keys().map(|name| json!({"$ref": format!("#/$defs/{name}")})).collect();
     let grammars = [
         Grammar::Regex("(((a{1,100}){1,100}){1,100}){1,100}".into()),
         Grammar::Regex("(a*)*b".into()),
@@ -263,6 +324,20 @@ fn hostile_grammars_are_bounded() {
             json!({"type": "object", "properties": wide, "additionalProperties": true}),
         ),
         Grammar::JsonSchema(json!({"$defs": refs, "$ref": "#/$defs/d0"})),
+        Grammar::JsonSchema(json!({"type": "object", "patternProperties": patterns})),
+        Grammar::JsonSchema(json!({"required": names(15_000).collect::<Vec<_>>()})),
+        Grammar::JsonSchema(json!({"$defs": parts, "allOf": together})),
+        Grammar::JsonSchema(json!({"prefixItems": vec![true; 20_000]})),
+        Grammar::JsonSchema(json!({"enum": names(15_000).collect::<Vec<_>>()})),
+        Grammar::JsonSchema(json!({"not": {"enum": names(15_000).collect::<Vec<_>>()}})),
+        Grammar::JsonSchema(
+            json!({"oneOf": names(3000).map(|name| json!({"const": name})).collect::<Vec<_>>()}),
+        ),
+        Grammar::JsonSchema(json!({"oneOf": objects(1500, "string")})),
+        Grammar::JsonSchema(
+            json!({"allOf": [{"anyOf": objects(200, "string")}, {"anyOf": objects(200, "number")}]}),
+        ),
+        Grammar::JsonSchema(conditions),
         Grammar::JsonSchema(json!({"$ref": "#"})),
         Grammar::JsonSchema(json!({"allOf": [{"$ref": "#"}, {"$ref": "#"}]})),
         Grammar::JsonSchema(

@@ -528,6 +528,8 @@ fn add_counters(sum: &mut ServiceStats, stats: &ServiceStats) {
     sum.timed_tokens += stats.timed_tokens;
     sum.batches += stats.batches;
     sum.batch_tokens += stats.batch_tokens;
+    sum.batch_sequences += stats.batch_sequences;
+    sum.longest = sum.longest.max(stats.longest);
     sum.preemptions += stats.preemptions;
     sum.batch_sizes.iter_mut().zip(stats.batch_sizes).for_each(|(sum, n)| *sum += n);
 }

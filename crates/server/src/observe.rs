@@ -24,12 +24,14 @@ tokio::task_local! {
     static RECORD: Arc<Record>;
 }
 
-/// Times of all requests, in seconds.
+/// Times of all requests, in seconds, and what the engine's service does not count.
 #[derive(Debug)]
 pub(crate) struct Times {
     first_token: Histogram,
     per_token: Histogram,
     queued: Histogram,
+    /// Tokens that were read, but not to write an answer.
+    embedded: AtomicU64,
     /// Makes ids that nobody guesses.
     ids: RandomState,
     n_requests: AtomicU64,
@@ -41,6 +43,7 @@ impl Default for Times {
             first_token: Histogram::default(),
             per_token: Histogram::default(),
             queued: Histogram::default(),
+            embedded: AtomicU64::new(0),
             ids: RandomState::new(),
             n_requests: AtomicU64::new(0),
         }
@@ -82,6 +85,13 @@ impl Times {
             let bounds = BOUNDS.iter().map(|micros| *micros as f64 / 1e6);
             write_histogram(text, name, help, bounds, &counts, sum);
         }
+        // Writing to a text does not fail.
+        let _ = write!(
+            text,
+            "# HELP hurtle:embedding_tokens_total Tokens of texts for vectors and scores.\n\
+             # TYPE hurtle:embedding_tokens_total counter\nhurtle:embedding_tokens_total {}\n",
+            self.embedded.load(Ordering::Relaxed)
+        );
     }
 }
 
@@ -256,6 +266,7 @@ pub(crate) fn note_model(model: &Lease) {
 /// Notes tokens that were read, but not to write an answer.
 pub(crate) fn note_tokens(n: usize) {
     if let Some(record) = current() {
+        record.times.embedded.fetch_add(n as u64, Ordering::Relaxed);
         record.known(|known| known.prompt_tokens += n);
     }
 }

@@ -3,7 +3,7 @@ use crate::error::ApiError;
 use hurtle_engine::GenerationParams;
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{Distribution, SamplerError};
-use hurtle_text::AnswerFormat;
+use hurtle_text::Opening;
 use serde_json::{Map, Value};
 
 /// An answer to a conversation.
@@ -84,9 +84,8 @@ pub struct Generate {
     pub format: Option<Grammar>,
     /// The parameter that says so.
     pub format_param: &'static str,
-    /// In which way the model ends the section of reasoning that the prompt has opened, if it has: the form is
-    /// that of what follows it.
-    pub reasoning_end: Option<AnswerFormat>,
+    /// What may come before it.
+    pub opening: Option<Opening>,
     /// Biases for tokens that only the model's tokenizer can name.
     pub text_bias: Vec<(String, f32)>,
     /// Most tokens of prompt and answer together; `None`: as many as the context holds.
@@ -108,7 +107,7 @@ impl Default for Generate {
             echo: false,
             format: None,
             format_param: "response_format",
-            reasoning_end: None,
+            opening: None,
             text_bias: Vec::new(),
             n_ctx: None,
             cache_prompt: true,

@@ -27,10 +27,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hurtle_engine::constraint::{Grammar, GrammarConstraint, prepare_schema};
+use hurtle_engine::constraint::{ConstraintError, Grammar, GrammarConstraint, prepare_schema};
 use hurtle_engine::{BATCH_SIZES, Finished, Service, StopReason};
 use hurtle_text::{
-    AnswerFormat, Begun, Encode, ForcedAnswer, ReadAnswer, RenderInput, TemplateError, Tokenizer,
+    AnswerFormat, Begun, Encode, ForcedAnswer, Opening, ReadAnswer, Reasoning, RenderInput,
+    TemplateError, Tokenizer,
 };
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -242,6 +243,12 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         ),
         counter("n_decode_total", "Forward passes.", stats.batches),
         counter("batch_tokens_total", "Tokens in all forward passes.", stats.batch_tokens),
+        counter("n_tokens_max", "Tokens of the longest sequence so far.", stats.longest as u64),
+        gauge(
+            "n_busy_slots_per_decode",
+            "Sequences in a forward pass, on average.",
+            stats.batch_sequences as f64 / stats.batches.max(1) as f64,
+        ),
         counter("prefix_lookups_total", "Prompts looked up in the cache.", stats.prefix_lookups),
         counter("prefix_hits_total", "Prompts of which the cache held a part.", stats.prefix_hits),
         counter("preemptions_total", "Sequences that gave up their memory.", stats.preemptions),
@@ -426,23 +433,24 @@ impl Lease {
     async fn render(&self, request: Chat) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
         self.check_writes()?;
         let input = render_input(request.messages, &request.tools, request.template);
-        let render = {
-            let (model, continues) = (self.clone(), request.continues);
-            move || {
-                let tok = model.service.engine().tokenizer();
-                let input = model.begun(input, continues)?;
-                let prompt = model.template.prompt(tok, &input, false).map_err(cannot_render)?;
-                Ok((prompt, model.template.answer_format()))
-            }
+        let model = self.clone();
+        let render = move || {
+            let tok = model.service.engine().tokenizer();
+            let input = model.begun(input, request.continues)?;
+            let prompt = model.template.prompt(tok, &input, false).map_err(cannot_render)?;
+            let format = model.template.answer_format();
+            let single_call = !request.parallel_tool_calls;
+            let thinking = prompt.reasoning == Reasoning::Opened;
+            let how = ReadAnswer { thinking, tools: request.tools, single_call };
+            let mut generation = request.generation;
+            let calls = force_call(tok, &format, &how, &request.tool_choice, &mut generation)?;
+            generation.opening = match calls {
+                true => format.opening_of_calls(prompt.reasoning),
+                false => format.opening(prompt.reasoning),
+            };
+            Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
         };
-        let (prompt, format) = rendered(render).await?;
-        let single_call = !request.parallel_tool_calls;
-        let how = ReadAnswer { thinking: prompt.thinking, tools: request.tools, single_call };
-        let mut generation = request.generation;
-        generation.reasoning_end = prompt.thinking.then_some(format);
-        let tok = self.service.engine().tokenizer();
-        force_call(tok, &format, &how, &request.tool_choice, &mut generation)?;
-        Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
+        rendered(render).await
     }
 
     /// The prompt of a conversation as a text.
@@ -545,15 +553,11 @@ impl Lease {
             }
         }
         let constraint = match generate.format {
-            Some(grammar) => Some(constraint(&self.service, grammar, generate.format_param).await?),
-            None => None,
-        };
-        let constraint = match generate.reasoning_end {
-            Some(format) => {
-                let token = format.reasoning_end(engine.tokenizer());
-                constraint.map(|constraint| constraint.after(format.reasoning().1, token))
+            Some(grammar) => {
+                let (param, opening) = (generate.format_param, generate.opening);
+                Some(constraint(&self.service, grammar, param, opening).await?)
             }
-            None => constraint,
+            None => None,
         };
         let requests = prompts.iter().flat_map(|prompt| {
             (0..generate.n).map(|k| {
@@ -592,22 +596,23 @@ impl Shared {
     }
 }
 
-/// Lets an answer be only what `tool_choice` wants, and a call of a tool where only JSON is wanted.
+/// Lets an answer be only what `tool_choice` wants, and a call of a tool where only JSON is wanted. False if nothing
+/// has to be done for that.
 fn force_call(
     tok: &Tokenizer,
     format: &AnswerFormat,
     how: &ReadAnswer,
     choice: &ToolChoice,
     generation: &mut Generate,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let conflict = |with: &str| {
         let param = generation.format_param;
         let message = format!("{param}: an answer cannot have this form together with {with}");
         Err(ApiError::invalid(param, message))
     };
     let schema = match (&generation.format, choice) {
-        (None, ToolChoice::Auto) => return Ok(()),
-        _ if how.tools.is_empty() => return Ok(()),
+        (None, ToolChoice::Auto) => return Ok(false),
+        _ if how.tools.is_empty() => return Ok(false),
         (None, _) => None,
         (Some(_), ToolChoice::Required | ToolChoice::Named(_)) => {
             return conflict("a tool_choice that asks for a call");
@@ -642,7 +647,7 @@ fn force_call(
     if schema.is_none() {
         generation.format_param = "tools";
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Compiles a grammar. It may be a large one: one at a time, and not on the threads that serve connections.
@@ -650,14 +655,18 @@ async fn constraint(
     service: &Service,
     grammar: Grammar,
     param: &'static str,
+    opening: Option<Opening>,
 ) -> Result<GrammarConstraint, ApiError> {
     static COMPILING: Semaphore = Semaphore::const_new(1);
     let failed = || ApiError::new(ErrorKind::Internal, "compiling the grammar failed");
     let _turn = COMPILING.acquire().await.map_err(|_| failed())?;
     let service = service.clone();
-    let compile = move || service.engine().constraint(&grammar);
+    let compile = move || {
+        let constraint = service.engine().constraint(&grammar)?;
+        Ok(opening.into_iter().fold(constraint, GrammarConstraint::after))
+    };
     let compiled = tokio::task::spawn_blocking(compile).await.map_err(|_| failed())?;
-    compiled.map_err(|error| ApiError::invalid(param, format!("{param}: {error}")))
+    compiled.map_err(|error: ConstraintError| ApiError::invalid(param, format!("{param}: {error}")))
 }
 
 fn render_input(

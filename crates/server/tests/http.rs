@@ -419,7 +419,25 @@ async fn a_wrong_form_is_refused_by_the_name_of_the_parameter() {
     check(openai, "grammar", json!(5), "grammar", "expected a text, or an object").await;
     check(openai, "guided_regex", json!("[a"), "guided_regex", "unclosed character class").await;
     check(openai, "json_schema", json!({"type": "strin"}), "json_schema", "Invalid type").await;
-    check(openai, "json_schema", json!({"not": {"type": "string"}}), "json_schema", "not").await;
+    let inexpressible = json!({"properties": {"a": {"not": {"pattern": "^a"}}}});
+    check(
+        openai,
+        "json_schema",
+        inexpressible,
+        "json_schema",
+        "not at #/properties/a: a schema with pattern",
+    )
+    .await;
+    let names: serde_json::Map<_, _> =
+        (0..4000).map(|i| (format!("name {i}"), json!({}))).collect();
+    check(
+        openai,
+        "json_schema",
+        json!({"properties": names}),
+        "json_schema",
+        "properties at #: expected at most 500",
+    )
+    .await;
     let format = json!({"type": "json_schema", "json_schema": {"schema": {"pattern": "(", "type": "string"}}});
     check(openai, "response_format", format, "response_format", "unclosed group").await;
     check("/api/generate", "format", json!({"$ref": "http://localhost/x"}), "format", "").await;

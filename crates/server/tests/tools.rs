@@ -75,6 +75,7 @@ fn tools() -> Value {
 fn request(choice: &Value) -> Value {
     json!({
         "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+        "chat_template_kwargs": {"enable_thinking": false},
         "tools": tools(), "tool_choice": choice, "parallel_tool_calls": false, "seed": 3, "max_tokens": 300,
     })
 }

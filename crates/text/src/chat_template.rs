@@ -12,7 +12,7 @@ mod python;
 mod source;
 
 use crate::tools::history::Abilities;
-use crate::{AnswerFormat, Encode, Tokenizer};
+use crate::{AnswerFormat, Encode, Reasoning, Tokenizer};
 use guard::Guard;
 use hurtle_gguf::Metadata;
 use minijinja::Environment;
@@ -104,8 +104,8 @@ pub struct Begun {
 pub struct ChatPrompt {
     /// Its tokens, with BOS as the model says.
     pub ids: Vec<u32>,
-    /// The prompt opens a section of reasoning that the answer goes on with.
-    pub thinking: bool,
+    /// Whether the answer begins with reasoning.
+    pub reasoning: Reasoning,
 }
 
 /// A compiled chat template.
@@ -289,12 +289,22 @@ impl ChatTemplate {
         if let Some(bos) = tok.bos().filter(|bos| tok.adds_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
-        let thinking = match &input.begun {
-            Some(Begun { content, .. }) if !content.is_empty() => false,
-            Some(Begun { reasoning, .. }) if !reasoning.is_empty() => true,
-            _ => self.answer_format().opens_reasoning(&text),
-        };
-        Ok(ChatPrompt { ids, thinking })
+        Ok(ChatPrompt { ids, reasoning: self.reasoning(input, &text) })
+    }
+
+    /// Whether the answer to this prompt begins with reasoning.
+    fn reasoning(&self, input: &RenderInput, prompt: &str) -> Reasoning {
+        let format = self.answer_format();
+        match &input.begun {
+            Some(Begun { content, .. }) if !content.is_empty() => Reasoning::Off,
+            Some(Begun { reasoning, .. }) if !reasoning.is_empty() => Reasoning::Opened,
+            _ if format.opens_reasoning(prompt) => Reasoning::Opened,
+            // Every answer of these models has a header.
+            _ if !format.can_be_begun() => Reasoning::Possible,
+            _ if !self.supports_reasoning() || format.closes_reasoning(prompt) => Reasoning::Off,
+            _ if input.forbids_reasoning() => Reasoning::Off,
+            _ => Reasoning::Possible,
+        }
     }
 
     fn abilities(&self) -> Abilities {
@@ -314,7 +324,9 @@ impl ChatTemplate {
     /// Whether the template knows reasoning.
     pub fn supports_reasoning(&self) -> bool {
         let format = self.answer_format();
-        format.name() == "gpt-oss" || self.source.contains(format.reasoning().0)
+        let (open, close) = format.reasoning();
+        // Some do no more than take it from earlier answers.
+        !format.can_be_begun() || self.source.contains(open) || self.source.contains(close)
     }
 
     /// How the model writes reasoning and calls of tools.
@@ -335,6 +347,12 @@ impl ChatTemplate {
 }
 
 impl RenderInput {
+    /// Whether a variable tells the model not to think, under the names that templates have for it.
+    fn forbids_reasoning(&self) -> bool {
+        let off = Some(&Value::Bool(false));
+        ["enable_thinking", "thinking"].iter().any(|name| self.extra.get(*name) == off)
+    }
+
     /// The same conversation without a system role: its system messages, joined by line breaks,
     /// begin the first user message; if there is none, they become one.
     pub fn merge_system(&self) -> Self {

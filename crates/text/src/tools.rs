@@ -10,6 +10,6 @@ pub(crate) mod history;
 pub(crate) mod parser;
 mod scan;
 
-pub use format::AnswerFormat;
+pub use format::{AnswerFormat, Opening, Reasoning};
 pub use grammar::ForcedAnswer;
 pub use parser::{AnswerParser, AnswerPiece, ReadAnswer};

@@ -1,6 +1,6 @@
 //! Chat templates against Python's jinja2 and llama.cpp.
 use hurtle_gguf::{Gguf, Metadata};
-use hurtle_text::{Begun, ChatTemplate, Encode, RenderInput, TemplateError, Tokenizer};
+use hurtle_text::{Begun, ChatTemplate, Encode, Reasoning, RenderInput, TemplateError, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -254,30 +254,70 @@ fn capabilities_and_templates_without_system_role() {
 }
 
 #[test]
+fn whether_answers_begin_with_reasoning() {
+    let (_, tok) = vocabulary("qwen2");
+    let check = |file: &str, variables: Value, expected: Reasoning| {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/templates/");
+        let source = std::fs::read_to_string(format!("{dir}{file}.jinja")).expect("a template");
+        let template = ChatTemplate::new(&source, "", "").expect("compiles");
+        let Value::Object(extra) = variables.clone() else { panic!("{variables}") };
+        let messages = vec![json!({"role": "user", "content": "q"})];
+        let input = RenderInput {
+            messages,
+            extra,
+            add_generation_prompt: true,
+            now: Some("2025-03-14T09:26:53".into()),
+            ..RenderInput::default()
+        };
+        let prompt = template.prompt(&tok, &input, false).expect("a prompt");
+        assert_eq!(prompt.reasoning, expected, "{file} {variables}");
+    };
+    use Reasoning::{Off, Opened, Possible};
+    let off = json!({"enable_thinking": false});
+    let effort = |effort: &str| json!({"reasoning_effort": effort});
+    check("Qwen-Qwen3-0.6B", json!({}), Possible);
+    check("Qwen-Qwen3-0.6B", off.clone(), Off);
+    check("Qwen-Qwen3-0.6B", effort("none"), Off);
+    check("Qwen-Qwen3-0.6B", effort("low"), Possible);
+    check("HuggingFaceTB-SmolLM3-3B", json!({}), Possible);
+    check("HuggingFaceTB-SmolLM3-3B", off.clone(), Off);
+    check("ibm-granite-granite-3.3-2B-Instruct", json!({"thinking": true}), Possible);
+    check("ibm-granite-granite-3.3-2B-Instruct", json!({"thinking": false}), Off);
+    check("deepseek-ai-DeepSeek-V3.1", json!({}), Off);
+    check("deepseek-ai-DeepSeek-V3.1", json!({"enable_thinking": true}), Opened);
+    check("Qwen-Qwen2.5-7B-Instruct", json!({}), Off);
+    // The header of a message says whether it is reasoning.
+    check("openai-gpt-oss-120b", json!({}), Possible);
+    check("openai-gpt-oss-120b", off, Possible);
+}
+
+#[test]
 fn answers_that_have_been_begun() {
     let (_, tok) = vocabulary("qwen2");
     let plain = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
     let opens = plain.replace("A:", "A:<think>\n");
-    let check = |source: &str, reasoning: &str, content: &str, expected: &str, thinking: bool| {
-        let template = ChatTemplate::new(source, "", "").expect("compiles");
-        let begun = Begun { reasoning: reasoning.into(), content: content.into() };
-        let input = RenderInput {
-            messages: vec![json!({"role": "user", "content": "q"})],
-            add_generation_prompt: true,
-            begun: Some(begun),
-            ..RenderInput::default()
+    let check =
+        |source: &str, reasoning: &str, content: &str, expected: &str, reasons: Reasoning| {
+            let template = ChatTemplate::new(source, "", "").expect("compiles");
+            let begun = Begun { reasoning: reasoning.into(), content: content.into() };
+            let input = RenderInput {
+                messages: vec![json!({"role": "user", "content": "q"})],
+                add_generation_prompt: true,
+                begun: Some(begun),
+                ..RenderInput::default()
+            };
+            assert_eq!(template.render(&input).expect("rendered"), format!("[q]A:{expected}"));
+            let prompt = template.prompt(&tok, &input, false).expect("a prompt");
+            assert_eq!(prompt.reasoning, reasons, "{source}, {reasoning:?}, {content:?}");
         };
-        assert_eq!(template.render(&input).expect("rendered"), format!("[q]A:{expected}"));
-        let prompt = template.prompt(&tok, &input, false).expect("a prompt");
-        assert_eq!(prompt.thinking, thinking, "{source}, {reasoning:?}, {content:?}");
-    };
-    check(plain, "", "", "", false);
-    check(plain, "", "So \u{e000}", "So \u{e000}", false);
-    check(plain, "hm", "", "<think>\nhm", true);
-    check(plain, "hm", "So", "<think>\nhm\n</think>\n\nSo", false);
-    check(&opens, "", "", "<think>\n", true);
-    check(&opens, "hm", "", "<think>\nhm", true);
-    check(&opens, "", "So", "<think>\n\n</think>\n\nSo", false);
+    use Reasoning::{Off, Opened};
+    check(plain, "", "", "", Off);
+    check(plain, "", "So \u{e000}", "So \u{e000}", Off);
+    check(plain, "hm", "", "<think>\nhm", Opened);
+    check(plain, "hm", "So", "<think>\nhm\n</think>\n\nSo", Off);
+    check(&opens, "", "", "<think>\n", Opened);
+    check(&opens, "hm", "", "<think>\nhm", Opened);
+    check(&opens, "", "So", "<think>\n\n</think>\n\nSo", Off);
 }
 
 #[test]

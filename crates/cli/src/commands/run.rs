@@ -119,8 +119,12 @@ pub(crate) fn execute(args: &RunArgs, globals: &GlobalArgs) -> Result<()> {
     let interrupt = Interrupt::install(true)?;
     let engine = models::load_writer(&args.model.model, &options, globals)?;
     let constraint = form.map(|form| form.constraint(&engine)).transpose()?;
-    let question = question(args, globals, &engine, system, text)?;
-    let extras = question.extras(engine.tokenizer(), constraint.as_ref(), args.logprobs);
+    let mut question = question(args, globals, &engine, system, text)?;
+    if args.json || !terminal.stdout {
+        // Who reads a form by a program wants nothing else.
+        question.begin_with_answer();
+    }
+    let extras = question.extras(constraint.as_ref(), args.logprobs);
 
     let printer = (!args.json)
         .then(|| AnswerPrinter::new(io::stdout().lock(), terminal, args.raw, question.parser()));

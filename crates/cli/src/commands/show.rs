@@ -6,7 +6,7 @@ use crate::terminal::{bytes, count, harmless};
 use anyhow::{Result, bail};
 use clap::Args;
 use hurtle_gguf::{Array, Gguf, Metadata, StringArray, Value};
-use hurtle_text::ChatTemplate;
+use hurtle_text::{ChatTemplate, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, json};
 use std::fmt::Write as _;
@@ -153,7 +153,11 @@ impl Info {
             tokenizer,
             chat_template: template.is_some(),
             license: string("general.license")?,
-            capabilities: capabilities(number("pooling_type")?.is_some(), template),
+            capabilities: hurtle_text::capabilities(
+                metadata,
+                Tokenizer::from_metadata(metadata).ok().as_ref(),
+                template.and_then(|source| ChatTemplate::new(source, "", "").ok()).as_ref(),
+            ),
             architecture,
         })
     }
@@ -199,26 +203,6 @@ impl Info {
         }
         out
     }
-}
-
-/// What the file says that the model can do.
-fn capabilities(pools: bool, template: Option<&str>) -> Vec<&'static str> {
-    if pools {
-        return vec!["embedding"];
-    }
-    let mut found = vec!["completion"];
-    if let Some(template) = template {
-        found.push("chat");
-        if let Ok(template) = ChatTemplate::new(template, "", "") {
-            if template.supports_tools() {
-                found.push("tools");
-            }
-            if template.supports_reasoning() {
-                found.push("thinking");
-            }
-        }
-    }
-    found
 }
 
 /// The weight types of a file, the one with most bytes first.
@@ -340,13 +324,5 @@ mod tests {
         check(Value::Array(Array::U8(vec![1; 9])), "[1, 1, 1, 1, 1, 1, 1, 1, ...] (9)");
         let long = show_value(&Value::String("é".repeat(300)));
         assert!(long.ends_with("é... (602 bytes)"), "{long}");
-    }
-
-    #[test]
-    fn capabilities_follow_the_template() {
-        assert_eq!(capabilities(true, Some("tools")), ["embedding"]);
-        assert_eq!(capabilities(false, None), ["completion"]);
-        let both = Some("{% if tools %}{{ tools | tojson }}{% endif %}<think>");
-        assert_eq!(capabilities(false, both), ["completion", "chat", "tools", "thinking"]);
     }
 }

@@ -9,11 +9,12 @@
 //! nesting within these limits exhausts.
 
 use super::{Constraint, ConstraintError, TokenMask, gbnf, json};
-use hurtle_text::Tokenizer;
+use hurtle_text::{Opening, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokRxInfo, TokTrie};
@@ -82,6 +83,7 @@ const MAX_VOCABULARY_BYTES: usize = (1 << 22) - 2;
 /// What all grammars of a model share.
 pub(crate) struct Grammars {
     factory: ParserFactory,
+    controls: Arc<Controls>,
 }
 
 impl fmt::Debug for Grammars {
@@ -121,7 +123,9 @@ impl Grammars {
             .map_err(|error| ConstraintError(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
-        Ok(Self { factory })
+        let control = |id| Some((id, tok.token_bytes(id, true))).filter(|_| tok.is_control(id));
+        let controls = (0..n_tokens as u32).filter_map(control).collect();
+        Ok(Self { factory, controls: Arc::new(controls) })
     }
 
     /// Compiles a grammar.
@@ -135,7 +139,8 @@ impl Grammars {
             let mut matcher = Matcher::new(Ok(parser));
             // What cannot even begin is refused now.
             matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
-            Ok(GrammarConstraint { matcher, opening: None })
+            let controls = Arc::clone(&self.controls);
+            Ok(GrammarConstraint { matcher, opening: None, controls })
         };
         std::thread::scope(|scope| {
             let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
@@ -165,57 +170,142 @@ fn told(error: &anyhow::Error) -> ConstraintError {
 /// Where an answer stands in its grammar. A clone is independent and goes on from the same place.
 pub struct GrammarConstraint {
     matcher: Matcher,
-    /// What comes before.
-    opening: Option<Opening>,
+    /// What comes before, and how far the answer is in it.
+    opening: Option<(Arc<Free>, Stage)>,
+    controls: Arc<Controls>,
 }
+
+/// The texts of control tokens, which the trie does not have.
+type Controls = HashMap<u32, Vec<u8>>;
 
 /// A free text before the one that follows a grammar.
-#[derive(Clone)]
-struct Opening {
-    /// How it ends.
+struct Free {
+    /// What it begins with; empty if it is there from the start.
+    begin: Vec<u8>,
     end: Vec<u8>,
-    /// The last bytes of it, as many as can be a part of `end`.
-    tail: Vec<u8>,
-    /// The control token that ends it, which has no text.
-    token: Option<u32>,
-    /// Tokens that may end it and go on with what the grammar would have to see.
+    /// Tokens that may be a part of `begin`.
+    beginning: Vec<u32>,
+    /// Tokens that may end the text and go on with what the grammar would have to see.
     beyond: Vec<u32>,
+    /// Tokens of white space, of which one may follow.
+    space: Vec<u32>,
 }
 
-impl Opening {
-    /// Where the text ends in `tail` and the bytes of a token; what is behind.
-    fn rest<'t>(&self, text: &'t [u8]) -> Option<&'t [u8]> {
+/// How far an answer is in a [`Free`] text.
+#[derive(Clone)]
+enum Stage {
+    /// There are so many bytes of its beginning, which may be those of an answer without it as well.
+    Before { n: usize, or_answer: bool },
+    /// In it. The last bytes, as many as can be a part of its end.
+    Inside(Vec<u8>),
+    /// Right behind it.
+    Behind,
+}
+
+impl Free {
+    fn new(opening: Opening, trie: &TokTrie, controls: &Controls) -> Self {
+        let begin = opening.begin.unwrap_or_default().as_bytes();
+        let end = opening.end.as_bytes();
+        let mut free = Self {
+            begin: begin.to_vec(),
+            end: end.to_vec(),
+            beginning: Vec::new(),
+            beyond: Vec::new(),
+            space: Vec::new(),
+        };
+        for id in 0..trie.vocab_size() as u32 {
+            let text = text_of(id, trie, controls);
+            let behind = |n: usize| text.strip_prefix(&end[n..]);
+            let mut ends = (1..end.len()).filter_map(behind).chain(free.behind(text));
+            if ends.any(|rest| !is_space(rest)) {
+                free.beyond.push(id);
+            }
+            if (0..begin.len()).any(|n| free.begins(n, text)) {
+                free.beginning.push(id);
+            }
+            if opening.space && is_space(text) && !text.is_empty() {
+                free.space.push(id);
+            }
+        }
+        free
+    }
+
+    /// Whether `text` goes on with the beginning, of which there are `n` bytes.
+    fn begins(&self, n: usize, text: &[u8]) -> bool {
+        let rest = &self.begin[n..];
+        // It may end at once.
+        let inside = text.strip_prefix(rest).map(|inside| self.behind(inside));
+        match inside {
+            Some(behind) => behind.is_none_or(is_space),
+            None => !text.is_empty() && rest.starts_with(text),
+        }
+    }
+
+    /// What is behind the end, if that is in `text`.
+    fn behind<'t>(&self, text: &'t [u8]) -> Option<&'t [u8]> {
         let at = text.windows(self.end.len()).position(|part| part == self.end)?;
         Some(&text[at + self.end.len()..])
     }
+
+    /// Where an answer is that was inside, by its last bytes.
+    fn inside(&self, mut tail: Vec<u8>) -> Stage {
+        if self.behind(&tail).is_some() {
+            return Stage::Behind;
+        }
+        tail.drain(..tail.len().saturating_sub(self.end.len() - 1));
+        Stage::Inside(tail)
+    }
+}
+
+fn is_space(text: &[u8]) -> bool {
+    text.trim_ascii().is_empty()
+}
+
+/// The text of a token, or of a control token as it is shown.
+fn text_of<'t>(id: u32, trie: &'t TokTrie, controls: &'t Controls) -> &'t [u8] {
+    controls.get(&id).map_or_else(|| trie.token(id), Vec::as_slice)
 }
 
 impl GrammarConstraint {
-    /// The same behind a free text that ends with `end`, such as the reasoning that a prompt has opened. A token
-    /// that ends it may bring white space along. `token`: the control token that `end` is, if it is one.
-    pub fn after(mut self, end: &str, token: Option<u32>) -> Self {
-        let env = self.matcher.tok_env().ok().filter(|_| !end.is_empty());
-        let Some(env) = env else { return self };
-        let trie = env.tok_trie();
-        let (end, tail) = (end.as_bytes().to_vec(), Vec::new());
-        let mut opening = Opening { end, tail, token, beyond: Vec::new() };
-        let beyond = |id: &u32| {
-            let token = trie.token(*id);
-            (0..opening.end.len()).any(|n| {
-                let text = [&opening.end[..n], token].concat();
-                opening.rest(&text).is_some_and(|rest| !rest.trim_ascii().is_empty())
-            })
+    /// The same behind a free text, such as what the model thinks.
+    pub fn after(mut self, opening: Opening) -> Self {
+        let Ok(env) = self.matcher.tok_env() else { return self };
+        let free = Free::new(opening, env.tok_trie(), &self.controls);
+        let stage = match free.begin.is_empty() {
+            true => Stage::Inside(Vec::new()),
+            false => Stage::Before { n: 0, or_answer: true },
         };
-        opening.beyond = (0..trie.vocab_size() as u32).filter(beyond).collect();
-        self.opening = Some(opening);
+        self.opening = Some((Arc::new(free), stage));
         self
+    }
+
+    fn allowed_by_grammar(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError> {
+        let set = self.matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
+        let (set, words) = (set.as_slice(), mask.words_mut());
+        // The model may have more tokens than the tokenizer, and the other way round.
+        let n = set.len().min(words.len());
+        words[..n].copy_from_slice(&set[..n]);
+        words[n..].fill(0);
+        Ok(())
+    }
+
+    /// Goes on in the grammar, if it lets the token come.
+    fn accepted_by_grammar(&mut self, id: u32) -> Result<bool, ConstraintError> {
+        if self.matcher.is_stopped() {
+            return Ok(false);
+        }
+        self.matcher.try_consume_tokens(&[id]).map(|n| n == 1).map_err(|e| told(&e))
     }
 }
 
 impl Clone for GrammarConstraint {
     fn clone(&self) -> Self {
         // A shallow clone would share the automaton, whose size is limited, with other answers.
-        Self { matcher: self.matcher.deep_clone(), opening: self.opening.clone() }
+        Self {
+            matcher: self.matcher.deep_clone(),
+            opening: self.opening.clone(),
+            controls: Arc::clone(&self.controls),
+        }
     }
 }
 
@@ -227,42 +317,70 @@ impl fmt::Debug for GrammarConstraint {
 
 impl Constraint for GrammarConstraint {
     fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError> {
-        if let Some(opening) = &self.opening {
-            let env = self.matcher.tok_env().map_err(|e| told(&e))?;
-            let trie = env.tok_trie();
-            mask.words_mut().fill(u32::MAX);
-            // It must not be all.
-            trie.eos_tokens().iter().for_each(|&id| mask.forbid(id));
-            for &id in &opening.beyond {
-                let text = [&*opening.tail, trie.token(id)].concat();
-                if opening.rest(&text).is_some_and(|rest| !rest.trim_ascii().is_empty()) {
-                    mask.forbid(id);
+        let Some((free, stage)) = self.opening.clone() else {
+            return self.allowed_by_grammar(mask);
+        };
+        match stage {
+            Stage::Before { or_answer: true, .. } | Stage::Behind => {
+                self.allowed_by_grammar(mask)?;
+            }
+            Stage::Before { or_answer: false, .. } => mask.clear(),
+            Stage::Inside(_) => mask.words_mut().fill(u32::MAX),
+        }
+        let env = self.matcher.tok_env().map_err(|e| told(&e))?;
+        let trie = env.tok_trie();
+        let text = |id: u32| text_of(id, trie, &self.controls);
+        match stage {
+            Stage::Before { n, .. } => {
+                let begins = free.beginning.iter().filter(|&&id| free.begins(n, text(id)));
+                begins.for_each(|&id| mask.allow(id));
+            }
+            Stage::Inside(tail) => {
+                // It must not be all.
+                trie.eos_tokens().iter().for_each(|&id| mask.forbid(id));
+                for &id in &free.beyond {
+                    let text = [&*tail, text(id)].concat();
+                    if free.behind(&text).is_some_and(|rest| !is_space(rest)) {
+                        mask.forbid(id);
+                    }
                 }
             }
-            return Ok(());
+            Stage::Behind => free.space.iter().for_each(|&id| mask.allow(id)),
         }
-        let set = self.matcher.compute_mask_or_eos().map_err(|e| told(&e))?;
-        let (set, words) = (set.as_slice(), mask.words_mut());
-        // The model may have more tokens than the tokenizer, and the other way round.
-        let n = set.len().min(words.len());
-        words[..n].copy_from_slice(&set[..n]);
-        words[n..].fill(0);
         Ok(())
     }
 
     fn accept(&mut self, id: u32) -> Result<(), ConstraintError> {
-        if let Some(opening) = &mut self.opening {
-            let env = self.matcher.tok_env().map_err(|e| told(&e))?;
-            opening.tail.extend_from_slice(env.tok_trie().token(id));
-            if opening.token == Some(id) || opening.rest(&opening.tail).is_some() {
-                self.opening = None;
-            } else {
-                let n = opening.tail.len().saturating_sub(opening.end.len() - 1);
-                opening.tail.drain(..n);
+        let Some((free, stage)) = self.opening.take() else {
+            return self.matcher.consume_token(id).map_err(|e| told(&e));
+        };
+        let env = self.matcher.tok_env().map_err(|e| told(&e))?;
+        let text = text_of(id, env.tok_trie(), &self.controls);
+        let stage = match stage {
+            Stage::Before { n, or_answer } if free.begins(n, text) => {
+                let rest = free.begin.len() - n;
+                if text.len() < rest {
+                    let n = n + text.len();
+                    let or_answer = or_answer && self.accepted_by_grammar(id)?;
+                    Stage::Before { n, or_answer }
+                } else {
+                    let stage = free.inside(text[rest..].to_vec());
+                    self.matcher.reset().map_err(|e| told(&e))?;
+                    stage
+                }
             }
-            return Ok(());
-        }
-        self.matcher.consume_token(id).map_err(|e| told(&e))
+            Stage::Inside(tail) => free.inside([&*tail, text].concat()),
+            Stage::Behind if free.space.contains(&id) => {
+                // It is a part of the answer if it can be.
+                self.accepted_by_grammar(id)?;
+                return Ok(());
+            }
+            Stage::Before { .. } | Stage::Behind => {
+                return self.matcher.consume_token(id).map_err(|e| told(&e));
+            }
+        };
+        self.opening = Some((free, stage));
+        Ok(())
     }
 
     fn is_finished(&self) -> bool {
@@ -350,23 +468,46 @@ mod tests {
     fn a_free_text_may_come_first() {
         let tok = tokenizer("qwen2");
         let grammars = Grammars::new(&tok).expect("grammars");
-        let digits = grammars.compile(&Grammar::Regex("[0-9]+".into()), &tok).expect("compiled");
-        let check = |text: &str, valid: bool| {
-            let mut grammar = digits.clone().after("</think>", None);
+        let compile = |regex: &str, begin: Option<&'static str>| {
+            let grammar = grammars.compile(&Grammar::Regex(regex.into()), &tok).expect("compiled");
+            grammar.after(Opening { begin, end: "</think>", space: true })
+        };
+        let check = |grammar: &GrammarConstraint, text: &str, valid: bool| {
+            let mut grammar = grammar.clone();
             let mut mask = TokenMask::new(tok.n_tokens());
+            let ends = tok.end_of_generation();
             let ids = tok.encode(text, hurtle_text::Encode::default());
-            let found = ids.into_iter().all(|id| {
+            let mut found = ids.into_iter().all(|id| {
                 grammar.allowed(&mut mask).expect("a mask");
-                let ends = tok.end_of_generation();
-                assert!(grammar.opening.is_none() || !ends.iter().any(|&id| mask.contains(id)));
+                let inside = matches!(grammar.opening, Some((_, Stage::Inside(_))));
+                assert!(!inside || !ends.iter().any(|&id| mask.contains(id)));
                 mask.contains(id) && grammar.accept(id).is_ok()
             });
+            grammar.allowed(&mut mask).expect("a mask");
+            found &= ends.iter().any(|&id| mask.contains(id));
             assert_eq!(found, valid, "{text}");
         };
+        let digits = compile("[0-9]+", None);
         for thoughts in ["", "hm, 1 < 2 </thin </", "</ </think"] {
-            check(&format!("{thoughts}</think>12"), true);
-            check(&format!("{thoughts}</think>\n\n12"), true);
-            check(&format!("{thoughts}</think>a"), false);
+            check(&digits, &format!("{thoughts}</think>12"), true);
+            check(&digits, &format!("{thoughts}</think>\n\n12"), true);
+            check(&digits, &format!("{thoughts}</think>a"), false);
+            check(&digits, &format!("{thoughts}</think>"), false);
+            check(&digits, thoughts, false);
+        }
+        let digits = compile("[0-9]+", Some("<think>"));
+        check(&digits, "<think></think>12", true);
+        // What an answer begins with may be what a thought begins with.
+        let tags = compile("<t?[0-9]*", Some("<think>"));
+        for (grammar, answer) in [(&digits, "12"), (&tags, "<t12"), (&tags, "<")] {
+            check(grammar, answer, true);
+            for thoughts in ["", "\nhm, 1 < 2 </thin </\n", "</ </think"] {
+                check(grammar, &format!("<think>{thoughts}</think>\n\n{answer}"), true);
+                check(grammar, &format!("<think>{thoughts}</think>a"), false);
+                check(grammar, &format!("<think>{thoughts}"), false);
+            }
+            check(grammar, &format!("<thi{answer}"), false);
+            check(grammar, &format!("a{answer}"), false);
         }
     }
 

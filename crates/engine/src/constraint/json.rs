@@ -1,6 +1,6 @@
 //! JSON schemas as llguidance reads them.
 
-use super::ConstraintError;
+use super::{ConstraintError, logic};
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Map, Value, json};
 
@@ -9,11 +9,11 @@ use serde_json::{Map, Value, json};
 const WHITE_SPACE: &str = r"\x20|\n{1,2}[\x20\t]{0,40}";
 
 /// Values of `format` that are honoured. To a JSON schema, `format` is a remark unless somebody knows it.
-const FORMATS: [&str; 10] =
+pub(super) const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
 /// Keywords whose value is a schema, or an array of them.
-const SCHEMAS: [&str; 15] = [
+pub(super) const SCHEMAS: [&str; 15] = [
     "items",
     "additionalItems",
     "prefixItems",
@@ -32,8 +32,8 @@ const SCHEMAS: [&str; 15] = [
 ];
 
 /// Keywords whose value has schemas under names of its own.
-const NAMED_SCHEMAS: [&str; 5] =
-    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"];
+pub(super) const NAMED_SCHEMAS: [&str; 6] =
+    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 
 /// The grammar of a schema's documents.
 pub(super) fn grammar(schema: Value) -> Result<TopLevelGrammar, ConstraintError> {
@@ -45,7 +45,8 @@ pub(super) fn grammar(schema: Value) -> Result<TopLevelGrammar, ConstraintError>
 ///
 /// # Errors
 /// If it asks for what is not supported.
-pub fn prepare_schema(mut schema: Value) -> Result<Value, ConstraintError> {
+pub fn prepare_schema(schema: Value) -> Result<Value, ConstraintError> {
+    let mut schema = logic::express(schema)?;
     // Objects have the properties that the schema names and no others, unless it says otherwise, as in
     // llama.cpp: a model that may invent properties does not end. Where schemas are intersected, the
     // properties of one are additional ones of the other.
@@ -111,7 +112,7 @@ fn intersects(node: &Map<String, Value>) -> bool {
 }
 
 /// Calls `f` for a schema and all schemas inside it.
-fn each(schema: &mut Value, f: &mut impl FnMut(&mut Map<String, Value>)) {
+pub(super) fn each(schema: &mut Value, f: &mut impl FnMut(&mut Map<String, Value>)) {
     let Value::Object(node) = schema else { return };
     f(node);
     for (key, value) in node {

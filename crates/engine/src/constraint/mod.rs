@@ -2,6 +2,7 @@
 mod gbnf;
 mod grammar;
 mod json;
+mod logic;
 
 pub(crate) use grammar::Grammars;
 pub use grammar::{Grammar, GrammarConstraint};

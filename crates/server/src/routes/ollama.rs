@@ -271,18 +271,7 @@ fn shown(
         Some(template) => Some(template),
         None => ChatTemplate::from_metadata(metadata, &tok, None).map_err(|e| unreadable(&e))?,
     };
-    let arch = metadata.string("general.architecture").ok().flatten().unwrap_or_default();
-    let pools = metadata.get(&format!("{arch}.pooling_type")).is_some();
-    let mut capabilities = vec![if pools { "embedding" } else { "completion" }];
-    if !pools && tok.fill_in_middle().prefix.is_some() && tok.fill_in_middle().suffix.is_some() {
-        capabilities.push("insert");
-    }
-    if template.as_ref().is_some_and(|template| template.supports_tools()) {
-        capabilities.push("tools");
-    }
-    if template.as_ref().is_some_and(|template| template.supports_reasoning()) {
-        capabilities.push("thinking");
-    }
+    let capabilities = hurtle_text::capabilities(metadata, Some(&tok), template.as_ref());
     let mut info = Map::new();
     for (key, value) in metadata.iter() {
         let value = match value {

@@ -16,7 +16,7 @@ pub const IGNORED: &[&str] = &["metadata", "service_tier", "container"];
 pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Chat, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut generate = options::defaults(sampler);
-    options::sampling(&mut fields, &mut generate)?;
+    options::sampling_from_zero(&mut fields, &mut generate)?;
     options::stop(&mut fields, "stop_sequences", &mut generate)?;
     generate.params.n_predict =
         if counting { fields.opt("max_tokens")? } else { Some(fields.required("max_tokens")?) };

@@ -136,7 +136,7 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
 
 /// What both have.
 fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
-    options::sampling(fields, generate)?;
+    options::sampling_from_zero(fields, generate)?;
     options::stop(fields, "stop", generate)?;
     options::n(fields, generate)?;
     if let Some(format) = fields.opt::<Value>("response_format")? {

@@ -78,6 +78,20 @@ pub(super) fn sampling(fields: &mut Fields, generate: &mut Generate) -> Result<(
     check_sampler(generate, |name| if name == "temp" { "temperature" } else { name })
 }
 
+/// The same in APIs that have no temperature below 0. In llama.cpp's and Ollama's own it means the most probable token.
+pub(super) fn sampling_from_zero(
+    fields: &mut Fields,
+    generate: &mut Generate,
+) -> Result<(), ApiError> {
+    let own = generate.params.sampler.temp;
+    sampling(fields, generate)?;
+    let temp = generate.params.sampler.temp;
+    if temp < 0.0 && temp != own {
+        return Err(fields.wrong("temperature", &format!("expected at least 0, found {temp}")));
+    }
+    Ok(())
+}
+
 /// A seed of llama.cpp's: a negative one means another each time; any other is taken as it is.
 fn read_seed(seed: i128) -> Option<u64> {
     // Clients send 64 bits, with a sign or without.
@@ -302,6 +316,22 @@ mod tests {
         assert_eq!(biases(r#"{"logit_bias": {"5": -100, "7": 1.5}}"#).0, [(5, -100.0), (7, 1.5)]);
         let (ids, texts) = biases(r#"{"logit_bias": [[5, 1], [" the", false]]}"#);
         assert_eq!((ids, texts), (vec![(5, 1.0)], vec![(" the".to_owned(), f32::NEG_INFINITY)]));
+    }
+
+    #[test]
+    fn temperatures_below_zero() {
+        let body = br#"{"temperature": -1}"#;
+        let read = |from_zero: bool, own: f32| {
+            let mut generate = Generate::default();
+            generate.params.sampler.temp = own;
+            let mut fields = Fields::parse(body).expect("read");
+            let read = if from_zero { sampling_from_zero } else { sampling };
+            read(&mut fields, &mut generate).map(|()| generate.params.sampler.temp)
+        };
+        assert_eq!(read(false, 0.8), Ok(-1.0));
+        assert_eq!(read(true, 0.8).expect_err("refused").param.as_deref(), Some("temperature"));
+        // The server itself may have one.
+        assert_eq!(read(true, -1.0), Ok(-1.0));
     }
 
     #[test]

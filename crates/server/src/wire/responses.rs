@@ -45,7 +45,7 @@ pub fn parse(body: &[u8], sampler: &SamplerParams) -> Result<(Chat, Map<String, 
     let echo = ECHOED.iter().filter_map(|key| Some(((*key).to_owned(), fields.sent(key)?.clone())));
     let echo = echo.collect();
     let mut generate = options::defaults(sampler);
-    options::sampling(&mut fields, &mut generate)?;
+    options::sampling_from_zero(&mut fields, &mut generate)?;
     options::length(&mut fields, &["max_output_tokens"], &mut generate)?;
     for (name, why) in [
         ("previous_response_id", "nothing is stored; send the whole conversation as input"),

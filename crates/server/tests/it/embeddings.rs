@@ -1,5 +1,8 @@
 //! Embeddings against llama.cpp's, rerankers against the engine, over every API.
-use crate::common::{ask, copy, expected, golden, load, options, refused, server, server_of};
+use crate::common::{
+    ask, copy, expected, golden, load, method, options, refused, server, server_of,
+};
+use axum::http::Method;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hurtle_engine::Pooling;
@@ -46,6 +49,9 @@ async fn embeddings_are_llama_cpps() {
                 bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
             assert_eq!(floats.collect::<Vec<_>>(), found);
         }
+        let (_, metrics) = method(&server, Method::GET, "/metrics", "").await;
+        let counted = format!("hurtle:embedding_tokens_total {}\n", 3 * n_tokens);
+        assert!(metrics.contains(&counted), "{metrics}");
     }
 }
 

@@ -418,7 +418,7 @@ async fn rates_over_all_answers() {
     };
     assert_eq!(metric("predicted_tokens_seconds").await, 0.0);
     let body = json!({"prompt": "one two three", "n_predict": 8, "ignore_eos": true});
-    let mut sums = [0.0; 4];
+    let (mut sums, mut longest) = ([0.0; 4], 0.0);
     for n in 1..=2 {
         let answer = ask(&server, "/completion", body.clone()).await;
         let time = |name: &str| answer["timings"][name].as_f64().expect("a number");
@@ -426,6 +426,8 @@ async fn rates_over_all_answers() {
         sums[1] += time("prompt_ms") / 1e3;
         sums[2] += time("predicted_n") - 1.0;
         sums[3] += time("predicted_ms") / 1e3;
+        // The last token of an answer is not processed.
+        longest = time("cache_n") + time("prompt_n") + time("predicted_n") - 1.0;
         // Who has the answer finds it counted, and its place free.
         assert_eq!(metric("tokens_predicted_total").await, f64::from(8 * n));
         assert_eq!(metric("requests_processing").await, 0.0);
@@ -439,6 +441,8 @@ async fn rates_over_all_answers() {
         let found = metric(name).await;
         assert!((found / expected - 1.0).abs() < 1e-3, "{name}: {found}, {expected}");
     }
+    assert_eq!(metric("n_busy_slots_per_decode").await, 1.0);
+    assert_eq!(metric("n_tokens_max").await, longest);
 }
 
 #[tokio::test]

@@ -5,3 +5,4 @@ mod llama_cpp;
 mod models;
 mod openapi;
 mod operation;
+mod reasoning;

@@ -13,6 +13,29 @@ pub struct AnswerFormat {
     pub(super) native: bool,
 }
 
+/// Whether an answer begins with reasoning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reasoning {
+    /// It does not, unless the model does so unasked.
+    #[default]
+    Off,
+    /// It may: the model opens a section of reasoning itself.
+    Possible,
+    /// It does: the prompt has opened a section of reasoning.
+    Opened,
+}
+
+/// A free text that comes before an answer's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// What it begins with, where it may be missing.
+    pub begin: Option<&'static str>,
+    /// What it ends with.
+    pub end: &'static str,
+    /// Whether white space may follow that is no part of the answer.
+    pub space: bool,
+}
+
 /// One way to call tools.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
@@ -285,6 +308,11 @@ impl AnswerFormat {
         prompt.trim_end().ends_with(self.reasoning.0)
     }
 
+    /// Whether a prompt ends with a section of reasoning, which is empty.
+    pub(crate) fn closes_reasoning(&self, prompt: &str) -> bool {
+        prompt.trim_end().ends_with(self.reasoning.1)
+    }
+
     /// Whether an answer can be begun for the model: not where what it says follows a header that tells what it is.
     pub fn can_be_begun(&self) -> bool {
         !matches!(self.row.calls, Calls::Harmony)
@@ -295,9 +323,23 @@ impl AnswerFormat {
         self.reasoning
     }
 
-    /// The control token that closes reasoning, if it is one of this vocabulary.
-    pub fn reasoning_end(&self, tok: &Tokenizer) -> Option<u32> {
-        tok.token_id(self.reasoning.1).filter(|&id| tok.is_control(id))
+    /// What comes before the form that an answer is to have: reasoning, and the header of the message.
+    pub fn opening(&self, reasoning: Reasoning) -> Option<Opening> {
+        let (begin, end) = self.reasoning;
+        match (reasoning, &self.row.calls) {
+            (Reasoning::Off, _) => None,
+            (_, Calls::Harmony) => {
+                Some(Opening { begin: None, end: "<|channel|>final<|message|>", space: false })
+            }
+            (Reasoning::Possible, _) => Some(Opening { begin: Some(begin), end, space: true }),
+            (Reasoning::Opened, _) => Some(Opening { begin: None, end, space: true }),
+        }
+    }
+
+    /// What comes before an answer of [`Self::grammar`].
+    pub fn opening_of_calls(&self, reasoning: Reasoning) -> Option<Opening> {
+        // There it is a part of the grammar.
+        self.opening(reasoning).filter(|_| self.row.calls != Calls::Harmony)
     }
 
     /// What closes each call, where a text does that stands for nothing else.

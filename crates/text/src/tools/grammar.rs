@@ -15,8 +15,8 @@ pub struct ForcedAnswer<'a> {
 }
 
 impl AnswerFormat {
-    /// Lark, as llguidance reads it, of an answer that calls tools. What the model thinks before, if the prompt has
-    /// opened a section of reasoning, is no part of it.
+    /// Lark, as llguidance reads it, of an answer that calls tools. What comes before it is
+    /// [`Self::opening_of_calls`].
     pub fn grammar(&self, tok: &Tokenizer, answer: ForcedAnswer<'_>) -> String {
         let token = |text: &str| tok.token_id(text).filter(|&id| tok.is_control(id));
         self.lark(&token, answer)
@@ -27,6 +27,8 @@ impl AnswerFormat {
         let tools: Vec<(&str, &Value)> = answer.tools.iter().map(name_and_schema).collect();
         let n = tools.len();
         let (before, between, after);
+        // Before JSON that is an answer as well.
+        let mut header = String::new();
         match &self.row.calls {
             Calls::Json { open, close, name, arguments, list } => {
                 // Around each call, or around all of them.
@@ -86,8 +88,9 @@ impl AnswerFormat {
                 lark.until("thought", HARMONY[1]);
                 let analysis = lark.text(&[HARMONY[5], "analysis", HARMONY[0]]);
                 let next = lark.text(&[HARMONY[4], "assistant"]);
-                (before, between, after) =
-                    (format!("({analysis} thought {next})?"), "", String::new());
+                let thoughts = format!("({analysis} thought {next})?");
+                header = format!("{thoughts} {}", lark.text(&[HARMONY[5], "final", HARMONY[0]]));
+                (before, between, after) = (thoughts, "", String::new());
             }
         }
         let single = answer.single_call || self.row.calls == Calls::Harmony;
@@ -99,7 +102,7 @@ impl AnswerFormat {
         out += &format!("calls: {before} call {more} {after}\n");
         out += &format!("call: {}\n", call.join(" | "));
         if let Some(schema) = answer.or_schema {
-            out += &format!("answer: %json {schema}\n");
+            out += &format!("answer: {header} document\ndocument: %json {schema}\n");
         }
         out + &lark.rules
     }

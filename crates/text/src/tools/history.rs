@@ -101,6 +101,9 @@ impl RenderInput {
     pub(crate) fn with_tools_for(&self, format: &AnswerFormat, abilities: Abilities) -> Self {
         let mut input = self.clone();
         // Templates have several names for what a model thinks, and for whether it does.
+        if input.extra.get("reasoning_effort").is_some_and(|effort| effort == "none") {
+            input.extra.entry("enable_thinking").or_insert(false.into());
+        }
         if let Some(on) = input.extra.get("enable_thinking").cloned() {
             input.extra.entry("thinking").or_insert(on);
         }

@@ -287,7 +287,7 @@ impl Chat<'_> {
         constraint: Option<&GrammarConstraint>,
         session: &mut Session<'_>,
     ) -> Result<Generation> {
-        let extras = question.extras(session.engine().tokenizer(), constraint, None);
+        let extras = question.extras(constraint, None);
         #[cfg(unix)]
         let _silent = self.terminal.interactive.then(crate::terminal::NoEcho::new);
         let out = io::stdout().lock();
