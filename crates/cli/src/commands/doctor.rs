@@ -771,7 +771,7 @@ mod tests {
             assert!(PackedMatrix::supports(better), "{ty}: {better}");
             assert!(!PackedMatrix::supports(*ty) || better == *ty, "{ty}: {better}");
         }
-        assert_eq!(nearest_packed(WeightType::IQ3_S), Some(WeightType::Q3_K));
+        assert_eq!(nearest_packed(WeightType::NVFP4), Some(WeightType::Q4_0));
     }
 
     #[test]

@@ -128,6 +128,24 @@ struct Blocking {
     few: usize,
     /// Most panels.
     panels: usize,
+    /// Lines of unpacked weights and of results, of some panels with some tokens.
+    buffer_lines: fn(usize, usize) -> usize,
+}
+
+/// Most tokens that meet some panels.
+const MOST_TOKENS: usize = 512;
+
+impl Blocking {
+    /// Tokens whose activations of a unit, and results, stay in a third of the second level's cache beside the
+    /// weights.
+    fn tokens<K: Kernel>(&self, caches: Caches, n_panels: usize) -> usize {
+        let bytes = |n_tokens| (self.buffer_lines)(n_panels, n_tokens) * size_of::<Line>();
+        let activations = UNIT / K::LEN * size_of::<K::Activations>();
+        let room = (caches.l2 / 3).saturating_sub(bytes(0));
+        let fit = room / (bytes(1) - bytes(0) + activations);
+        // Whole tiles of either kind.
+        (fit / 32 * 32).clamp(32, MOST_TOKENS)
+    }
 }
 
 /// Tokens from which tiles are faster: unpacking takes some 500 cycles a super-block and a tile of up to 16
@@ -135,33 +153,8 @@ struct Blocking {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const FROM_OF_TILES: usize = 12;
 
-/// By tiles.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const BY_TILES: Blocking = Blocking { few: 64, panels: 8 };
-
-/// By vectors.
-const BY_VECTORS: Blocking = Blocking { few: 32, panels: 4 };
-
 /// Columns that are unpacked at a time.
 const UNIT: usize = 256;
-
-/// Most tokens that meet some panels.
-const MOST_TOKENS: usize = 512;
-
-/// Tokens whose activations of a unit, and results, stay in a third of the second level's cache beside the
-/// weights: `buffer_lines` of them and of results.
-fn tokens_at_a_time<K: Kernel>(
-    caches: Caches,
-    n_panels: usize,
-    buffer_lines: fn(usize, usize) -> usize,
-) -> usize {
-    let bytes = |n_tokens| buffer_lines(n_panels, n_tokens) * size_of::<Line>();
-    let activations = UNIT / K::LEN * size_of::<K::Activations>();
-    let room = (caches.l2 / 3).saturating_sub(bytes(0));
-    let fit = room / (bytes(1) - bytes(0) + activations);
-    // Whole tiles of either kind.
-    (fit / 32 * 32).clamp(32, MOST_TOKENS)
-}
 
 /// `T` tokens among others. In a block they lie side by side, so that one address is enough to
 /// reach them.
@@ -659,8 +652,7 @@ unsafe fn panels_by_tiles<K: Kernel>(
         panels,
         x,
         worker,
-        BY_TILES,
-        tiles::buffer_lines,
+        Blocking { few: 64, panels: 8, buffer_lines: tiles::buffer_lines },
         |lines, n_panels, x, n_tokens, tokens, buffer, out| {
             // SAFETY: the caller has the instructions.
             unsafe { multiply(lines, n_panels, x, n_tokens, tokens, buffer, out) }
@@ -682,8 +674,7 @@ fn panels_by_vectors<K: Kernel>(
         panels,
         x,
         worker,
-        BY_VECTORS,
-        swept::buffer_lines::<K>,
+        Blocking { few: 32, panels: 4, buffer_lines: swept::buffer_lines::<K> },
         |lines, n_panels, x, n_tokens, tokens, buffer, out| {
             dispatch_int!(exec.isa, sweep[K](lines, n_panels, x, n_tokens, tokens, buffer, out));
         },
@@ -698,7 +689,6 @@ fn unpacked_panels<K: Kernel>(
     x: &QuantizedActivations,
     worker: &mut Worker,
     blocking: Blocking,
-    buffer_lines: fn(usize, usize) -> usize,
     multiply: impl Fn(
         &[Line],
         usize,
@@ -714,12 +704,12 @@ fn unpacked_panels<K: Kernel>(
     let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
     let steps = panels.len().div_ceil(at_once).max(1);
     let n_panels = panels.len().div_ceil(steps);
-    let n_tokens = tokens_at_a_time::<K>(exec.pool.caches(), n_panels, buffer_lines);
+    let n_tokens = blocking.tokens::<K>(exec.pool.caches(), n_panels);
     for first in panels.clone().step_by(n_panels.max(1)) {
         let n_panels = n_panels.min(panels.end - first);
         for token in tokens.clone().step_by(n_tokens) {
             let group = token..tokens.end.min(token + n_tokens);
-            let scratch = worker.scratch(buffer_lines(n_panels, group.len()) * LANES);
+            let scratch = worker.scratch((blocking.buffer_lines)(n_panels, group.len()) * LANES);
             let buffer = bytemuck::cast_slice_mut::<f32, Line>(scratch);
             let lines = weights.panels(part, first, n_panels);
             multiply(
