@@ -23,7 +23,7 @@
 //! are too few for a copy to pay: they widen each vector as they meet it, to the same numbers.
 //!
 //! Keys and values of bf16 stay what they are, two to a lane, and meet queries and weights of the same
-//! form; with AMX as tiles ([`tiles`]).
+//! form; with AMX as tiles (`attention/tiles.rs`).
 
 use crate::arch::{LANES, Lanes, all, dispatch};
 use crate::kv::{Elem, KvLayer, KvPages, PAGE_TOKENS, TILE, Tile, Values, with_kv};
