@@ -266,6 +266,7 @@ fn bits_depend_on_the_sequence_alone() {
         ("quantmodels/q6_k", Integer),
         ("quantmodels/q8_0", Integer),
         ("quantmodels/q5_1", Integer),
+        ("quantmodels/iq3_s", Integer),
         ("quantmodels/qwen3moe-q4_0", Integer),
     ];
     for (name, arithmetic) in cases {

@@ -50,7 +50,7 @@ pub(crate) struct DoctorArgs {
 struct Report {
     processor: Option<String>,
     caches: Vec<Cache>,
-    kernels: KernelCaches,
+    kernel_caches: KernelCaches,
     threads: Threads,
     memory: Memory,
     isa: InstructionSets,
@@ -176,7 +176,7 @@ pub(crate) fn execute(args: &DoctorArgs, globals: &GlobalArgs) -> Result<()> {
         threads,
         processor: machine.processor.clone(),
         caches: machine.caches.clone(),
-        kernels: Caches::detect().into(),
+        kernel_caches: Caches::detect().into(),
     };
     report.measure(&machine, isa.unwrap_or_else(Isa::best))?;
     if let Some(spec) = &args.model {
@@ -369,7 +369,7 @@ impl Report {
         line("processor", unknown(self.processor.clone(), |name| name));
         let caches: Vec<String> = self.caches.iter().map(show_cache).collect();
         line("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") });
-        let KernelCaches { l1, l2, source } = self.kernels;
+        let KernelCaches { l1, l2, source } = self.kernel_caches;
         line("  kernels for", format!("L1 {} KiB, L2 {} KiB ({source})", l1 >> 10, l2 >> 10));
         line("threads", format!("{}, decided by: {}", threads.used, threads.decided_by));
         line("  processors", unknown(threads.online, |n| n.to_string()));
@@ -685,7 +685,7 @@ mod tests {
         Report {
             processor: None,
             caches: Vec::new(),
-            kernels: KernelCaches { l1: 1, l2: 1, source: "test" },
+            kernel_caches: KernelCaches { l1: 1, l2: 1, source: "test" },
             memory: Memory { total_bytes: None, available_bytes: None, cgroup_limit: None },
             isa: InstructionSets { available: vec!["scalar", "fast"], used: "fast", reason: "" },
             huge_pages: HugePages {

@@ -13,6 +13,7 @@ fn the_machine_in_json() {
     let expected = [
         "processor",
         "caches",
+        "kernel_caches",
         "threads",
         "memory",
         "isa",
@@ -101,9 +102,9 @@ fn kernels_follow_the_weight_type() {
     let (found, advice) = kernel("quantmodels/q4_k.gguf", "f32");
     assert!(found.starts_with("decoded to f32"), "{found}");
     assert!(tells(&advice, "--activations q8"), "{advice:?}");
-    let (found, advice) = kernel("quantmodels/iq3_s.gguf", "q8");
+    let (found, advice) = kernel("quantmodels/nvfp4.gguf", "q8");
     assert!(found.starts_with("decoded to f32"), "{found}");
-    assert!(tells(&advice, "IQ3_S has no kernel: Q3_K has one"), "{advice:?}");
+    assert!(tells(&advice, "NVFP4 has no kernel: Q4_0 has one"), "{advice:?}");
 }
 
 #[test]
