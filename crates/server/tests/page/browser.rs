@@ -176,6 +176,8 @@ impl Browser {
     /// Clicks where the element is, which must be there to be seen.
     pub(crate) fn click(&mut self, selector: &str) {
         self.until(&format!("document.querySelector({}) !== null", json!(selector)));
+        // The mouse meets what has been painted.
+        self.until("new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(() => painted(true))))");
         let place = self.eval(&format!(
             "(() => {{
                 const element = document.querySelector({});

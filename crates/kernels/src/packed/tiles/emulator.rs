@@ -121,7 +121,7 @@ unsafe fn step(file: &mut File, code: *const u8, registers: &[i64; 23]) -> Optio
 
     assert!(first & 0x80 != 0 && source < TILES, "there are 8 tiles");
     assert!(opcode != 0x4b || rm == 4, "tiles are loaded and stored with a stride");
-    assert!(opcode == 0x5e || source == 0, "a factor of no product");
+    assert!(matches!(opcode, 0x5c | 0x5e) || source == 0, "a factor of no product");
     const NONE: u8 = 0;
     const F3: u8 = 2;
     const F2: u8 = 3;
