@@ -42,8 +42,14 @@ pub(crate) trait Lanes: Copy {
     /// Rounds values to bf16, to nearest, ties to even, and writes them as factors.
     #[inline(always)]
     unsafe fn pair_factors(x: &[f32; 2 * LANES], to: &mut [f32; 2 * LANES]) {
-        for (x, to) in x.iter().zip(to) {
-            *to = half::bf16::from_f32(*x).to_f32();
+        let rounded = x.map(|x| half::bf16::from_f32(x).to_f32());
+        if Self::PAIR_FACTORS == 2 {
+            *to = rounded;
+            return;
+        }
+        for (pair, to) in rounded.as_chunks().0.iter().zip(to) {
+            let [first, second]: [u32; 2] = pair.map(f32::to_bits);
+            *to = f32::from_bits(first | second >> 16);
         }
     }
     /// Adds two products to each lane of some sums: that of the bf16 in the upper half of `pairs` with
@@ -82,7 +88,12 @@ unsafe fn add_split_pairs<L: Lanes, const P: usize>(
 ) {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        let (first, second) = (L::splat(factors[2 * i]), L::splat(factors[2 * i + 1]));
+        let [first, second] = if L::PAIR_FACTORS == 2 {
+            [L::splat(factors[2 * i]), L::splat(factors[2 * i + 1])]
+        } else {
+            let pair = L::splat(factors[i]);
+            [pair.upper_bf16(), pair.lower_bf16()]
+        };
         for p in 0..P {
             sums[p] = pairs[p].upper_bf16().mul_add(first, sums[p]);
             sums[p] = pairs[p].lower_bf16().mul_add(second, sums[p]);

@@ -57,36 +57,6 @@ impl<const PAIRS: bool> Lanes for Portable<PAIRS> {
         Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
     }
     #[inline(always)]
-    unsafe fn pair_factors(x: &[f32; 2 * LANES], to: &mut [f32; 2 * LANES]) {
-        let rounded = x.map(|x| half::bf16::from_f32(x).to_f32());
-        if PAIRS {
-            for (pair, to) in rounded.as_chunks().0.iter().zip(to) {
-                let [first, second]: [u32; 2] = pair.map(f32::to_bits);
-                *to = f32::from_bits(first | second >> 16);
-            }
-        } else {
-            *to = rounded;
-        }
-    }
-    #[inline(always)]
-    unsafe fn add_pairs<const P: usize>(
-        sums: &mut [Self; P],
-        pairs: &[Self; P],
-        factors: &[f32],
-        i: usize,
-    ) {
-        // SAFETY: nothing is asked for.
-        unsafe {
-            if PAIRS {
-                let pair = Self::splat(factors[i]);
-                let factors = [pair.upper_bf16().0[0], pair.lower_bf16().0[0]];
-                super::add_split_pairs(sums, pairs, &factors, 0);
-            } else {
-                super::add_split_pairs(sums, pairs, factors, i);
-            }
-        }
-    }
-    #[inline(always)]
     unsafe fn upper_bf16(self) -> Self {
         Self(self.0.map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000)))
     }

@@ -125,17 +125,5 @@ impl<W: ScaledIntegers> SuperBlocks for Integers<W> {
         }
     }
 
-    type Held<L: IntLanes> = L::Floats;
-
-    #[inline(always)]
-    unsafe fn hold<L: IntLanes>(factors: &Factors) -> L::Floats {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::Floats::load(factors[0].floats()) }
-    }
-
-    #[inline(always)]
-    unsafe fn finish<L: IntLanes>(d: &L::Floats, x: &SuperBlock, products: L) -> L::Floats {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::Floats::splat(x.d).mul(*d).mul(products.to_floats()) }
-    }
+    super_blocks::one_factor!();
 }

@@ -123,17 +123,5 @@ impl SuperBlocks for Iq4Xs {
         factors[0] = block[0];
     }
 
-    type Held<L: IntLanes> = L::Floats;
-
-    #[inline(always)]
-    unsafe fn hold<L: IntLanes>(factors: &Factors) -> L::Floats {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::Floats::load(factors[0].floats()) }
-    }
-
-    #[inline(always)]
-    unsafe fn finish<L: IntLanes>(d: &L::Floats, x: &SuperBlock, products: L) -> L::Floats {
-        // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::Floats::splat(x.d).mul(*d).mul(products.to_floats()) }
-    }
+    super_blocks::one_factor!();
 }

@@ -198,3 +198,29 @@ macro_rules! unpacked {
     };
 }
 pub(crate) use unpacked;
+
+/// What [`SuperBlocks`] says of results, for types whose only factor is the first.
+macro_rules! one_factor {
+    () => {
+        type Held<L: $crate::arch::IntLanes> = L::Floats;
+
+        #[inline(always)]
+        unsafe fn hold<L: $crate::arch::IntLanes>(
+            factors: &$crate::packed::super_blocks::Factors,
+        ) -> L::Floats {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { L::Floats::load(factors[0].floats()) }
+        }
+
+        #[inline(always)]
+        unsafe fn finish<L: $crate::arch::IntLanes>(
+            d: &L::Floats,
+            x: &$crate::activations::SuperBlock,
+            products: L,
+        ) -> L::Floats {
+            // SAFETY: the caller has the lanes' instruction set.
+            unsafe { L::Floats::splat(x.d).mul(*d).mul(products.to_floats()) }
+        }
+    };
+}
+pub(crate) use one_factor;
