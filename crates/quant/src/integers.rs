@@ -4,10 +4,10 @@
 //! x = factor * scale[group] * (stored - OFFSET)
 //! ```
 //!
-//! Stored integers are bytes from 0 to `MAX`, eight in a word, as products of bytes take them. Books of
-//! magnitudes come with their signs applied to eight at a time: with `OFFSET` a power of two and
-//! `t = OFFSET + magnitude`, what is stored for a negative value is `(t ^ (2 OFFSET - 1)) + 1`, and no byte
-//! carries into its neighbour.
+//! Stored integers are bytes from 0 to `MAX`, eight in a word, as products of bytes take them. What books of
+//! magnitudes give has signs beside it, which are applied to many at a time: with `OFFSET` a power of two and
+//! `t = OFFSET + magnitude`, what is stored for a negative value is `2 OFFSET - t = (t ^ (2 OFFSET - 1)) + 1`,
+//! and no byte carries into its neighbour.
 
 use crate::block::{Block, IntegerDot};
 use crate::q8_k::Q8KSuperBlock;
@@ -27,57 +27,60 @@ pub trait ScaledIntegers: Block<Values = [f32; 256]> {
     /// The scales of the groups, in order. The first `256 / GROUP` count.
     fn scales(bytes: &Self::Bytes) -> [i8; 16];
 
-    /// Calls `f` with the stored integers, eight in a word from the lowest byte on, and which of 32 words
-    /// it is, in order.
-    fn for_each(bytes: &Self::Bytes, f: impl FnMut(usize, u64));
+    /// Whether values have signs that [`unpack`](Self::unpack) leaves out.
+    const SIGNED: bool;
+
+    /// The signs of each 32 values, the first in the lowest bit, set if negative.
+    fn signs(bytes: &Self::Bytes) -> [u32; 8];
+
+    /// The stored integers, those of magnitudes where there are signs.
+    fn unpack(bytes: &Self::Bytes, stored: &mut [u8; 256]);
 }
 
 /// Each byte of a word.
 pub(crate) const EACH: u64 = 0x0101_0101_0101_0101;
 
-/// Eight signs as [`Signs::apply`] takes them.
-#[derive(Clone, Copy)]
-pub(crate) struct Signs {
-    /// 1 in the bytes of negative values.
-    negative: u64,
-    /// `2 OFFSET - 1` in them.
-    ones: u64,
+/// Eight bits as bytes of a word, the lowest first: 0 or 1.
+#[inline(always)]
+fn bits(byte: u8) -> u64 {
+    const EACH_BIT: u64 = 0x8040_2010_0804_0201;
+    let bits = u64::from(byte).wrapping_mul(EACH) & EACH_BIT;
+    // 127 more reaches the upper bit from any other, and no neighbour.
+    ((bits + 0x7f * EACH) | bits) >> 7 & EACH
 }
 
-impl Signs {
-    /// For each byte of signs, which are set if negative.
-    pub(crate) const fn all(offset: u8) -> [Self; 256] {
-        let mut all = [Self { negative: 0, ones: 0 }; 256];
-        let mut signs = 0;
-        while signs < 256 {
-            let (mut negative, mut i) = (0, 0);
-            while i < 8 {
-                negative |= (signs as u64 >> i & 1) << (8 * i);
-                i += 1;
-            }
-            all[signs] = Self { negative, ones: negative * (2 * offset as u64 - 1) };
-            signs += 1;
+/// The stored integers with their signs.
+#[inline(always)]
+fn stored<B: ScaledIntegers>(bytes: &B::Bytes) -> [u8; 256] {
+    let mut stored = [0; 256];
+    B::unpack(bytes, &mut stored);
+    if B::SIGNED {
+        let signs = B::signs(bytes).map(u32::to_le_bytes);
+        let (words, _) = stored.as_chunks_mut::<8>();
+        for (word, signs) in words.iter_mut().zip(signs.as_flattened()) {
+            let negative = bits(*signs);
+            let ones = negative * (2 * u64::from(B::OFFSET) - 1);
+            *word = ((u64::from_le_bytes(*word) ^ ones) + negative).to_le_bytes();
         }
-        all
     }
+    stored
+}
 
-    /// For each seven signs; the eighth makes the number of negative ones even.
-    pub(crate) const fn even(offset: u8) -> [Self; 128] {
-        let all = Self::all(offset);
-        let mut even = [all[0]; 128];
-        let mut signs = 0;
-        while signs < 128 {
-            even[signs] = all[signs | (signs.count_ones() as usize & 1) << 7];
-            signs += 1;
-        }
-        even
+/// Signs of four bytes with seven each, the lowest bits: the eighth makes the number of negative ones even.
+#[inline(always)]
+pub(crate) fn with_eighth(signs: u32) -> u32 {
+    let mut parity = signs;
+    for shift in [4, 2, 1] {
+        parity ^= parity >> shift;
     }
+    signs | (parity & EACH as u32) << 7
+}
 
-    /// Gives signs to eight magnitudes that are stored `OFFSET` higher.
-    #[inline(always)]
-    pub(crate) fn apply(self, stored: u64) -> u64 {
-        (stored ^ self.ones) + self.negative
-    }
+/// Four times seven bits, as four bytes.
+#[inline(always)]
+pub(crate) fn sevens(bits: u32) -> u32 {
+    let seven = 0x7f_u32;
+    bits & seven | (bits & seven << 7) << 1 | (bits & seven << 14) << 2 | (bits & seven << 21) << 3
 }
 
 /// Vectors of eight magnitudes, stored `offset` higher.
@@ -102,31 +105,18 @@ pub(crate) const fn raised_4<const N: usize>(book: &[[u8; 4]; N], offset: u8) ->
     words
 }
 
-/// Two vectors of four.
-#[inline(always)]
-pub(crate) fn joined(first: u32, second: u32) -> u64 {
-    u64::from(first) | u64::from(second) << 32
-}
-
-/// Calls `f` with bytes in words.
-#[inline(always)]
-pub(crate) fn for_each_word(bytes: &[u8; 256], mut f: impl FnMut(usize, u64)) {
-    for (i, word) in bytes.as_chunks().0.iter().enumerate() {
-        f(i, u64::from_le_bytes(*word));
-    }
-}
-
 /// [`Block::decode`] of these types.
 #[inline(always)]
 pub(crate) fn decode<B: ScaledIntegers>(bytes: &B::Bytes, out: &mut [f32; 256]) {
     let (factor, scales) = (B::factor(bytes), B::scales(bytes));
-    let (vectors, _) = out.as_chunks_mut::<8>();
-    B::for_each(bytes, |i, word| {
-        let scale = factor * f32::from(scales[8 * i / B::GROUP]);
-        for (y, stored) in vectors[i].iter_mut().zip(word.to_le_bytes()) {
-            *y = scale * (f32::from(stored) - f32::from(B::OFFSET));
+    let stored = stored::<B>(bytes);
+    let groups = out.chunks_exact_mut(B::GROUP).zip(stored.chunks_exact(B::GROUP));
+    for ((out, stored), scale) in groups.zip(scales) {
+        let scale = factor * f32::from(scale);
+        for (y, stored) in out.iter_mut().zip(stored) {
+            *y = scale * (f32::from(*stored) - f32::from(B::OFFSET));
         }
-    });
+    }
 }
 
 impl<B: ScaledIntegers> IntegerDot for B {
@@ -134,16 +124,16 @@ impl<B: ScaledIntegers> IntegerDot for B {
 
     #[inline(always)]
     fn dot_block(bytes: &B::Bytes, x: &Q8KSuperBlock) -> f32 {
-        let scales = B::scales(bytes);
-        let (vectors, _) = x.qs.as_chunks::<8>();
+        let stored = stored::<B>(bytes);
+        let groups = x.qs.chunks_exact(B::GROUP).zip(stored.chunks_exact(B::GROUP));
         let mut products = 0i32;
-        B::for_each(bytes, |i, word| {
+        for ((x, stored), scale) in groups.zip(B::scales(bytes)) {
             let mut dot = 0;
-            for (x, stored) in vectors[i].iter().zip(word.to_le_bytes()) {
-                dot += i32::from(*x) * (i32::from(stored) - i32::from(B::OFFSET));
+            for (x, stored) in x.iter().zip(stored) {
+                dot += i32::from(*x) * (i32::from(*stored) - i32::from(B::OFFSET));
             }
-            products += i32::from(scales[8 * i / B::GROUP]) * dot;
-        });
+            products += i32::from(scale) * dot;
+        }
         x.d * B::factor(bytes) * products as f32
     }
 }
@@ -154,27 +144,17 @@ mod tests {
 
     #[test]
     fn the_number_of_negative_signs_is_even() {
-        for (seven, signs) in Signs::even(64).iter().enumerate() {
-            let negative = Signs::all(64)[seven].negative;
-            assert_eq!(signs.negative & 0x00ff_ffff_ffff_ffff, negative);
-            assert_eq!(signs.negative.count_ones() % 2, 0);
+        for seven in 0..128u32 {
+            let [first, .., last] = with_eighth(sevens(seven | seven << 21)).to_le_bytes();
+            assert_eq!((first, u32::from(first & 127)), (last, seven));
+            assert_eq!(first.count_ones() % 2, 0);
         }
     }
 
     #[test]
-    fn signs_are_applied_to_each_byte() {
-        for (offset, largest) in [(64, 62), (16, 15)] {
-            for (bits, signs) in Signs::all(offset).into_iter().enumerate() {
-                let magnitudes: [u8; 8] =
-                    std::array::from_fn(|i| [1, largest, 8, largest - 1][(i + bits) % 4]);
-                let [stored] = raised(&[magnitudes], offset);
-                let stored = signs.apply(stored).to_le_bytes();
-                for i in 0..8 {
-                    let magnitude = i16::from(magnitudes[i]);
-                    let value = if bits >> i & 1 == 1 { -magnitude } else { magnitude };
-                    assert_eq!(i16::from(stored[i]) - i16::from(offset), value);
-                }
-            }
+    fn bits_become_bytes() {
+        for byte in 0..=255 {
+            assert_eq!(bits(byte).to_le_bytes(), std::array::from_fn(|i| byte >> i & 1));
         }
     }
 }

@@ -73,12 +73,6 @@ fn shift(down: bool) -> u64 {
     if down { EACH.wrapping_neg() } else { EACH }
 }
 
-/// A stored vector, shifted.
-#[inline(always)]
-fn vector(index: usize, shift: u64) -> u64 {
-    STORED[index & 2047].wrapping_add(shift)
-}
-
 impl Block for Iq1S<'_> {
     const TYPE: WeightType = WeightType::IQ1_S;
     type Bytes = [u8; 50];
@@ -94,6 +88,12 @@ impl ScaledIntegers for Iq1S<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = OFFSET;
     const MAX: u8 = MAX;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    fn signs(_: &[u8; 50]) -> [u32; 8] {
+        [0; 8]
+    }
 
     #[inline(always)]
     fn factor(bytes: &[u8; 50]) -> f32 {
@@ -111,15 +111,17 @@ impl ScaledIntegers for Iq1S<'_> {
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 50], mut f: impl FnMut(usize, u64)) {
+    fn unpack(bytes: &[u8; 50], stored: &mut [u8; 256]) {
         let block = Iq1S::split(bytes);
         let (qh, _) = block.qh.as_chunks::<2>();
         let (low, _) = block.qs.as_chunks::<4>();
-        for (g, (low, high)) in low.iter().zip(qh).enumerate() {
+        let (groups, _) = stored.as_chunks_mut::<32>();
+        for ((group, low), high) in groups.iter_mut().zip(low).zip(qh) {
             let high = usize::from(u16::from_le_bytes(*high));
             let shift = shift(high >> 15 != 0);
-            for (l, low) in low.iter().enumerate() {
-                f(4 * g + l, vector(usize::from(*low) | (high >> (3 * l) & 7) << 8, shift));
+            for (l, vector) in group.as_chunks_mut().0.iter_mut().enumerate() {
+                let index = usize::from(low[l]) | (high >> (3 * l) & 7) << 8;
+                *vector = STORED[index].wrapping_add(shift).to_le_bytes();
             }
         }
     }
@@ -149,6 +151,12 @@ impl ScaledIntegers for Iq1M<'_> {
     const GROUP: usize = 16;
     const OFFSET: u8 = OFFSET;
     const MAX: u8 = MAX;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    fn signs(_: &[u8; 56]) -> [u32; 8] {
+        [0; 8]
+    }
 
     #[inline(always)]
     fn factor(bytes: &[u8; 56]) -> f32 {
@@ -164,14 +172,16 @@ impl ScaledIntegers for Iq1M<'_> {
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 56], mut f: impl FnMut(usize, u64)) {
+    fn unpack(bytes: &[u8; 56], stored: &mut [u8; 256]) {
         let block = Iq1M::split(bytes);
         let (low, _) = block.qs.as_chunks::<2>();
-        for (pair, (low, high)) in low.iter().zip(block.qh).enumerate() {
-            for (l, low) in low.iter().enumerate() {
-                let high = usize::from(high >> (4 * l));
-                let index = usize::from(*low) | (high & 7) << 8;
-                f(2 * pair + l, vector(index, shift(high & 8 != 0)));
+        let (pairs, _) = stored.as_chunks_mut::<16>();
+        for ((pair, low), high) in pairs.iter_mut().zip(low).zip(block.qh) {
+            for (l, vector) in pair.as_chunks_mut().0.iter_mut().enumerate() {
+                let high = high >> (4 * l);
+                let index = usize::from(low[l]) | usize::from(high & 7) << 8;
+                let shift = shift(high & 8 != 0);
+                *vector = STORED[index].wrapping_add(shift).to_le_bytes();
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, Signs, raised};
+use crate::integers::{self, ScaledIntegers, raised, sevens, with_eighth};
 use crate::planes::unpack;
 
 block_layout! {
@@ -67,8 +67,6 @@ block_layout! {
 const OFFSET: u8 = 64;
 const MAX: u8 = 64 + 43;
 
-static SIGNS: [Signs; 256] = Signs::all(OFFSET);
-static EVEN_SIGNS: [Signs; 128] = Signs::even(OFFSET);
 static XXS: [u64; 256] = raised(&code_books::IQ2_XXS, OFFSET);
 static XS: [u64; 512] = raised(&code_books::IQ2_XS, OFFSET);
 static S: [u64; 1024] = raised(&code_books::IQ2_S, OFFSET);
@@ -76,13 +74,33 @@ static S: [u64; 1024] = raised(&code_books::IQ2_S, OFFSET);
 /// Scales of 16 groups: `x = d / 8 * (2 scale + 1) * magnitude * sign`.
 #[inline(always)]
 fn scales_of(bytes: &[u8; 8]) -> [i8; 16] {
-    unpack::<4, 1, _, _>(bytes).map(odd)
+    let stored: [u8; 16] = unpack::<4, 1, _, _>(bytes);
+    std::array::from_fn(|g| odd(stored[g]))
 }
 
 /// `2 scale + 1`.
 #[inline(always)]
 pub(crate) fn odd(scale: u8) -> i8 {
     (2 * scale + 1) as i8
+}
+
+/// The scales of 8 groups that lie above 28 bits of signs.
+#[inline(always)]
+pub(crate) fn odd_scales(words: [u32; 8]) -> [i8; 16] {
+    let mut scales = [0; 16];
+    for (scale, word) in scales.iter_mut().zip(words) {
+        *scale = odd((word >> 28) as u8);
+    }
+    scales
+}
+
+/// The signs of 8 groups, of which the lower 28 bits have seven of each eight.
+#[inline(always)]
+pub(crate) fn even_signs(mut words: [u32; 8]) -> [u32; 8] {
+    for word in &mut words {
+        *word = with_eighth(sevens(*word));
+    }
+    words
 }
 
 impl Block for Iq2Xxs<'_> {
@@ -102,6 +120,13 @@ impl Iq2Xxs<'_> {
     fn groups(&self) -> &[[[u8; 4]; 2]] {
         self.qs.as_chunks().0.as_chunks().0
     }
+
+    /// Signs with a scale of 8 groups.
+    #[inline(always)]
+    fn signs_and_scales(&self) -> [u32; 8] {
+        let groups = self.groups();
+        std::array::from_fn(|g| u32::from_le_bytes(groups[g][1]))
+    }
 }
 
 impl ScaledIntegers for Iq2Xxs<'_> {
@@ -116,22 +141,22 @@ impl ScaledIntegers for Iq2Xxs<'_> {
 
     #[inline(always)]
     fn scales(bytes: &[u8; 66]) -> [i8; 16] {
-        let block = Iq2Xxs::split(bytes);
-        let mut scales = [0; 16];
-        for (scale, [_, signs]) in scales.iter_mut().zip(block.groups()) {
-            *scale = odd(signs[3] >> 4);
-        }
-        scales
+        odd_scales(Iq2Xxs::split(bytes).signs_and_scales())
+    }
+
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn signs(bytes: &[u8; 66]) -> [u32; 8] {
+        even_signs(Iq2Xxs::split(bytes).signs_and_scales())
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 66], mut f: impl FnMut(usize, u64)) {
-        let block = Iq2Xxs::split(bytes);
-        for (g, [indices, signs]) in block.groups().iter().enumerate() {
-            let signs = u32::from_le_bytes(*signs);
+    fn unpack(bytes: &[u8; 66], stored: &mut [u8; 256]) {
+        let (vectors, _) = stored.as_chunks_mut::<8>();
+        for (g, [indices, _]) in Iq2Xxs::split(bytes).groups().iter().enumerate() {
             for (l, index) in indices.iter().enumerate() {
-                let signs = EVEN_SIGNS[(signs >> (7 * l) & 127) as usize];
-                f(4 * g + l, signs.apply(XXS[usize::from(*index)]));
+                vectors[4 * g + l] = XXS[usize::from(*index)].to_le_bytes();
             }
         }
     }
@@ -163,16 +188,25 @@ impl ScaledIntegers for Iq2Xs<'_> {
         scales_of(Iq2Xs::split(bytes).scales)
     }
 
+    const SIGNED: bool = true;
+
     #[inline(always)]
-    fn for_each(bytes: &[u8; 74], mut f: impl FnMut(usize, u64)) {
+    fn signs(bytes: &[u8; 74]) -> [u32; 8] {
+        let (words, _) = Iq2Xs::split(bytes).qs.as_chunks();
+        std::array::from_fn(|g| {
+            // The upper seven bits of each 16, moved together.
+            let sevens = u64::from_le_bytes(words[g]) >> 9 & 0x007f_007f_007f_007f;
+            let sevens = (sevens | sevens >> 8) & 0x0000_7f7f_0000_7f7f;
+            with_eighth((sevens | sevens >> 16) as u32)
+        })
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 74], stored: &mut [u8; 256]) {
+        let (vectors, _) = stored.as_chunks_mut::<8>();
         let (words, _) = Iq2Xs::split(bytes).qs.as_chunks::<2>();
-        let (groups, _) = words.as_chunks::<4>();
-        for (g, words) in groups.iter().enumerate() {
-            for (l, word) in words.iter().enumerate() {
-                let word = u16::from_le_bytes(*word);
-                let signs = EVEN_SIGNS[usize::from(word >> 9)];
-                f(4 * g + l, signs.apply(XS[usize::from(word & 511)]));
-            }
+        for (i, word) in words.iter().enumerate() {
+            vectors[i] = XS[usize::from(u16::from_le_bytes(*word) & 511)].to_le_bytes();
         }
     }
 }
@@ -203,15 +237,27 @@ impl ScaledIntegers for Iq2S<'_> {
         scales_of(Iq2S::split(bytes).scales)
     }
 
+    const SIGNED: bool = true;
+
     #[inline(always)]
-    fn for_each(bytes: &[u8; 82], mut f: impl FnMut(usize, u64)) {
+    fn signs(bytes: &[u8; 82]) -> [u32; 8] {
+        let (signs, _) = Iq2S::split(bytes).signs.as_chunks();
+        std::array::from_fn(|g| u32::from_le_bytes(signs[g]))
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 82], stored: &mut [u8; 256]) {
+        let (vectors, _) = stored.as_chunks_mut::<8>();
         let block = Iq2S::split(bytes);
-        let ((low, _), (signs, _)) = (block.qs.as_chunks::<4>(), block.signs.as_chunks::<4>());
-        for (g, ((low, signs), high)) in low.iter().zip(signs).zip(block.qh).enumerate() {
+        let mut indices = [[0u16; 4]; 8];
+        let (low, _) = block.qs.as_chunks::<4>();
+        for ((indices, low), high) in indices.iter_mut().zip(low).zip(block.qh) {
             for l in 0..4 {
-                let index = usize::from(low[l]) | usize::from(high >> (2 * l) & 3) << 8;
-                f(4 * g + l, SIGNS[usize::from(signs[l])].apply(S[index]));
+                indices[l] = u16::from(low[l]) | (u16::from(*high) << (8 - 2 * l)) & 0x300;
             }
+        }
+        for (i, index) in indices.as_flattened().iter().enumerate() {
+            vectors[i] = S[usize::from(index & 1023)].to_le_bytes();
         }
     }
 }

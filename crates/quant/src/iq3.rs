@@ -16,9 +16,8 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, Signs, joined, raised_4};
-use crate::iq2::odd;
-use crate::planes::unpack;
+use crate::integers::{self, ScaledIntegers, raised_4};
+use crate::iq2::{even_signs, odd, odd_scales};
 
 block_layout! {
     /// View of an IQ3_XXS super-block.
@@ -51,8 +50,6 @@ block_layout! {
 /// Magnitudes of IQ3_XXS, up to 62, are stored so much higher, and those of IQ3_S, up to 15.
 const OFFSET_XXS: u8 = 64;
 const OFFSET_S: u8 = 16;
-static EVEN_SIGNS: [Signs; 128] = Signs::even(OFFSET_XXS);
-static SIGNS: [Signs; 256] = Signs::all(OFFSET_S);
 static XXS: [u32; 256] = raised_4(&code_books::IQ3_XXS, OFFSET_XXS);
 static S: [u32; 512] = raised_4(&code_books::IQ3_S, OFFSET_S);
 
@@ -64,6 +61,15 @@ impl Block for Iq3Xxs<'_> {
     #[inline(always)]
     fn decode(bytes: &[u8; 98], out: &mut [f32; 256]) {
         integers::decode::<Self>(bytes, out);
+    }
+}
+
+impl Iq3Xxs<'_> {
+    /// Signs with a scale of 8 groups.
+    #[inline(always)]
+    fn signs_and_scales(&self) -> [u32; 8] {
+        let (words, _) = self.signs.as_chunks();
+        std::array::from_fn(|g| u32::from_le_bytes(words[g]))
     }
 }
 
@@ -80,27 +86,21 @@ impl ScaledIntegers for Iq3Xxs<'_> {
 
     #[inline(always)]
     fn scales(bytes: &[u8; 98]) -> [i8; 16] {
-        let (signs, _) = Iq3Xxs::split(bytes).signs.as_chunks::<4>();
-        let mut scales = [0; 16];
-        for (scale, signs) in scales.iter_mut().zip(signs) {
-            *scale = odd(signs[3] >> 4);
-        }
-        scales
+        odd_scales(Iq3Xxs::split(bytes).signs_and_scales())
+    }
+
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn signs(bytes: &[u8; 98]) -> [u32; 8] {
+        even_signs(Iq3Xxs::split(bytes).signs_and_scales())
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 98], mut f: impl FnMut(usize, u64)) {
-        let block = Iq3Xxs::split(bytes);
-        let (signs, _) = block.signs.as_chunks::<4>();
-        let (indices, _) = block.qs.as_chunks::<2>();
-        let (indices, _) = indices.as_chunks::<4>();
-        for (g, (indices, signs)) in indices.iter().zip(signs).enumerate() {
-            let signs = u32::from_le_bytes(*signs);
-            for (l, pair) in indices.iter().enumerate() {
-                let signs = EVEN_SIGNS[(signs >> (7 * l) & 127) as usize];
-                let [first, second] = pair.map(|i| XXS[usize::from(i)]);
-                f(4 * g + l, signs.apply(joined(first, second)));
-            }
+    fn unpack(bytes: &[u8; 98], stored: &mut [u8; 256]) {
+        let (vectors, _) = stored.as_chunks_mut::<4>();
+        for (vector, index) in vectors.iter_mut().zip(Iq3Xxs::split(bytes).qs) {
+            *vector = XXS[usize::from(*index)].to_le_bytes();
         }
     }
 }
@@ -129,22 +129,31 @@ impl ScaledIntegers for Iq3S<'_> {
     #[inline(always)]
     fn scales(bytes: &[u8; 110]) -> [i8; 16] {
         let mut scales = [0; 16];
-        let stored: [u8; 8] = unpack::<4, 1, _, _>(Iq3S::split(bytes).scales);
-        scales[..8].copy_from_slice(&stored.map(odd));
+        let stored = u32::from_le_bytes(*Iq3S::split(bytes).scales);
+        for (g, scale) in scales[..8].iter_mut().enumerate() {
+            *scale = odd((stored >> (4 * g)) as u8 & 15);
+        }
         scales
     }
 
+    const SIGNED: bool = true;
+
     #[inline(always)]
-    fn for_each(bytes: &[u8; 110], mut f: impl FnMut(usize, u64)) {
+    fn signs(bytes: &[u8; 110]) -> [u32; 8] {
+        let (signs, _) = Iq3S::split(bytes).signs.as_chunks();
+        std::array::from_fn(|g| u32::from_le_bytes(signs[g]))
+    }
+
+    #[inline(always)]
+    fn unpack(bytes: &[u8; 110], stored: &mut [u8; 256]) {
         let block = Iq3S::split(bytes);
-        let (low, _) = block.qs.as_chunks::<2>();
-        let ((low, _), (signs, _)) = (low.as_chunks::<4>(), block.signs.as_chunks::<4>());
-        for (g, ((low, signs), high)) in low.iter().zip(signs).zip(block.qh).enumerate() {
-            // Bits of eight indices.
-            let high = usize::from(*high) << 8;
-            for l in 0..4 {
-                let four = |j: usize| S[usize::from(low[l][j]) | high >> (2 * l + j) & 256];
-                f(4 * g + l, SIGNS[usize::from(signs[l])].apply(joined(four(0), four(1))));
+        let (low, _) = block.qs.as_chunks::<8>();
+        let (vectors, _) = stored.as_chunks_mut::<4>();
+        let (vectors, _) = vectors.as_chunks_mut::<8>();
+        for ((vectors, low), high) in vectors.iter_mut().zip(low).zip(block.qh) {
+            for i in 0..8 {
+                let ninth = usize::from(*high) << 8 >> i & 256;
+                vectors[i] = S[usize::from(low[i]) | ninth].to_le_bytes();
             }
         }
     }

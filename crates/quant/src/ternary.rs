@@ -15,7 +15,7 @@
 use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, for_each_word};
+use crate::integers::{self, ScaledIntegers};
 use crate::planes::unpack;
 
 block_layout! {
@@ -70,6 +70,12 @@ impl ScaledIntegers for Tq1_0<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = 1;
     const MAX: u8 = 2;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    fn signs(_: &[u8; 54]) -> [u32; 8] {
+        [0; 8]
+    }
 
     #[inline(always)]
     fn factor(bytes: &[u8; 54]) -> f32 {
@@ -82,15 +88,13 @@ impl ScaledIntegers for Tq1_0<'_> {
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 54], f: impl FnMut(usize, u64)) {
+    fn unpack(bytes: &[u8; 54], stored: &mut [u8; 256]) {
         let block = Tq1_0::split(bytes);
-        let mut quants = [0; 256];
-        let (first, rest) = quants.split_at_mut(160);
+        let (first, rest) = stored.split_at_mut(160);
         let (second, third) = rest.split_at_mut(80);
         trits(block.qs, first);
         trits(block.qs_rest, second);
         trits(block.qh, third);
-        for_each_word(&quants, f);
     }
 }
 
@@ -110,6 +114,12 @@ impl ScaledIntegers for Tq2_0<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = 1;
     const MAX: u8 = 3;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    fn signs(_: &[u8; 66]) -> [u32; 8] {
+        [0; 8]
+    }
 
     #[inline(always)]
     fn factor(bytes: &[u8; 66]) -> f32 {
@@ -122,7 +132,7 @@ impl ScaledIntegers for Tq2_0<'_> {
     }
 
     #[inline(always)]
-    fn for_each(bytes: &[u8; 66], f: impl FnMut(usize, u64)) {
-        for_each_word(&unpack::<2, 32, _, _>(Tq2_0::split(bytes).qs), f);
+    fn unpack(bytes: &[u8; 66], stored: &mut [u8; 256]) {
+        *stored = unpack::<2, 32, _, _>(Tq2_0::split(bytes).qs);
     }
 }

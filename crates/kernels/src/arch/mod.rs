@@ -120,6 +120,7 @@ pub(crate) trait IntLanes: Copy {
     /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
     const LIMIT: usize;
     unsafe fn load(line: &Line) -> Self;
+    unsafe fn load_dwords(dwords: &[u32; LANES]) -> Self;
     unsafe fn store(self, line: &mut Line);
     unsafe fn splat(x: i32) -> Self;
     unsafe fn and(self, other: Self) -> Self;
@@ -152,10 +153,16 @@ pub(crate) trait IntLanes: Copy {
     /// Byte `i < 4` of each lane, with its sign, as both of the lane's 16 bits.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     unsafe fn scale_halves(self, i: usize) -> Self;
-    /// Adds the dot product of each lane's 4 bytes, from 0 to 127, with the 4 signed bytes of `x`,
-    /// from -127 to 127 each. The largest bytes of all the products of `sums` may add up to
+    /// Adds the dot product of each lane's 4 bytes, from 0 to 127, with the 4 signed bytes of the same lane of
+    /// `x`, from -127 to 127 each. The largest bytes of all the products of `sums` may add up to
     /// [`LIMIT`](Self::LIMIT).
-    unsafe fn dot(sums: Self::Sums, bytes: Self, x: u32) -> Self::Sums;
+    unsafe fn dot_each(sums: Self::Sums, bytes: Self, x: Self) -> Self::Sums;
+    /// The same with 4 bytes for all lanes.
+    #[inline(always)]
+    unsafe fn dot(sums: Self::Sums, bytes: Self, x: u32) -> Self::Sums {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { Self::dot_each(sums, bytes, Self::splat(x as i32)) }
+    }
     /// No products yet.
     unsafe fn no_sums() -> Self::Sums;
     /// Adds sums of products.
@@ -163,6 +170,8 @@ pub(crate) trait IntLanes: Copy {
     /// Byte `i < 4` of each lane, with its sign, in the form that [`add_scaled`](Self::add_scaled)
     /// takes.
     unsafe fn scale(self, i: usize) -> Self;
+    /// Scales `4i` to `4i + 3`, from 0 to 127, of four lanes each, in that form.
+    unsafe fn spread_scales(scales: &[u8; 16], i: usize) -> Self;
     /// Adds sums of products, times each lane's `scale`.
     unsafe fn add_scaled(self, sums: Self::Sums, scale: Self) -> Self;
     /// Bytes 0 and 2 of each lane, and bytes 1 and 3, with their signs, as two numbers of 16 bits.
@@ -174,8 +183,13 @@ pub(crate) trait IntLanes: Copy {
     unsafe fn start_biased(sum: i32) -> Self;
     /// As [`dot`](Self::dot) for weights from -128 to 127, stored 128 higher.
     unsafe fn dot_biased(self, biased: Self, x: u32) -> Self;
-    /// Replaces each byte, below 16, by that byte of the table.
+    /// Replaces each byte below 16 by that byte of the table, and 128 by 0.
     unsafe fn lookup(self, table: &[u8; 16]) -> Self;
+    /// Turns each byte `offset + m` into `offset - m` whose bit of `signs` is set, the lowest first. `offset` is a power
+    /// of two, and `m` from `-offset` to `offset - 1`.
+    unsafe fn reflect(self, offset: u8, signs: &[u32; 2]) -> Self;
+    /// The sum of all lanes of each row.
+    unsafe fn fold(rows: &[Line; LANES]) -> Self;
     /// Converts integers, rounding to the nearest f32.
     unsafe fn to_floats(self) -> Self::Floats;
     /// Takes the lanes for the bits of f32.

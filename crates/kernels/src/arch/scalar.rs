@@ -136,6 +136,10 @@ impl IntLanes for Dwords {
         Self(std::array::from_fn(|i| u32::from_le_bytes(dwords[i])))
     }
     #[inline(always)]
+    unsafe fn load_dwords(dwords: &[u32; LANES]) -> Self {
+        Self(*dwords)
+    }
+    #[inline(always)]
     unsafe fn store(self, line: &mut Line) {
         for (bytes, dword) in line.0.as_chunks_mut().0.iter_mut().zip(self.0) {
             *bytes = dword.to_le_bytes();
@@ -214,8 +218,8 @@ impl IntLanes for Dwords {
         })
     }
     #[inline(always)]
-    unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
-        sums.zip(bytes, |sum, bytes| sum.wrapping_add(dot_bytes(bytes, x)))
+    unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
+        sums.zip(bytes.zip(x, dot_bytes), u32::wrapping_add)
     }
     #[inline(always)]
     unsafe fn no_sums() -> Self {
@@ -228,6 +232,10 @@ impl IntLanes for Dwords {
     #[inline(always)]
     unsafe fn scale(self, i: usize) -> Self {
         self.map(|bytes| i32::from(bytes.to_le_bytes()[i] as i8) as u32)
+    }
+    #[inline(always)]
+    unsafe fn spread_scales(scales: &[u8; 16], i: usize) -> Self {
+        Self(std::array::from_fn(|lane| u32::from(scales[4 * i + lane / 4])))
     }
     #[inline(always)]
     unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
@@ -262,8 +270,29 @@ impl IntLanes for Dwords {
     }
     #[inline(always)]
     unsafe fn lookup(self, table: &[u8; 16]) -> Self {
-        let byte = |index: u8| table[usize::from(index & 15)];
+        let byte = |index: u8| if index < 128 { table[usize::from(index & 15)] } else { 0 };
         self.map(|indices| u32::from_le_bytes(indices.to_le_bytes().map(byte)))
+    }
+    #[inline(always)]
+    unsafe fn reflect(self, offset: u8, signs: &[u32; 2]) -> Self {
+        let mut lanes = self;
+        for (i, lane) in lanes.0.iter_mut().enumerate() {
+            let signs = signs[i / 8] >> (4 * (i % 8));
+            let mut bytes = lane.to_le_bytes();
+            for (j, byte) in bytes.iter_mut().enumerate() {
+                if signs >> j & 1 == 1 {
+                    *byte = (2 * offset).wrapping_sub(*byte);
+                }
+            }
+            *lane = u32::from_le_bytes(bytes);
+        }
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn fold(rows: &[Line; LANES]) -> Self {
+        // SAFETY: these lanes need nothing.
+        let rows = rows.each_ref().map(|row| unsafe { Self::load(row) });
+        Self(rows.map(|row| row.0.into_iter().fold(0, u32::wrapping_add)))
     }
     #[inline(always)]
     unsafe fn as_floats(self) -> Portable {

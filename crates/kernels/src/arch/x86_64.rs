@@ -1,7 +1,9 @@
 //! The shells for x86-64.
 
+use super::LANES;
+use crate::memory::Line;
 use std::arch::asm;
-use std::arch::x86_64::{__m128i, __m256i, __m512i, _mm_add_epi8, _mm_set1_epi8, _mm_setr_epi8};
+use std::arch::x86_64::*;
 
 /// See [`pin`](crate::arch::IntLanes::pin).
 #[inline]
@@ -35,6 +37,64 @@ fn scale_bytes(i: usize) -> __m128i {
     _mm_add_epi8(bytes, _mm_set1_epi8(i as i8))
 }
 
+/// What [`lookup`](crate::arch::IntLanes::lookup) takes to bring four bytes of a table to four lanes each: to
+/// the lowest byte of a lane, or of both of its halves.
+const fn spread(halves: bool) -> [Line; 4] {
+    let mut lines = [Line([128; 64]); 4];
+    let mut lane = 0;
+    while lane < 64 {
+        let (line, byte, index) = (lane / 16, lane % 16 * 4, (lane / 4) as u8);
+        lines[line].0[byte] = index;
+        if halves {
+            lines[line].0[byte + 2] = index;
+        }
+        lane += 1;
+    }
+    lines
+}
+static SPREAD_BYTES: [Line; 4] = spread(false);
+static SPREAD_HALVES: [Line; 4] = spread(true);
+
+/// See [`reflect`](crate::arch::IntLanes::reflect).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reflect(stored: __m256i, offset: u8, signs: u32) -> __m256i {
+    let bytes =
+        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let signs = _mm256_shuffle_epi8(_mm256_set1_epi32(signs as i32), bytes);
+    let negative = _mm256_cmpeq_epi8(_mm256_and_si256(signs, bit), bit);
+    let ones = _mm256_and_si256(negative, _mm256_set1_epi8((2 * offset - 1) as i8));
+    _mm256_sub_epi8(_mm256_xor_si256(stored, ones), negative)
+}
+
+/// The sums of 16 dwords each of eight rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold_lines(rows: &[Line; 8]) -> __m256i {
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for (sum, row) in sums.iter_mut().zip(rows) {
+        let row = row.0.as_ptr().cast::<__m256i>();
+        // SAFETY: a line is 64 aligned bytes.
+        *sum = unsafe { _mm256_add_epi32(_mm256_load_si256(row), _mm256_load_si256(row.add(1))) };
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    let first = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    let second = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
+    // The sums of four rows' first halves, then those of the second.
+    let low = _mm256_permute2x128_si256::<0x20>(first, second);
+    let high = _mm256_permute2x128_si256::<0x31>(first, second);
+    _mm256_add_epi32(low, high)
+}
+
+/// See [`fold`](crate::arch::IntLanes::fold): the sums of the first and the last eight rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold_rows(rows: &[Line; LANES]) -> [__m256i; 2] {
+    let (halves, _) = rows.as_chunks();
+    [fold_lines(&halves[0]), fold_lines(&halves[1])]
+}
+
 /// Sums of products of bytes in 32 bits, added up by `dot_lanes`.
 macro_rules! lane_sums {
     () => {
@@ -42,7 +102,7 @@ macro_rules! lane_sums {
         const LIMIT: usize = usize::MAX;
 
         #[inline(always)]
-        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
             // SAFETY: see `load`.
             unsafe { sums.dot_lanes(bytes, x) }
         }
@@ -62,6 +122,11 @@ macro_rules! lane_sums {
             unsafe { self.shl(24 - 8 * i as u32).sar(24) }
         }
         #[inline(always)]
+        unsafe fn spread_scales(scales: &[u8; 16], i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe { Self::load(&$crate::arch::x86_64::SPREAD_BYTES[i]).lookup(scales) }
+        }
+        #[inline(always)]
         unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
             // SAFETY: see `load`.
             unsafe { self.add(sums.mul(scale)) }
@@ -77,12 +142,11 @@ macro_rules! ymm_pair_sums {
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
 
         #[inline(always)]
-        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
             // SAFETY: see `load`.
             unsafe {
-                let x = _mm256_set1_epi32(x as i32);
-                let low = _mm256_maddubs_epi16(bytes.0, x);
-                let high = _mm256_maddubs_epi16(bytes.1, x);
+                let low = _mm256_maddubs_epi16(bytes.0, x.0);
+                let high = _mm256_maddubs_epi16(bytes.1, x.1);
                 Self(_mm256_add_epi16(sums.0, low), _mm256_add_epi16(sums.1, high))
             }
         }
@@ -112,6 +176,11 @@ macro_rules! ymm_pair_sums {
             }
         }
         #[inline(always)]
+        unsafe fn spread_scales(scales: &[u8; 16], i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe { Self::load(&$crate::arch::x86_64::SPREAD_HALVES[i]).lookup(scales) }
+        }
+        #[inline(always)]
         unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
             // SAFETY: see `load`.
             unsafe {
@@ -130,10 +199,10 @@ macro_rules! zmm_pair_sums {
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
 
         #[inline(always)]
-        unsafe fn dot(sums: Self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
             // SAFETY: see `load`.
             unsafe {
-                let products = _mm512_maddubs_epi16(bytes.0, _mm512_set1_epi32(x as i32));
+                let products = _mm512_maddubs_epi16(bytes.0, x.0);
                 Self(_mm512_add_epi16(sums.0, products))
             }
         }
@@ -157,6 +226,11 @@ macro_rules! zmm_pair_sums {
                 let bytes = _mm512_broadcast_i32x4($crate::arch::x86_64::scale_bytes(i));
                 Self(_mm512_srai_epi16::<8>(_mm512_shuffle_epi8(self.0, bytes)))
             }
+        }
+        #[inline(always)]
+        unsafe fn spread_scales(scales: &[u8; 16], i: usize) -> Self {
+            // SAFETY: see `load`.
+            unsafe { Self::load(&$crate::arch::x86_64::SPREAD_HALVES[i]).lookup(scales) }
         }
         #[inline(always)]
         unsafe fn add_scaled(self, sums: Self, scale: Self) -> Self {
@@ -184,6 +258,12 @@ macro_rules! two_ymm_ints {
                 // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned
                 // bytes.
                 unsafe { Self(_mm256_load_si256(line), _mm256_load_si256(line.add(1))) }
+            }
+            #[inline(always)]
+            unsafe fn load_dwords(dwords: &[u32; 16]) -> Self {
+                let dwords = dwords.as_ptr().cast::<__m256i>();
+                // SAFETY: see `load`; these are 64 bytes.
+                unsafe { Self(_mm256_loadu_si256(dwords), _mm256_loadu_si256(dwords.add(1))) }
             }
             #[inline(always)]
             unsafe fn store(self, line: &mut $crate::memory::Line) {
@@ -344,6 +424,20 @@ macro_rules! two_ymm_ints {
                 }
             }
             #[inline(always)]
+            unsafe fn reflect(self, offset: u8, signs: &[u32; 2]) -> Self {
+                use $crate::arch::x86_64::reflect;
+                // SAFETY: see `load`.
+                unsafe {
+                    Self(reflect(self.0, offset, signs[0]), reflect(self.1, offset, signs[1]))
+                }
+            }
+            #[inline(always)]
+            unsafe fn fold(rows: &[$crate::memory::Line; 16]) -> Self {
+                // SAFETY: see `load`.
+                let [low, high] = unsafe { $crate::arch::x86_64::fold_rows(rows) };
+                Self(low, high)
+            }
+            #[inline(always)]
             unsafe fn as_floats(self) -> TwoYmm {
                 // SAFETY: see `load`.
                 unsafe { TwoYmm(_mm256_castsi256_ps(self.0), _mm256_castsi256_ps(self.1)) }
@@ -382,6 +476,11 @@ macro_rules! zmm_ints {
             unsafe fn load(line: &$crate::memory::Line) -> Self {
                 // SAFETY: the caller has the instruction set, here and below; a line is 64 aligned bytes.
                 unsafe { Self(_mm512_load_si512(line.0.as_ptr().cast())) }
+            }
+            #[inline(always)]
+            unsafe fn load_dwords(dwords: &[u32; 16]) -> Self {
+                // SAFETY: see `load`; these are 64 bytes.
+                unsafe { Self(_mm512_loadu_si512(dwords.as_ptr().cast())) }
             }
             #[inline(always)]
             unsafe fn store(self, line: &mut $crate::memory::Line) {
@@ -511,6 +610,23 @@ macro_rules! zmm_ints {
                 unsafe {
                     let table = _mm_loadu_si128(table.as_ptr().cast());
                     Self(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), self.0))
+                }
+            }
+            #[inline(always)]
+            unsafe fn reflect(self, offset: u8, signs: &[u32; 2]) -> Self {
+                let signs = u64::from(signs[0]) | u64::from(signs[1]) << 32;
+                // SAFETY: see `load`.
+                unsafe {
+                    let twice = _mm512_set1_epi8((2 * offset) as i8);
+                    Self(_mm512_mask_sub_epi8(self.0, signs, twice, self.0))
+                }
+            }
+            #[inline(always)]
+            unsafe fn fold(rows: &[$crate::memory::Line; 16]) -> Self {
+                // SAFETY: see `load`.
+                unsafe {
+                    let [low, high] = $crate::arch::x86_64::fold_rows(rows);
+                    Self(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high))
                 }
             }
             #[inline(always)]
@@ -717,13 +833,12 @@ pub(crate) mod avxvnni {
 
     impl TwoYmmInts {
         #[inline(always)]
-        unsafe fn dot_lanes(self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_lanes(self, bytes: Self, x: Self) -> Self {
             // SAFETY: the caller has AVX-VNNI.
             unsafe {
-                let x = _mm256_set1_epi32(x as i32);
                 Self(
-                    _mm256_dpbusd_avx_epi32(self.0, bytes.0, x),
-                    _mm256_dpbusd_avx_epi32(self.1, bytes.1, x),
+                    _mm256_dpbusd_avx_epi32(self.0, bytes.0, x.0),
+                    _mm256_dpbusd_avx_epi32(self.1, bytes.1, x.1),
                 )
             }
         }
@@ -746,7 +861,12 @@ pub(crate) mod avxvnni {
         #[inline(always)]
         unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-VNNI.
-            unsafe { self.dot_lanes(biased, x) }
+            unsafe {
+                self.dot_lanes(
+                    biased,
+                    Self(_mm256_set1_epi32(x as i32), _mm256_set1_epi32(x as i32)),
+                )
+            }
         }
     }
 
@@ -956,9 +1076,9 @@ pub(crate) mod avx512vnni {
 
     impl ZmmInts {
         #[inline(always)]
-        unsafe fn dot_lanes(self, bytes: Self, x: u32) -> Self {
+        unsafe fn dot_lanes(self, bytes: Self, x: Self) -> Self {
             // SAFETY: the caller has AVX-512 VNNI.
-            unsafe { Self(_mm512_dpbusd_epi32(self.0, bytes.0, _mm512_set1_epi32(x as i32))) }
+            unsafe { Self(_mm512_dpbusd_epi32(self.0, bytes.0, x.0)) }
         }
         #[inline(always)]
         unsafe fn dot_half_lanes(self, halves: Self, x: u32) -> Self {
@@ -973,7 +1093,7 @@ pub(crate) mod avx512vnni {
         #[inline(always)]
         unsafe fn dot_large(self, biased: Self, x: u32) -> Self {
             // SAFETY: the caller has AVX-512 VNNI.
-            unsafe { self.dot_lanes(biased, x) }
+            unsafe { self.dot_lanes(biased, Self(_mm512_set1_epi32(x as i32))) }
         }
     }
 

@@ -5,15 +5,19 @@
 //! ```
 //!
 //! What a book has cannot be looked up lane by lane without a load for each, so a block is unpacked row by
-//! row, eight values at a time, before tokens meet it: the time that one token takes is that of
-//! unpacking, and a few more cost little.
+//! row, and few tokens meet it as it comes out: a lane is a place of the row here, and the lanes are added up at
+//! the end of the block. Sums of integers are exact, so the bits are those of the other way round, which
+//! many tokens take. Looking up is most of what a token costs, and a few more cost little.
 
-use super::super_blocks::{self, Factors, QUANT_LINES, SuperBlocks, UNPACKED};
-use super::{Kernel, PANEL_ROWS, Tile, prefetch, set_dword};
+use super::super_blocks::{self, Factors, QUANT_LINES, SuperBlocks};
+use super::{Kernel, PANEL_ROWS, Tile, prefetch, set_dword, set_dwords};
 use crate::activations::{Form, QuantizedActivations, SuperBlock};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use hurtle_quant::{Array, ScaledIntegers};
+
+/// Lines of a row's stored integers of a block.
+const ROW_LINES: usize = 4;
 
 /// The kernel of all of them.
 pub(crate) struct Integers<W>(W);
@@ -36,6 +40,80 @@ impl<W: ScaledIntegers> Integers<W> {
     }
 }
 
+/// A block of a panel's rows.
+struct Rows {
+    /// Without signs.
+    stored: [[Line; ROW_LINES]; PANEL_ROWS],
+    signs: [[u32; 8]; PANEL_ROWS],
+    scales: [[i8; 16]; PANEL_ROWS],
+}
+
+impl Rows {
+    fn new() -> Self {
+        Self {
+            stored: [[Line([0; 64]); ROW_LINES]; PANEL_ROWS],
+            signs: [[0; 8]; PANEL_ROWS],
+            scales: [[0; 16]; PANEL_ROWS],
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<W: ScaledIntegers>(&mut self, rows: &[W::Bytes]) {
+        for (r, bytes) in rows.iter().enumerate() {
+            W::unpack(bytes, bytemuck::cast_mut(&mut self.stored[r]));
+            self.signs[r] = W::signs(bytes);
+            self.scales[r] = W::scales(bytes);
+        }
+    }
+
+    /// Line `i` of row `r`, with signs.
+    #[inline(always)]
+    unsafe fn signed<L: IntLanes, W: ScaledIntegers>(&self, r: usize, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let stored = L::load(&self.stored[r][i]);
+            let (signs, _) = self.signs[r].as_chunks();
+            if W::SIGNED { stored.reflect(W::OFFSET, &signs[i]) } else { stored }
+        }
+    }
+
+    /// The sum of stored integers times scales times activations of row `r`, in parts.
+    #[inline(always)]
+    unsafe fn products<L: IntLanes, W: ScaledIntegers, const T: usize>(
+        &self,
+        r: usize,
+        x: &[SuperBlock; T],
+    ) -> [L; T] {
+        let of_16 = std::array::from_fn(|i| self.scales[r][16 * i / W::GROUP] as u8);
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe {
+            let mut products = [L::splat(0); T];
+            for i in 0..ROW_LINES {
+                let scale = L::spread_scales(&of_16, i);
+                let stored = self.signed::<L, W>(r, i);
+                for t in 0..T {
+                    let x = x[t].qs[LANES * i..].first_chunk().expect("a super-block");
+                    let dots = L::dot_each(L::no_sums(), stored, L::load_dwords(x));
+                    products[t] = products[t].add_scaled(dots, scale);
+                }
+            }
+            products
+        }
+    }
+}
+
+/// Scales `4q` to `4q + 3` of all rows, a byte each.
+#[inline(always)]
+unsafe fn transposed<L: IntLanes>(q: usize, scales: impl Fn(usize) -> [i8; 16]) -> L {
+    let mut line = Line([0; 64]);
+    for r in 0..PANEL_ROWS {
+        let scales = scales(r);
+        set_dword(&mut line, r, std::array::from_fn(|i| scales[4 * q + i] as u8));
+    }
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe { L::load(&line) }
+}
+
 impl<W: ScaledIntegers> Kernel for Integers<W> {
     type Bytes = W::Bytes;
     const LEN: usize = 256;
@@ -47,7 +125,7 @@ impl<W: ScaledIntegers> Kernel for Integers<W> {
     const SHARE: usize = 1;
     const HEADER: usize = 0;
     const LINES: usize = (PANEL_ROWS * W::BYTES).div_ceil(size_of::<Line>());
-    // More than meet a block that `tile` has unpacked.
+    // More than meet the rows of a block that `tile` has unpacked.
     const FROM: usize = 9;
     const FROM_OF_16: usize = 5;
 
@@ -65,15 +143,34 @@ impl<W: ScaledIntegers> Kernel for Integers<W> {
         panel: &[Line],
         tokens: Tile<'_, SuperBlock, T>,
     ) -> [[f32; LANES]; T] {
-        let mut unpacked = [Line([0; 64]); UNPACKED];
+        let mut rows = Rows::new();
+        let mut parts = [[Line([0; 64]); PANEL_ROWS]; T];
+        let mut excess = [Line([0; 64]); 8];
+        let mut factors = [Line([0; 64]); 10];
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::LINES).enumerate() {
                 prefetch::<L>(block);
-                super_blocks::unpack::<L, Self>(block, &mut unpacked);
-                super_blocks::add_products::<L, Self, T>(&unpacked, tokens.block(b), &mut sums);
+                let x = tokens.block(b);
+                rows.unpack::<W>(Self::rows(block));
+                for r in 0..PANEL_ROWS {
+                    let products = rows.products::<L, W, T>(r, x);
+                    for t in 0..T {
+                        products[t].store(&mut parts[t][r]);
+                    }
+                }
+                let mut products = [L::splat(0); T];
+                for t in 0..T {
+                    products[t] = L::fold(&parts[t]);
+                }
+                for q in 0..256 / W::GROUP / 4 {
+                    let scales = transposed::<L>(q, |r| rows.scales[r]);
+                    super_blocks::store_excess(scales, q, &mut excess);
+                }
+                Self::factors::<L>(block, &mut factors);
+                super_blocks::add_finished::<L, Self, T>(products, &excess, &factors, x, &mut sums);
             }
             for t in 0..T {
                 out[t] = sums[t].to_array();
@@ -91,12 +188,20 @@ impl<W: ScaledIntegers> SuperBlocks for Integers<W> {
     const GROUP_LINES: usize = W::GROUP / 4;
 
     #[inline(always)]
-    fn open<'a>(block: &'a [Line], room: &'a mut [Line; QUANT_LINES]) -> &'a [Line] {
-        for (r, bytes) in Self::rows(block).iter().enumerate() {
-            W::for_each(bytes, |i, word| {
-                set_dword(&mut room[2 * i], r, (word as u32).to_le_bytes());
-                set_dword(&mut room[2 * i + 1], r, ((word >> 32) as u32).to_le_bytes());
-            });
+    unsafe fn open<'a, L: IntLanes>(
+        block: &'a [Line],
+        room: &'a mut [Line; QUANT_LINES],
+    ) -> &'a [Line] {
+        let mut rows = Rows::new();
+        rows.unpack::<W>(Self::rows(block));
+        for r in 0..PANEL_ROWS {
+            for i in 0..ROW_LINES {
+                // SAFETY: the caller has the lanes' instruction set.
+                unsafe {
+                    rows.signed::<L, W>(r, i).store(&mut rows.stored[r][i]);
+                }
+            }
+            set_dwords(room, r, bytemuck::cast_slice(&rows.stored[r]), |k| k);
         }
         room
     }
@@ -109,13 +214,9 @@ impl<W: ScaledIntegers> SuperBlocks for Integers<W> {
 
     #[inline(always)]
     unsafe fn scales<L: IntLanes>(block: &[Line], q: usize) -> L {
-        let mut line = Line([0; 64]);
-        for (r, bytes) in Self::rows(block).iter().enumerate() {
-            let scales = W::scales(bytes);
-            set_dword(&mut line, r, std::array::from_fn(|i| scales[4 * q + i] as u8));
-        }
+        let rows = Self::rows(block);
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe { L::load(&line) }
+        unsafe { transposed(q, |r| W::scales(&rows[r])) }
     }
 
     #[inline(always)]

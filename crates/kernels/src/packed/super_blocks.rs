@@ -21,7 +21,10 @@ pub(crate) trait SuperBlocks: Kernel<Activations = SuperBlock> {
 
     /// What [`quants`](Self::quants) reads: the super-block, or what of it had to be written to `room`.
     #[inline(always)]
-    fn open<'a>(block: &'a [Line], _room: &'a mut [Line; QUANT_LINES]) -> &'a [Line] {
+    unsafe fn open<'a, L: IntLanes>(
+        block: &'a [Line],
+        _room: &'a mut [Line; QUANT_LINES],
+    ) -> &'a [Line] {
         block
     }
 
@@ -88,13 +91,11 @@ pub(crate) unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mu
                 scale.store(&mut scales[4 * q + i]);
             }
             if has_excess::<K>() {
-                let halves = bytes.halves();
-                halves[0].store(&mut excess[2 * q]);
-                halves[1].store(&mut excess[2 * q + 1]);
+                store_excess(bytes, q, excess);
             }
         }
         let mut room = [Line([0; 64]); QUANT_LINES];
-        let opened = K::open(block, &mut room);
+        let opened = K::open::<L>(block, &mut room);
         for (i, line) in quants.iter_mut().enumerate() {
             K::quants::<L>(opened, i).store(line);
         }
@@ -154,6 +155,33 @@ pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
                 }
             });
         }
+        let factors = factors.first_chunk().expect("an unpacked super-block");
+        add_finished::<L, K, T>(products, excess, factors, x, sums);
+    }
+}
+
+/// Stores the scales of groups `4q` to `4q + 3`, a byte each, for what makes the quants too high to come off.
+#[inline(always)]
+pub(crate) unsafe fn store_excess<L: IntLanes>(scales: L, q: usize, excess: &mut [Line]) {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        let halves = scales.halves();
+        halves[0].store(&mut excess[2 * q]);
+        halves[1].store(&mut excess[2 * q + 1]);
+    }
+}
+
+/// Adds a super-block to the results, given its products with stored quants.
+#[inline(always)]
+pub(crate) unsafe fn add_finished<L: IntLanes, K: SuperBlocks, const T: usize>(
+    mut products: [L; T],
+    excess: &[Line],
+    factors: &Factors,
+    x: &[SuperBlock; T],
+    sums: &mut [L::Floats; T],
+) {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
         if has_excess::<K>() {
             for t in 0..T {
                 let mut sum = L::splat(0);
@@ -164,7 +192,7 @@ pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
                 products[t] = products[t].add(sum.mul(L::splat(-K::OFFSET)));
             }
         }
-        let factors = K::hold::<L>(factors.first_chunk().expect("an unpacked super-block"));
+        let factors = K::hold::<L>(factors);
         for t in 0..T {
             sums[t] = sums[t].add(K::finish::<L>(&factors, &x[t], products[t]));
         }

@@ -81,9 +81,9 @@ unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut Unpacked)
     let n_groups = DIGIT_LINES / K::GROUP_LINES;
     let ahead = block.as_ptr().wrapping_add(2 * block.len());
     let mut room = [Line([0; 64]); DIGIT_LINES];
-    let opened = K::open(block, &mut room);
     // SAFETY: the caller has the lanes' instruction set; any address may be fetched.
     unsafe {
+        let opened = K::open::<L>(block, &mut room);
         K::factors::<L>(block, &mut to.factors);
         // Two weights a lane, 16 bits each. With signs, 64 × 128 more than they are, so that none is
         // negative; 64 comes off the high digits at the end.
