@@ -77,13 +77,14 @@ impl Rows {
         }
     }
 
-    /// The sum of stored integers times scales times activations of row `r`, in parts.
+    /// The sums of stored integers times scales times activations of row `r`, in 16 parts each.
     #[inline(always)]
-    unsafe fn products<L: IntLanes, W: ScaledIntegers, const T: usize>(
+    unsafe fn multiply<L: IntLanes, W: ScaledIntegers, const T: usize>(
         &self,
         r: usize,
         x: &[SuperBlock; T],
-    ) -> [L; T] {
+        parts: &mut [[Line; PANEL_ROWS]; T],
+    ) {
         let of_16 = std::array::from_fn(|i| self.scales[r][16 * i / W::GROUP] as u8);
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
@@ -97,7 +98,9 @@ impl Rows {
                     products[t] = products[t].add_scaled(dots, scale);
                 }
             }
-            products
+            for t in 0..T {
+                products[t].store(&mut parts[t][r]);
+            }
         }
     }
 }
@@ -156,10 +159,7 @@ impl<W: ScaledIntegers> Kernel for Integers<W> {
                 let x = tokens.block(b);
                 rows.unpack::<W>(Self::rows(block));
                 for r in 0..PANEL_ROWS {
-                    let products = rows.products::<L, W, T>(r, x);
-                    for t in 0..T {
-                        products[t].store(&mut parts[t][r]);
-                    }
+                    rows.multiply::<L, W, T>(r, x, &mut parts);
                 }
                 let mut products = [L::splat(0); T];
                 for t in 0..T {
