@@ -5,6 +5,7 @@ mod bench;
 pub mod constraint;
 mod embed;
 mod generate;
+mod lines;
 pub mod perplexity;
 mod prefix;
 mod profile;
@@ -22,6 +23,7 @@ pub use generate::{
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
 pub use hurtle_model::Pooling;
+pub use lines::LineLimits;
 pub use profile::ProfileRun;
 pub use saved::PrefixDir;
 pub use service::{

@@ -168,6 +168,8 @@ pub struct Finished {
     pub n_cached: usize,
     /// Tokens of the answer.
     pub n_generated: usize,
+    /// Tokens of both whose keys and values were there at the end.
+    pub n_kept: usize,
     /// How long it took.
     pub timings: Timings,
 }
@@ -796,23 +798,24 @@ impl<'e> Scheduler<'e> {
             if let Some(reason) = why(&self.waiting[i])
                 && let Some(job) = self.waiting.remove(i)
             {
-                self.finish(job, reason);
+                self.finish(job, 0, reason);
             }
         }
         for i in (0..self.running.len()).rev() {
             if let Some(reason) = why(&self.running[i].job) {
-                let job = self.retire(i);
-                self.finish(job, reason);
+                let (job, n_kept) = self.retire(i);
+                self.finish(job, n_kept, reason);
             }
         }
     }
 
-    /// Takes a job from its place, and leaves its pages to the prefix cache.
-    fn retire(&mut self, index: usize) -> Job<'e> {
+    /// Takes a job from its place, and leaves its pages to the prefix cache; also tells how many tokens they hold.
+    fn retire(&mut self, index: usize) -> (Job<'e>, usize) {
         let Running { job, seq, .. } = self.running.remove(index);
-        self.remember(&job, seq, self.cache.len(seq));
+        let n_kept = self.cache.len(seq);
+        self.remember(&job, seq, n_kept);
         self.cache.remove(seq);
-        job
+        (job, n_kept)
     }
 
     /// Lets the prefix cache know the first `n` tokens of a job.
@@ -824,7 +827,7 @@ impl<'e> Scheduler<'e> {
     }
 
     /// The last event.
-    fn finish(&mut self, job: Job<'e>, stop_reason: StopReason) {
+    fn finish(&mut self, job: Job<'e>, n_kept: usize, stop_reason: StopReason) {
         if self.closing {
             match stop_reason {
                 StopReason::Cancelled => self.report.cancelled += 1,
@@ -854,6 +857,7 @@ impl<'e> Scheduler<'e> {
                 n_prompt,
                 n_cached,
                 n_generated,
+                n_kept,
                 timings,
             };
             // A listener that panics hears nothing more anyway.
@@ -1076,9 +1080,9 @@ impl<'e> Scheduler<'e> {
             }
         }
         for (index, end) in ended.into_iter().rev() {
-            let mut job = self.retire(index);
+            let (mut job, n_kept) = self.retire(index);
             match end {
-                Ok(reason) => self.finish(job, reason),
+                Ok(reason) => self.finish(job, n_kept, reason),
                 Err(error) => {
                     self.report.finished += usize::from(self.closing);
                     job.tell(Event::Failed(error));
