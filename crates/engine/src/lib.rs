@@ -12,6 +12,7 @@ mod profile;
 pub mod sampler;
 mod saved;
 mod service;
+mod slots;
 mod stop;
 mod token_loop;
 
@@ -30,4 +31,5 @@ pub use service::{
     BATCH_SIZES, Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport,
     SlotInfo, SubmitError, Ticket, TokenOut,
 };
+pub use slots::{SlotAction, SlotContent, SlotDone, SlotError};
 pub use stop::StopMatcher;

@@ -114,6 +114,8 @@ pub struct Generate {
     pub cache_prompt: bool,
     /// Who asks: requests of one client wait for each other, not for those of other clients.
     pub client: Option<String>,
+    /// Under which number the sequence is to be found again.
+    pub slot: Option<usize>,
 }
 
 impl Default for Generate {
@@ -132,6 +134,7 @@ impl Default for Generate {
             n_ctx: None,
             cache_prompt: true,
             client: None,
+            slot: None,
         }
     }
 }

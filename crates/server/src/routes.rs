@@ -8,6 +8,7 @@ mod ollama;
 mod page;
 mod pull;
 mod responses;
+mod slots;
 
 use crate::ServerOptions;
 use crate::connections::ReadTimeout;
@@ -84,12 +85,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/metrics", get(metrics))
-        .route("/slots", get(slots))
         .merge(models::routes())
         .merge(ollama::routes())
         .merge(anthropic::routes())
         .merge(chat::routes())
         .merge(responses::routes())
+        .merge(slots::routes())
         .merge(pull::routes())
         .merge(llama_cpp::routes())
         .merge(embeddings::routes())
@@ -221,7 +222,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         |n: u64, time: Duration| if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() };
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
     let metrics = [
-        counter("prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens),
+        counter(
+            "prompt_tokens_total",
+            "Tokens processed of prompts and of texts for vectors and scores.",
+            stats.prompt_tokens + shared.times.embedded(),
+        ),
         counter(
             "prompt_tokens_cached_total",
             "Prompt tokens found in the cache.",
@@ -285,29 +290,6 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response();
     response.headers_mut().insert("process-start-time-unix", shared.started.into());
     response
-}
-
-/// The places in which the loaded models write answers: first those in use, then those that are free.
-async fn slots(State(shared): State<Arc<Shared>>) -> Response {
-    let mut slots = Vec::new();
-    shared.models.loaded(|status| {
-        let service = &status.loaded.service;
-        let running = service.stats().slots;
-        for place in 0..shared.options.service.max_sequences.max(running.len()) {
-            let mut slot = json!({"id": slots.len(), "model": status.loaded.source.name,
-                "n_ctx": service.engine().ctx_size(), "is_processing": false});
-            if let Some(answer) = running.get(place) {
-                slot["is_processing"] = true.into();
-                slot["id_task"] = answer.id.into();
-                slot["n_prompt_tokens"] = answer.n_prompt.into();
-                slot["n_past"] = answer.n_done.into();
-                slot["n_decoded"] = answer.n_generated.into();
-                slot["next_token"] = json!([{"n_decoded": answer.n_generated}]);
-            }
-            slots.push(slot);
-        }
-    });
-    with_json(&slots.into())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -551,6 +533,11 @@ impl Lease {
             let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
             return Err(ApiError::invalid("logit_bias", message));
         }
+        let n_slots = self.service.max_sequences();
+        if let Some(slot) = generate.slot.filter(|&slot| slot >= n_slots) {
+            let message = format!("id_slot: expected less than {n_slots}, found {slot}");
+            return Err(ApiError::invalid("id_slot", message));
+        }
         for prompt in &prompts {
             if prompt.is_empty() {
                 let message =
@@ -579,6 +566,7 @@ impl Lease {
                 let request = hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
+                    slot: generate.slot,
                     logprobs: generate.logprobs,
                     distribution: generate.distribution,
                     prompt_logprobs: generate.logprobs.filter(|_| generate.echo),
@@ -721,7 +709,15 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
         generated: finished.n_generated,
         reasoning: 0,
     };
-    Outcome { reason, truncated, n_kept: finished.n_kept, stop_string, usage, timings }
+    Outcome {
+        reason,
+        truncated,
+        n_kept: finished.n_kept,
+        slot: finished.slot,
+        stop_string,
+        usage,
+        timings,
+    }
 }
 
 /// The error of an answer that the server itself has cancelled, or that never began.
@@ -858,5 +854,46 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
 fn server_sent(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(pieces)).into_response()
+    (headers, Body::from_stream(with_pings(pieces, PING))).into_response()
+}
+
+/// How often a stream says that it is there while it has nothing to tell: a long prompt is silent for longer than
+/// some clients and proxies wait.
+const PING: Duration = Duration::from_secs(30);
+
+/// The pieces, and comments, which clients skip, while there are none.
+fn with_pings(
+    pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
+    every: Duration,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+    let ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let ping = |_| Ok(Bytes::from_static(b": ping\n\n"));
+    pieces.timeout_repeating(ticks).map(move |piece| piece.unwrap_or_else(ping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_is_silent_says_that_it_is_there() {
+        let (sender, pieces) = tokio::sync::mpsc::unbounded_channel();
+        let pieces = tokio_stream::wrappers::UnboundedReceiverStream::new(pieces);
+        let stream = with_pings(pieces, Duration::from_millis(5));
+        tokio::pin!(stream);
+        assert_eq!(stream.next().await, Some(Ok(Bytes::from(": ping\n\n"))));
+        sender.send(Ok(Bytes::from("data: 1\n\n"))).expect("sent");
+        let skipped = |piece: &Result<Bytes, Infallible>| {
+            piece.as_ref().is_ok_and(|bytes| bytes.starts_with(b": "))
+        };
+        let mut next = stream.next().await;
+        while next.as_ref().is_some_and(skipped) {
+            next = stream.next().await;
+        }
+        assert_eq!(next, Some(Ok(Bytes::from("data: 1\n\n"))));
+        drop(sender);
+        while let Some(piece) = stream.next().await {
+            assert!(skipped(&piece), "{piece:?}");
+        }
+    }
 }

@@ -60,6 +60,8 @@ pub(super) struct Head {
     prompts: Vec<(String, usize)>,
     /// What probabilities are told of.
     distribution: Distribution,
+    /// The slot that was asked for.
+    slot: Option<usize>,
     /// Fields of a whole reply; empty: all.
     wanted: Vec<String>,
 }
@@ -91,7 +93,8 @@ impl Head {
         let settings = llama_cpp::settings(generate, &biases, stream);
         let told = prompts.iter().map(|ids| (model.text(ids), ids.len()));
         let prompts = told.flat_map(|told| std::iter::repeat_n(told, generate.n)).collect();
-        Self { model, settings, prompts, distribution: generate.distribution, wanted }
+        let Generate { distribution, slot, .. } = *generate;
+        Self { model, settings, prompts, distribution, slot, wanted }
     }
 
     pub(super) fn last(
@@ -111,7 +114,7 @@ impl Head {
         streamed.n_generated += ids.len();
         let (prompt, generated) = (self.prompts[index].1, streamed.n_generated);
         let usage = Usage { prompt, generated, ..Usage::default() };
-        let mut chunk = llama_cpp::completion_chunk(index, text, &ids, usage);
+        let mut chunk = llama_cpp::completion_chunk(index, text, &ids, self.slot, usage);
         if let Some(timings) = &streamed.timings {
             chunk["timings"] = llama_cpp::timings(timings);
         }

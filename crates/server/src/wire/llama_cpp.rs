@@ -10,18 +10,10 @@ use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
-/// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
-/// as is `n_cache_reuse`; nothing is kept or discarded when a context is shifted, because none is; where tokens are
+/// What llama.cpp's clients send along and what changes no answer here: `n_cache_reuse` is a hint about the cache; nothing is kept or discarded when a context is shifted, because none is; where tokens are
 /// chosen is about speed; llama.cpp itself has no limit to the time of a prompt; `user` is a label.
-pub const IGNORED: &[&str] = &[
-    "id_slot",
-    "n_keep",
-    "n_discard",
-    "n_cache_reuse",
-    "backend_sampling",
-    "t_max_prompt_ms",
-    "user",
-];
+pub const IGNORED: &[&str] =
+    &["n_keep", "n_discard", "n_cache_reuse", "backend_sampling", "t_max_prompt_ms", "user"];
 
 /// Reads the body of `/completion`; also tells which fields of the reply are wanted, if not all.
 pub fn parse_completion(
@@ -87,6 +79,7 @@ fn common(
     options::length(fields, &["n_predict", "max_completion_tokens", "max_tokens"], &mut generate)?;
     options::n(fields, &["n_cmpl", "n"], &mut generate)?;
     options::lines(fields, &mut generate)?;
+    options::slot(fields, &mut generate)?;
     options::grammar(fields, &mut generate)?;
     fields.only("lora", json!([]), "there are no adapters")?;
     if let Some(cache) = fields.opt("cache_prompt")? {
@@ -131,7 +124,7 @@ pub(crate) fn completion(
         "index": index,
         "content": content,
         "tokens": tokens,
-        "id_slot": -1,
+        "id_slot": slot_id(outcome.slot),
         "stop": true,
         "model": model,
         "tokens_predicted": outcome.usage.generated,
@@ -148,16 +141,27 @@ pub(crate) fn completion(
 }
 
 /// A message of the stream of `/completion`; `usage` counts the tokens up to its end.
-pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32], usage: Usage) -> Value {
+pub(crate) fn completion_chunk(
+    index: usize,
+    content: &str,
+    tokens: &[u32],
+    slot: Option<usize>,
+    usage: Usage,
+) -> Value {
     json!({
         "index": index,
         "content": content,
         "tokens": tokens,
         "stop": false,
-        "id_slot": -1,
+        "id_slot": slot_id(slot),
         "tokens_predicted": usage.generated,
         "tokens_evaluated": usage.prompt,
     })
+}
+
+/// A slot's number; -1: not known.
+fn slot_id(slot: Option<usize>) -> i64 {
+    slot.and_then(|slot| i64::try_from(slot).ok()).unwrap_or(-1)
 }
 
 /// Log-probabilities of tokens, for `n_probs`; of what was drawn from, probabilities, and those of no token that
@@ -314,6 +318,20 @@ pub(crate) fn parse_adapters(body: &[u8]) -> Result<(), ApiError> {
             Err(ApiError::new(ErrorKind::Invalid, message))
         }
     }
+}
+
+/// Reads the body of `/slots/{slot}`: the name of a file, which lies in no other folder.
+pub(crate) fn parse_filename(body: &[u8]) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name: String = fields.required("filename")?;
+    let allowed = |c: char| c.is_alphanumeric() || "._- ".contains(c);
+    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(allowed) {
+        let what =
+            "expected up to 200 letters, digits, '-', '_', ' ' and '.', no '.' at the beginning";
+        return Err(fields.wrong("filename", what));
+    }
+    fields.finish(&[])?;
+    Ok(name)
 }
 
 /// Reads the body of `/models/load` and `/models/unload`: which model.

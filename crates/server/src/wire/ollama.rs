@@ -426,6 +426,7 @@ mod tests {
             reason: FinishReason::Stop,
             truncated: false,
             n_kept: 0,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },

@@ -23,7 +23,6 @@ pub const IGNORED: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_retention",
     "prediction",
-    "id_slot",
     "backend_sampling",
 ];
 
@@ -61,6 +60,17 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         fields.opt::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
         template.insert("reasoning_effort".into(), effort.into());
+    }
+    // llama.cpp's: 0 is no reasoning at all, -1 any.
+    for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
+        match fields.opt::<i64>(name)? {
+            None | Some(-1) => {}
+            Some(0) => drop(template.insert("enable_thinking".into(), false.into())),
+            Some(_) => {
+                let what = "expected 0 or -1: how long to think is the model's affair";
+                return Err(fields.wrong(name, what));
+            }
+        }
     }
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
     let choice = fields.opt("tool_choice")?;
@@ -174,6 +184,7 @@ fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> 
         generate.format_param = "response_format";
     }
     options::grammar(fields, generate)?;
+    options::slot(fields, generate)?;
     if let Some(cache) = fields.opt("cache_prompt")? {
         generate.cache_prompt = cache;
     }
@@ -711,6 +722,16 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_of_nothing_is_no_reasoning() {
+        for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
+            let template = |n: i64| chat(with(name, n.into())).map(|chat| chat.template);
+            assert_eq!(template(0).expect("read")["enable_thinking"], false);
+            assert!(template(-1).expect("read").is_empty());
+            assert_eq!(template(5).expect_err("refused").param.as_deref(), Some(name));
+        }
+    }
+
+    #[test]
     fn tool_choice_none_hides_the_tools() {
         let mut body = with("tools", json!([{"type": "function", "function": {"name": "f"}}]));
         assert_eq!(chat(body.clone()).expect("read").tools.len(), 1);
@@ -763,6 +784,7 @@ mod tests {
             reason: FinishReason::ToolCalls,
             truncated: false,
             n_kept: 4,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 1, generated: 2, reasoning: 0 },
             timings: Default::default(),

@@ -195,6 +195,18 @@ pub(super) fn n(
     Ok(())
 }
 
+/// llama.cpp's `id_slot`; -1: any.
+pub(super) fn slot(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    generate.slot = match fields.opt::<i64>("id_slot")? {
+        None | Some(-1) => None,
+        Some(n) => {
+            let wrong = |_| fields.wrong("id_slot", &format!("expected at least -1, found {n}"));
+            Some(usize::try_from(n).map_err(wrong)?)
+        }
+    };
+    Ok(())
+}
+
 /// llama.cpp's `n_indent` and `t_max_predict_ms`, with which editors complete code.
 pub(super) fn lines(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
     let lines = &mut generate.params.lines;

@@ -522,7 +522,7 @@ async fn places_for_answers() {
     let idle = idle.as_array().expect("places");
     assert_eq!(json!(idle.len()), get(&server, "/props").await["total_slots"]);
     for (i, slot) in idle.iter().enumerate() {
-        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "is_processing": false});
+        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "speculative": false, "is_processing": false});
         assert_eq!(*slot, expected);
     }
 }

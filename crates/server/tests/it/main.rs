@@ -8,3 +8,4 @@ mod ollama;
 mod openapi;
 mod operation;
 mod reasoning;
+mod slots;
