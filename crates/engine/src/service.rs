@@ -732,7 +732,11 @@ impl Shared {
         .is_err();
         if broken {
             // First the door, so that nobody waits in front of it.
-            lock(&self.inbox).state = State::Failed;
+            {
+                let mut inbox = lock(&self.inbox);
+                inbox.state = State::Failed;
+                inbox.slot_requests.clear();
+            }
             scheduler.intake();
             let running = scheduler.running.drain(..).map(|running| running.job);
             for mut job in running.chain(scheduler.waiting.drain(..)) {

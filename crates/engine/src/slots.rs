@@ -1,8 +1,8 @@
-//! Slots: numbers under which clients find again what they asked before. What a slot holds, the prompt and answer that
-//! ran in it last, can be written to a file of the client's own, be put back from it, and be forgotten.
+//! Slots: numbers under which clients find again what they asked before. What a slot holds, the prompt and answer
+//! that ran in it last, can be written to a file of the client's own, be put back from it, and be forgotten.
 //!
 //! ```text
-//! FILE: "hurtlesl" | identity | bytes of a page | tokens | ids of tokens | their pages, as in memory | sha256 of all before
+//! FILE: "hurtlesl" | identity | bytes of a page | tokens | ids of tokens | their pages, as in memory | sha256 of all
 //! ```
 //! Keys and values lie in the prefix cache as those of all prompts do: a slot is a name for some of them.
 use crate::Engine;

@@ -1,5 +1,6 @@
 //! The link of the chain that editors put behind top-k and top-p when a gap is filled in: it ends early rather than
-//! late, and takes tokens that begin alike for one (llama.cpp's `infill`, <https://github.com/ggml-org/llama.cpp/pull/9896>).
+//! late, and takes tokens that begin alike for one
+//! (llama.cpp's `infill`, <https://github.com/ggml-org/llama.cpp/pull/9896>).
 //!
 //! ```text
 //! 3 · P(end) · n > P(text)?  only ends are left

@@ -10,8 +10,9 @@ use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
-/// What llama.cpp's clients send along and what changes no answer here: `n_cache_reuse` is a hint about the cache; nothing is kept or discarded when a context is shifted, because none is; where tokens are
-/// chosen is about speed; llama.cpp itself has no limit to the time of a prompt; `user` is a label.
+/// What llama.cpp's clients send along and what changes no answer here: `n_cache_reuse` is a hint about the cache;
+/// nothing is kept or discarded when a context is shifted, because none is; where tokens are chosen is about speed;
+/// llama.cpp itself has no limit to the time of a prompt; `user` is a label.
 pub const IGNORED: &[&str] =
     &["n_keep", "n_discard", "n_cache_reuse", "backend_sampling", "t_max_prompt_ms", "user"];
 
