@@ -392,7 +392,7 @@ impl GenerationArgs {
             n_predict: usize::try_from(self.n_predict).ok(),
             stop,
             special: self.special,
-            shown: Vec::new(),
+            ..GenerationParams::default()
         })
     }
 

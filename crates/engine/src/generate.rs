@@ -1,5 +1,6 @@
 //! A loaded model, and sequences that grow on it.
 
+use crate::LineLimits;
 use crate::constraint::{Constraint, ConstraintError, Grammar, GrammarConstraint, Grammars};
 use crate::sampler::{Distribution, Sampled, Sampler, SamplerError, SamplerParams};
 use crate::token_loop::TokenLoop;
@@ -325,6 +326,8 @@ pub struct GenerationParams {
     pub n_predict: Option<usize>,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    /// Limits to the lines of the text.
+    pub lines: LineLimits,
     /// Show control tokens in the text.
     pub special: bool,
     /// Control tokens that are shown in any case: those that structure an answer.

@@ -5,12 +5,14 @@ mod bench;
 pub mod constraint;
 mod embed;
 mod generate;
+mod lines;
 pub mod perplexity;
 mod prefix;
 mod profile;
 pub mod sampler;
 mod saved;
 mod service;
+mod slots;
 mod stop;
 mod token_loop;
 
@@ -22,10 +24,12 @@ pub use generate::{
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;
 pub use hurtle_model::Pooling;
+pub use lines::LineLimits;
 pub use profile::ProfileRun;
 pub use saved::PrefixDir;
 pub use service::{
     BATCH_SIZES, Event, Finished, Request, Service, ServiceOptions, ServiceStats, ShutdownReport,
     SlotInfo, SubmitError, Ticket, TokenOut,
 };
+pub use slots::{SlotAction, SlotContent, SlotDone, SlotError};
 pub use stop::StopMatcher;

@@ -165,6 +165,21 @@ impl PrefixCache {
         cache.release_page(page);
     }
 
+    /// Forgets the pages of `tokens` that nothing else goes on from; returns how many tokens they cover.
+    pub(crate) fn erase(&mut self, cache: &mut KvCache, tokens: &[u32]) -> usize {
+        let (mut node, mut path) = (ROOT, Vec::new());
+        for page in tokens.chunks(PAGE_TOKENS) {
+            let Some(&child) = self.nodes[node].children.get(page) else { break };
+            node = child;
+            path.push(node);
+        }
+        let before = self.n_tokens;
+        while let Some(node) = path.pop().filter(|&node| self.nodes[node].children.is_empty()) {
+            self.remove(cache, node);
+        }
+        before - self.n_tokens
+    }
+
     /// The tokens from the beginning to the end of a node.
     fn path(&self, mut node: usize) -> Vec<u32> {
         let mut nodes = Vec::new();

@@ -152,7 +152,7 @@ impl Index {
 }
 
 /// A new file, for this user alone: pages tell of conversations.
-fn create(path: &Path) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -271,7 +271,7 @@ fn checked(mut bytes: Vec<u8>, key: &Key, n_bytes: usize) -> Option<Vec<u8>> {
 
 /// What, beside tokens, the content of pages follows from. Of the weights it takes samples: all of them would
 /// cost seconds.
-fn identity(engine: &Engine) -> Key {
+pub(crate) fn identity(engine: &Engine) -> Key {
     const SAMPLE: usize = 4096;
     let gguf = engine.gguf();
     let mut sha = Sha256::new();

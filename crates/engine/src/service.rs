@@ -20,10 +20,11 @@ use crate::generate::millis;
 use crate::prefix::PrefixCache;
 use crate::sampler::{Distribution, Sampled, Sampler, SamplerError};
 use crate::saved::{PrefixDir, SavedPages};
+use crate::slots::{SlotAction, SlotContent, SlotDone};
 use crate::token_loop::TokenLoop;
 use crate::{Engine, EngineError, GenerationParams, StopReason, Timings};
 use hurtle_model::{BatchToken, KvCache, PAGE_TOKENS, Scratch, SeqId};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +79,8 @@ pub struct Request {
     pub constraint: Option<Box<dyn Constraint>>,
     /// Who asks: places are shared fairly between clients.
     pub client: Option<String>,
+    /// Under which number the sequence is to be found again; `None`: the lowest that is free.
+    pub slot: Option<usize>,
     /// Whether the prefix cache may be used and filled.
     pub cache_prompt: bool,
     /// When the answer ends, complete or not.
@@ -95,6 +98,7 @@ impl Request {
             prompt_logprobs: None,
             constraint: None,
             client: None,
+            slot: None,
             cache_prompt: true,
             deadline: None,
         }
@@ -168,6 +172,10 @@ pub struct Finished {
     pub n_cached: usize,
     /// Tokens of the answer.
     pub n_generated: usize,
+    /// Tokens of both whose keys and values were there at the end.
+    pub n_kept: usize,
+    /// Under which number the sequence is found again; `None`: it never began.
+    pub slot: Option<usize>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -243,6 +251,8 @@ pub struct ShutdownReport {
 pub struct SlotInfo {
     /// The request's number.
     pub id: u64,
+    /// The number under which it is found again.
+    pub slot: usize,
     /// Who asked.
     pub client: Option<String>,
     /// Tokens of the prompt.
@@ -324,9 +334,17 @@ enum State {
     Failed,
 }
 
+/// What is to be done with a slot, and who wants to know.
+struct SlotRequest {
+    slot: usize,
+    action: SlotAction,
+    on_done: Box<dyn FnOnce(SlotDone) + Send>,
+}
+
 struct Inbox {
     state: State,
     incoming: Vec<Incoming>,
+    slot_requests: Vec<SlotRequest>,
     /// Requests that the thread has taken and that wait.
     waiting: usize,
     next_id: u64,
@@ -416,6 +434,7 @@ impl Service {
             inbox: Mutex::new(Inbox {
                 state: State::Open,
                 incoming: Vec::new(),
+                slot_requests: Vec::new(),
                 waiting: 0,
                 next_id: 0,
                 stopped: false,
@@ -482,6 +501,26 @@ impl Service {
         Ok(ticket)
     }
 
+    /// Sequences that run at the same time, and so many slots there are.
+    pub fn max_sequences(&self) -> usize {
+        self.shared().max_sequences
+    }
+
+    /// Does something with a slot between two steps. `on_done` is called on the service's thread and must neither
+    /// block nor panic; it is dropped unheard if the service ends before.
+    pub fn with_slot(
+        &self,
+        slot: usize,
+        action: SlotAction,
+        on_done: Box<dyn FnOnce(SlotDone) + Send>,
+    ) {
+        let mut inbox = lock(&self.shared().inbox);
+        if matches!(inbox.state, State::Open) {
+            inbox.slot_requests.push(SlotRequest { slot, action, on_done });
+            self.shared().changed.notify_all();
+        }
+    }
+
     /// How it is doing.
     pub fn stats(&self) -> ServiceStats {
         let mut stats = lock(&self.shared().stats).clone();
@@ -516,6 +555,7 @@ struct Job<'e> {
     on_event: OnEvent,
     cancelled: Arc<AtomicBool>,
     client: Option<String>,
+    slot: Option<usize>,
     deadline: Option<Instant>,
     cache_prompt: bool,
     /// Prompt and answer.
@@ -583,9 +623,18 @@ impl Job<'_> {
     }
 }
 
+/// A place that a job had.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    slot: usize,
+    /// Tokens whose keys and values were there.
+    n_kept: usize,
+}
+
 /// A job with a place.
 struct Running<'e> {
     job: Job<'e>,
+    slot: usize,
     seq: SeqId,
     /// Tokens that the next step processes.
     planned: usize,
@@ -614,6 +663,8 @@ struct Scheduler<'e> {
     running: Vec<Running<'e>>,
     cache: KvCache,
     prefix: PrefixCache,
+    /// The tokens of the sequence that ended in each slot last.
+    slots: HashMap<usize, Vec<u32>>,
     scratch: Scratch,
     batch: Vec<BatchToken>,
     /// Seconds that a prompt token takes.
@@ -681,7 +732,11 @@ impl Shared {
         .is_err();
         if broken {
             // First the door, so that nobody waits in front of it.
-            lock(&self.inbox).state = State::Failed;
+            {
+                let mut inbox = lock(&self.inbox);
+                inbox.state = State::Failed;
+                inbox.slot_requests.clear();
+            }
             scheduler.intake();
             let running = scheduler.running.drain(..).map(|running| running.job);
             for mut job in running.chain(scheduler.waiting.drain(..)) {
@@ -704,6 +759,7 @@ impl<'e> Scheduler<'e> {
             running: Vec::new(),
             cache: shared.engine.kv_cache(),
             prefix: PrefixCache::new(),
+            slots: HashMap::new(),
             scratch: Scratch::default(),
             batch: Vec::new(),
             token_time: None,
@@ -749,7 +805,9 @@ impl<'e> Scheduler<'e> {
         let idle = self.running.is_empty() && self.waiting.is_empty();
         let inbox = lock(&self.shared.inbox);
         let nothing = |inbox: &mut Inbox| {
-            idle && inbox.incoming.is_empty() && matches!(inbox.state, State::Open)
+            idle && inbox.incoming.is_empty()
+                && inbox.slot_requests.is_empty()
+                && matches!(inbox.state, State::Open)
         };
         let inbox = self.shared.changed.wait_while(inbox, nothing);
         inbox.unwrap_or_else(PoisonError::into_inner).state
@@ -757,14 +815,17 @@ impl<'e> Scheduler<'e> {
 
     /// Takes what has arrived.
     fn intake(&mut self) {
-        let incoming = {
+        let (incoming, slot_requests) = {
             let mut inbox = lock(&self.shared.inbox);
             inbox.waiting += inbox.incoming.len();
-            std::mem::take(&mut inbox.incoming)
+            (std::mem::take(&mut inbox.incoming), std::mem::take(&mut inbox.slot_requests))
         };
+        for SlotRequest { slot, action, on_done } in slot_requests {
+            on_done(self.with_slot(slot, action));
+        }
         for incoming in incoming {
             let Incoming { id, request, sampler, on_event, cancelled, submitted } = incoming;
-            let Request { prompt, params, constraint, client, deadline, .. } = request;
+            let Request { prompt, params, constraint, client, slot, deadline, .. } = request;
             let room = self.shared.n_ctx - prompt.len();
             let token_loop = TokenLoop::new(&self.shared.engine, sampler, &params, room);
             self.waiting.push_back(Job {
@@ -772,6 +833,7 @@ impl<'e> Scheduler<'e> {
                 on_event,
                 cancelled,
                 client,
+                slot,
                 deadline,
                 cache_prompt: request.cache_prompt
                     && request.prompt_logprobs.is_none()
@@ -790,29 +852,68 @@ impl<'e> Scheduler<'e> {
         }
     }
 
+    fn with_slot(&mut self, slot: usize, action: SlotAction) -> SlotDone {
+        let Self { shared, cache, prefix, slots, .. } = self;
+        match action {
+            SlotAction::Copy => {
+                let mut tokens = slots.get(&slot).cloned().unwrap_or_default();
+                let (n, pages) = prefix.lookup(&tokens);
+                tokens.truncate(n);
+                let pages = pages.iter().flat_map(|&page| cache.page(page)).copied().collect();
+                SlotDone { n_tokens: n, content: Some(SlotContent { tokens, pages }) }
+            }
+            SlotAction::Put(SlotContent { mut tokens, pages: bytes }) => {
+                let mut pages = Vec::new();
+                for page in bytes.chunks_exact(cache.page_bytes()) {
+                    if cache.pages_in_use() >= shared.max_pages {
+                        prefix.evict(cache, shared.saved.as_ref());
+                    }
+                    if cache.pages_in_use() >= shared.max_pages {
+                        break;
+                    }
+                    pages.push(cache.restore_page(page));
+                }
+                tokens.truncate(pages.len() * PAGE_TOKENS);
+                if shared.prefix_cache {
+                    prefix.insert(cache, &tokens, &pages);
+                }
+                pages.iter().for_each(|&page| cache.release_page(page));
+                let n_tokens = prefix.lookup(&tokens).0;
+                slots.insert(slot, tokens);
+                SlotDone { n_tokens, content: None }
+            }
+            SlotAction::Erase => {
+                let tokens = slots.remove(&slot).unwrap_or_default();
+                SlotDone { n_tokens: prefix.erase(cache, &tokens), content: None }
+            }
+        }
+    }
+
     /// Ends the jobs that `why` gives a reason for.
     fn break_off(&mut self, why: impl Fn(&Job<'e>) -> Option<StopReason>) {
         for i in (0..self.waiting.len()).rev() {
             if let Some(reason) = why(&self.waiting[i])
                 && let Some(job) = self.waiting.remove(i)
             {
-                self.finish(job, reason);
+                self.finish(job, None, reason);
             }
         }
         for i in (0..self.running.len()).rev() {
             if let Some(reason) = why(&self.running[i].job) {
-                let job = self.retire(i);
-                self.finish(job, reason);
+                let (job, place) = self.retire(i);
+                self.finish(job, Some(place), reason);
             }
         }
     }
 
-    /// Takes a job from its place, and leaves its pages to the prefix cache.
-    fn retire(&mut self, index: usize) -> Job<'e> {
-        let Running { job, seq, .. } = self.running.remove(index);
-        self.remember(&job, seq, self.cache.len(seq));
+    /// Takes a job from its place, and leaves its pages to the prefix cache; also tells which place it was.
+    fn retire(&mut self, index: usize) -> (Job<'e>, Place) {
+        let Running { job, slot, seq, .. } = self.running.remove(index);
+        let n_kept = self.cache.len(seq);
+        self.remember(&job, seq, n_kept);
         self.cache.remove(seq);
-        job
+        self.slots.insert(slot, job.tokens[..n_kept].to_vec());
+        (job, Place { slot, n_kept })
     }
 
     /// Lets the prefix cache know the first `n` tokens of a job.
@@ -824,7 +925,7 @@ impl<'e> Scheduler<'e> {
     }
 
     /// The last event.
-    fn finish(&mut self, job: Job<'e>, stop_reason: StopReason) {
+    fn finish(&mut self, job: Job<'e>, place: Option<Place>, stop_reason: StopReason) {
         if self.closing {
             match stop_reason {
                 StopReason::Cancelled => self.report.cancelled += 1,
@@ -854,6 +955,8 @@ impl<'e> Scheduler<'e> {
                 n_prompt,
                 n_cached,
                 n_generated,
+                n_kept: place.map_or(0, |place| place.n_kept),
+                slot: place.map(|place| place.slot),
                 timings,
             };
             // A listener that panics hears nothing more anyway.
@@ -883,7 +986,10 @@ impl<'e> Scheduler<'e> {
             }
             let Some(job) = self.waiting.remove(next) else { return };
             let seq = self.cache.new_sequence();
-            self.running.push(Running { job, seq, planned: 0, restoring: false });
+            let is_free = |slot: &usize| !self.running.iter().any(|running| running.slot == *slot);
+            let free = || (0..self.shared.max_sequences).find(is_free).unwrap_or(0);
+            let slot = job.slot.unwrap_or_else(free);
+            self.running.push(Running { job, slot, seq, planned: 0, restoring: false });
         }
     }
 
@@ -1076,9 +1182,9 @@ impl<'e> Scheduler<'e> {
             }
         }
         for (index, end) in ended.into_iter().rev() {
-            let mut job = self.retire(index);
+            let (mut job, place) = self.retire(index);
             match end {
-                Ok(reason) => self.finish(job, reason),
+                Ok(reason) => self.finish(job, Some(place), reason),
                 Err(error) => {
                     self.report.finished += usize::from(self.closing);
                     job.tell(Event::Failed(error));
@@ -1090,8 +1196,9 @@ impl<'e> Scheduler<'e> {
     /// Lets others see how it goes.
     fn publish(&mut self) {
         let page_bytes = self.cache.page_bytes() as u64;
-        let slots = self.running.iter().map(|Running { job, seq, .. }| SlotInfo {
+        let slots = self.running.iter().map(|Running { job, slot, seq, .. }| SlotInfo {
             id: job.id,
+            slot: *slot,
             client: job.client.clone(),
             n_prompt: job.n_prompt,
             n_done: self.cache.len(*seq),

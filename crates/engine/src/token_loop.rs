@@ -3,6 +3,7 @@
 //! step it with the logits that their forward passes give, so that their answers cannot differ.
 
 use crate::constraint::{Constraint, ConstraintError, TokenMask};
+use crate::lines::Lines;
 use crate::sampler::{Distribution, Sampled, Sampler};
 use crate::{Engine, EngineError, GenerationParams, StopMatcher, StopReason};
 use hurtle_text::StreamDecoder;
@@ -32,6 +33,7 @@ pub(crate) struct TokenLoop<'e> {
     /// What the latest token completes.
     decoded: String,
     stop: StopMatcher,
+    lines: Lines,
     /// Most tokens to generate.
     n_predict: usize,
     /// Tokens after which the context is full.
@@ -58,6 +60,7 @@ impl<'e> TokenLoop<'e> {
             decoder: StreamDecoder::new(engine.tokenizer(), params.special).showing(&params.shown),
             decoded: String::new(),
             stop: StopMatcher::new(&params.stop),
+            lines: Lines::new(params.lines),
             n_predict: params.n_predict.unwrap_or(usize::MAX),
             room,
             n_generated: 0,
@@ -130,7 +133,9 @@ impl<'e> TokenLoop<'e> {
         self.n_generated += 1;
         self.decoded.clear();
         self.decoder.push(id, &mut self.decoded);
+        let start = text.len();
         let stopped = self.stop.push(&self.decoded, text);
+        let over = self.lines.push(text, start);
         let finished = match &mut self.constrained {
             Some(Constrained { constraint, .. }) => {
                 constraint.accept(id)?;
@@ -141,7 +146,7 @@ impl<'e> TokenLoop<'e> {
         let stop = match () {
             () if stopped => Some(StopReason::StopString),
             () if finished => Some(StopReason::EndOfText),
-            () if self.n_generated >= self.n_predict => Some(StopReason::Length),
+            () if over || self.n_generated >= self.n_predict => Some(StopReason::Length),
             () if self.n_generated > self.room => Some(StopReason::Context),
             () => None,
         };
@@ -150,8 +155,10 @@ impl<'e> TokenLoop<'e> {
 
     /// Lets out what was held back.
     pub(crate) fn finish(mut self, text: &mut String) {
+        let start = text.len();
         if self.stop.found().is_none() && !self.stop.push(&self.decoder.finish(), text) {
             text.push_str(&self.stop.finish());
         }
+        self.lines.push(text, start);
     }
 }

@@ -88,6 +88,7 @@ fn in_generation(engine: &Engine) -> Vec<usize> {
         stop: vec!["no such text".into()],
         special: true,
         shown: Vec::new(),
+        ..GenerationParams::default()
     };
     let mut counts = Vec::with_capacity(N_TOKENS + 2);
     let mut session = engine.session();

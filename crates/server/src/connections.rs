@@ -69,7 +69,8 @@ async fn connection(
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
+    // Names of headers mean the same in any case; there are scripts that compare them as other servers write them.
+    builder.http1().timer(TokioTimer::new()).title_case_headers(true);
     // What a client that has gone leaves behind is found.
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(read_timeout);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));

@@ -249,7 +249,7 @@ impl Lease {
             return Ok(());
         }
         let message = format!(
-            "{param}[{index}] has {n_tokens} tokens, but the model takes {most} at once\n\
+            "{param}[{index}] has {n_tokens} tokens, which is too large: the model takes {most} at once\n\
              hint: split the text, or start the server with a larger --ctx-size or --ubatch-size"
         );
         Err(ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(param, message) })

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     QueueFull,
     /// The server is loading or shutting down.
     Unavailable,
+    /// Other servers of this API do that, this one does not.
+    NotSupported,
     /// The request took longer than allowed.
     TimedOut,
     /// A failure that is not the client's.
@@ -31,7 +33,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Kind, HTTP status, OpenAI's type, Anthropic's type.
-    const TABLE: [(Self, u16, &'static str, &'static str); 11] = [
+    const TABLE: [(Self, u16, &'static str, &'static str); 12] = [
         (Self::Invalid, 400, "invalid_request_error", "invalid_request_error"),
         (Self::Unauthorized, 401, "authentication_error", "authentication_error"),
         (Self::Forbidden, 403, "permission_error", "permission_error"),
@@ -40,6 +42,7 @@ impl ErrorKind {
         (Self::TooSlow, 408, "timeout_error", "timeout_error"),
         (Self::TooLarge, 413, "invalid_request_error", "request_too_large"),
         (Self::QueueFull, 429, "rate_limit_error", "rate_limit_error"),
+        (Self::NotSupported, 501, "not_supported_error", "invalid_request_error"),
         (Self::Unavailable, 503, "unavailable_error", "overloaded_error"),
         (Self::TimedOut, 504, "timeout_error", "timeout_error"),
         (Self::Internal, 500, "server_error", "api_error"),
@@ -194,6 +197,7 @@ mod tests {
             (TooSlow, 408),
             (TooLarge, 413),
             (QueueFull, 429),
+            (NotSupported, 501),
             (Unavailable, 503),
             (TimedOut, 504),
             (Internal, 500),

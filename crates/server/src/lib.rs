@@ -36,6 +36,7 @@ use hurtle_engine::{Engine, ServiceOptions, ShutdownReport};
 use hurtle_text::ChatTemplate;
 use models::{Catalog, Models};
 use origin::{Hosts, Origins};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub struct ServerOptions {
     pub sampler: SamplerParams,
     /// How vectors are made of texts.
     pub text_vectors: TextVectors,
+    /// Where requests may save what slots hold; `None`: nowhere.
+    pub slot_dir: Option<PathBuf>,
     /// What no request may exceed.
     pub limits: Limits,
     /// Web pages that may use the server, beside its own.
@@ -73,6 +76,7 @@ impl Default for ServerOptions {
             service: ServiceOptions::default(),
             sampler: SamplerParams::default(),
             text_vectors: TextVectors::default(),
+            slot_dir: None,
             limits: Limits::default(),
             origins: Origins::default(),
             hosts: Hosts::default(),

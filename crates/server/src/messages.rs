@@ -1,6 +1,7 @@
 //! Answers to conversations: their text, read into content, reasoning and calls of tools as it comes.
 use crate::error::{ApiError, ErrorKind};
 use crate::output::{Delta, FinishReason, Logprobs, Message, Outcome, Progress};
+use crate::request::ReasoningFormat;
 use crate::routes::{broken_off, outcome};
 use crate::worker::{Answers, Event};
 use hurtle_engine::Timings;
@@ -23,6 +24,8 @@ pub(crate) enum News {
     Timings(Timings),
     /// More of the prompt has been processed, if that was asked for.
     Progress(Progress),
+    /// All of the answer as it was written, if that was asked for: right before the end.
+    Written(Written),
     /// The end.
     Finished(Outcome),
     /// The end, without an answer.
@@ -34,7 +37,17 @@ pub(crate) enum News {
 pub(crate) struct Answer {
     pub(crate) message: Message,
     pub(crate) logprobs: Vec<Logprobs>,
+    /// As it was written, if that was asked for.
+    pub(crate) written: Option<Written>,
     pub(crate) outcome: Outcome,
+}
+
+/// An answer as it was written.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Written {
+    pub(crate) text: String,
+    /// The numbers of its tokens, if they were asked for.
+    pub(crate) ids: Vec<u32>,
 }
 
 /// How the answers of a request are to be read.
@@ -42,6 +55,12 @@ pub(crate) struct Answer {
 pub(crate) struct Reading {
     pub(crate) format: AnswerFormat,
     pub(crate) how: ReadAnswer,
+    /// Where reasoning is told.
+    pub(crate) reasoning: ReasoningFormat,
+    /// Whether calls are left in the text.
+    pub(crate) unread_calls: bool,
+    /// Whether the answer is told as it was written, too.
+    pub(crate) verbose: bool,
     /// A stop string that is no wish of the client's, but ends a call.
     pub(crate) call_end: Option<String>,
 }
@@ -64,6 +83,13 @@ struct Reader {
     n_calls: usize,
     /// Tokens of reasoning.
     n_reasoning: usize,
+    /// What stands around reasoning in the content, if it is told there.
+    marks: Option<(&'static str, &'static str)>,
+    /// Whether reasoning is told apart.
+    apart: bool,
+    /// Whether the content so far ends in reasoning.
+    in_reasoning: bool,
+    written: Option<Written>,
 }
 
 impl Messages {
@@ -79,7 +105,7 @@ impl Messages {
 
     /// All answers, in order.
     pub(crate) async fn all(mut self) -> Result<Vec<Answer>, ApiError> {
-        let mut parts: Vec<(Message, Vec<Logprobs>)> = Vec::new();
+        let mut parts: Vec<(Message, Vec<Logprobs>, Option<Written>)> = Vec::new();
         let mut ended = Vec::new();
         while let Some((index, news)) = self.next().await {
             parts.resize_with(parts.len().max(index + 1), Default::default);
@@ -87,22 +113,22 @@ impl Messages {
                 News::Delta(delta) => parts[index].0.push(&delta),
                 News::Logprobs(token) => parts[index].1.push(token),
                 News::Timings(_) | News::Progress(_) => {}
+                News::Written(written) => parts[index].2 = Some(written),
                 News::Finished(outcome) => ended.push((index, outcome)),
                 News::Failed(error) => return Err(error),
             }
         }
         ended.sort_by_key(|(index, _)| *index);
         let answer = |(index, outcome): (usize, Outcome)| {
-            let (message, logprobs) = std::mem::take(&mut parts[index]);
-            Answer { message, logprobs, outcome }
+            let (message, logprobs, written) = std::mem::take(&mut parts[index]);
+            Answer { message, logprobs, written, outcome }
         };
         Ok(ended.into_iter().map(answer).collect())
     }
 
     fn read(&mut self, index: usize, event: Event) {
         while self.readers.len() <= index {
-            let parser = self.reading.as_ref().map(|r| AnswerParser::new(r.format, r.how.clone()));
-            self.readers.push(Reader { parser, n_calls: 0, n_reasoning: 0 });
+            self.readers.push(Reader::new(self.reading.as_ref()));
         }
         let reader = &mut self.readers[index];
         let mut pieces = Vec::new();
@@ -132,20 +158,53 @@ impl Messages {
             Event::Logprobs(token) => Some(News::Logprobs(token)),
             Event::Timings(timings) => Some(News::Timings(timings)),
             Event::Progress(progress) => Some(News::Progress(progress)),
-            Event::Id(_) => None,
+            Event::Id(id) => {
+                if let Some(written) = &mut reader.written {
+                    written.ids.push(id);
+                }
+                None
+            }
             Event::Failed(error) => Some(News::Failed(error)),
         };
         for piece in pieces {
-            let delta = reader.delta(piece);
-            self.news.push_back((index, News::Delta(delta)));
+            let deltas = reader.deltas(piece).map(|delta| (index, News::Delta(delta)));
+            self.news.extend(deltas);
+        }
+        if let Some(News::Finished(_)) = end {
+            let written = reader.written.take();
+            self.news.extend(written.map(|written| (index, News::Written(written))));
         }
         self.news.extend(end.map(|end| (index, end)));
     }
 }
 
 impl Reader {
+    fn new(reading: Option<&Reading>) -> Self {
+        let parser = reading.map(|Reading { format, how, unread_calls, .. }| {
+            let mut how = how.clone();
+            if *unread_calls {
+                how.tools.clear();
+            }
+            AnswerParser::new(*format, how)
+        });
+        let place = reading.map_or(ReasoningFormat::Apart, |reading| reading.reasoning);
+        let marks = reading.map(|reading| reading.format.reasoning());
+        Self {
+            parser,
+            n_calls: 0,
+            n_reasoning: 0,
+            marks: marks.filter(|_| place != ReasoningFormat::Apart),
+            apart: place != ReasoningFormat::InContent,
+            in_reasoning: false,
+            written: reading.filter(|reading| reading.verbose).map(|_| Written::default()),
+        }
+    }
+
     /// Takes what a token has added to the text.
     fn push(&mut self, text: String, pieces: &mut Vec<AnswerPiece>) {
+        if let Some(written) = &mut self.written {
+            written.text.push_str(&text);
+        }
         match &mut self.parser {
             Some(parser) => {
                 parser.push(&text, pieces);
@@ -153,6 +212,28 @@ impl Reader {
             }
             None => pieces.push(AnswerPiece::Content(text)),
         }
+    }
+
+    /// What the client is told of a piece.
+    fn deltas(&mut self, piece: AnswerPiece) -> impl Iterator<Item = Delta> + use<> {
+        let (mut mark, mut inside) = (None, None);
+        if let Some((open, close)) = self.marks {
+            let reasoning = matches!(piece, AnswerPiece::Reasoning(_));
+            if reasoning != self.in_reasoning {
+                self.in_reasoning = reasoning;
+                // The parser leaves out the white space around them.
+                mark = Some(match reasoning {
+                    true => format!("{open}\n"),
+                    false => format!("\n{close}\n\n"),
+                });
+            }
+            if let AnswerPiece::Reasoning(text) = &piece {
+                inside = Some(text.clone());
+            }
+        }
+        let own = (inside.is_none() || self.apart).then(|| self.delta(piece));
+        let content = mark.into_iter().chain(inside).map(Delta::Content);
+        content.chain(own)
     }
 
     fn delta(&mut self, piece: AnswerPiece) -> Delta {

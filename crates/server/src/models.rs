@@ -77,6 +77,27 @@ impl fmt::Debug for Catalog {
 /// Ollama's.
 pub const DEFAULT_KEEP_ALIVE: KeepAlive = KeepAlive::For(Duration::from_secs(300));
 
+/// What examples and forms write where the name of a model does not matter, in any case.
+const PLACEHOLDERS: [&str; 17] = [
+    "any",
+    "anything",
+    "dummy",
+    "ggml-model",
+    "llama-cpp",
+    "llama-server",
+    "llama.cpp",
+    "llama_cpp",
+    "local",
+    "local-model",
+    "model",
+    "my-model",
+    "none",
+    "placeholder",
+    "string",
+    "test",
+    "unused",
+];
+
 /// How the names of OpenAI's and Anthropic's hosted models begin.
 const HOSTED: [&str; 14] = [
     "gpt-3",
@@ -242,6 +263,30 @@ pub(crate) struct Status<'a> {
     pub(crate) loaded: &'a Loaded,
     /// When it is unloaded if nobody asks; `None`: not by itself.
     pub(crate) expires: Option<SystemTime>,
+}
+
+/// Whether a model is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ModelState {
+    Unloaded,
+    Loading,
+    Loaded,
+}
+
+impl ModelState {
+    /// llama.cpp's name for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Loaded => "loaded",
+        }
+    }
+
+    /// Whether it is there, or will be.
+    pub(crate) fn is_running(self) -> bool {
+        self != Self::Unloaded
+    }
 }
 
 impl Status<'_> {
@@ -416,16 +461,16 @@ impl Models {
     }
 
     /// Whether the only model that the server was started with answers for a name that is not found: one that
-    /// programs have built in, because a company's service has a model of that name.
+    /// programs have built in, because a company's service has a model of that name or because it means none.
     pub(crate) fn stands_in_for(&self, name: Option<&str>) -> bool {
         let Catalog { named, others, .. } = &self.inner.catalog;
-        let is_hosted = |name: &str| {
+        let is_built_in = |name: &str| {
             let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-            name.bytes().all(word)
-                && !Hub::is_alias(name)
-                && HOSTED.iter().any(|start| name.starts_with(start))
+            let hosted = HOSTED.iter().any(|start| name.starts_with(start));
+            let means_none = PLACEHOLDERS.iter().any(|word| name.eq_ignore_ascii_case(word));
+            name.bytes().all(word) && !Hub::is_alias(name) && (hosted || means_none)
         };
-        named.len() == 1 && others.is_some() && name.is_some_and(is_hosted)
+        named.len() == 1 && others.is_some() && name.is_some_and(is_built_in)
     }
 
     /// The model in a store of this machine. A path is none: no request chooses which files are read.
@@ -441,6 +486,15 @@ impl Models {
             find(&spec).or_else(|| find(spec.strip_suffix(":latest")?))
         };
         tokio::task::spawn_blocking(find).await.map_err(|_| failed())
+    }
+
+    /// Whether that model is there.
+    pub(crate) fn state(&self, source: &Source) -> ModelState {
+        match self.inner.lock().slots.get(&source.path) {
+            Some(Slot::Ready(ready)) if !ready.retiring => ModelState::Loaded,
+            Some(Slot::Loading(_)) => ModelState::Loading,
+            Some(Slot::Ready(_) | Slot::Leaving) | None => ModelState::Unloaded,
+        }
     }
 
     /// Calls `f` for every loaded model.

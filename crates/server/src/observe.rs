@@ -90,8 +90,13 @@ impl Times {
             text,
             "# HELP hurtle:embedding_tokens_total Tokens of texts for vectors and scores.\n\
              # TYPE hurtle:embedding_tokens_total counter\nhurtle:embedding_tokens_total {}\n",
-            self.embedded.load(Ordering::Relaxed)
+            self.embedded()
         );
+    }
+
+    /// Tokens of texts for vectors and scores.
+    pub(crate) fn embedded(&self) -> u64 {
+        self.embedded.load(Ordering::Relaxed)
     }
 }
 

@@ -92,6 +92,10 @@ pub struct Outcome {
     pub reason: FinishReason,
     /// Whether the context was full.
     pub truncated: bool,
+    /// Tokens of prompt and answer whose keys and values were there at the end.
+    pub n_kept: usize,
+    /// Under which number the sequence is found again.
+    pub slot: Option<usize>,
     /// The stop string that ended it.
     pub stop_string: Option<String>,
     /// Tokens.

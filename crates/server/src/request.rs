@@ -22,12 +22,32 @@ pub struct Chat {
     pub parallel_tool_calls: bool,
     /// Whether the answer goes on with the last message, if that is the assistant's; `None`: if it can.
     pub continues: Option<bool>,
+    /// Whether the prompt ends with the last message, and opens no answer.
+    pub unopened: bool,
+    /// Where reasoning is told.
+    pub reasoning: ReasoningFormat,
+    /// Whether calls of tools are left in the text as the model writes them.
+    pub unread_calls: bool,
+    /// Whether to tell the prompt and the text as it was written, too.
+    pub verbose: bool,
     /// Further variables of the template: `enable_thinking`, `reasoning_effort` ...
     pub template: Map<String, Value>,
     /// How to answer.
     pub generation: Generate,
     /// How to reply.
     pub reply: Reply,
+}
+
+/// Where reasoning is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReasoningFormat {
+    /// In a field of its own.
+    #[default]
+    Apart,
+    /// In the content, between the model's markers.
+    InContent,
+    /// In both.
+    Both,
 }
 
 /// The continuation of a text.
@@ -94,6 +114,8 @@ pub struct Generate {
     pub cache_prompt: bool,
     /// Who asks: requests of one client wait for each other, not for those of other clients.
     pub client: Option<String>,
+    /// Under which number the sequence is to be found again.
+    pub slot: Option<usize>,
 }
 
 impl Default for Generate {
@@ -112,6 +134,7 @@ impl Default for Generate {
             n_ctx: None,
             cache_prompt: true,
             client: None,
+            slot: None,
         }
     }
 }

@@ -3,17 +3,19 @@ mod anthropic;
 mod chat;
 mod embeddings;
 mod llama_cpp;
+mod models;
 mod ollama;
 mod page;
 mod pull;
 mod responses;
+mod slots;
 
 use crate::ServerOptions;
 use crate::connections::ReadTimeout;
 use crate::error::{ApiError, ErrorKind};
 use crate::fill_in;
 use crate::messages::{Messages, Reading};
-use crate::models::{Lease, Models, Source};
+use crate::models::{Lease, Models};
 use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
 use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
@@ -33,7 +35,7 @@ use hurtle_text::{
     AnswerFormat, Begun, Encode, ForcedAnswer, Opening, ReadAnswer, Reasoning, RenderInput,
     TemplateError, Tokenizer,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -43,6 +45,9 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use tokio_stream::{Stream, StreamExt as _};
 use tower_http::catch_panic::CatchPanicLayer;
+
+/// Which program answers; begins as llama.cpp's own name for its builds does.
+const BUILD: &str = concat!("build-hurtle-", env!("CARGO_PKG_VERSION"));
 
 /// What the routes share.
 #[derive(Debug)]
@@ -76,17 +81,16 @@ impl Shared {
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let limit = DefaultBodyLimit::max(shared.options.max_body);
     let keyed = Router::new()
-        .route("/v1/models", get(models))
-        .route("/models", get(models))
         .route("/v1/completions", post(completions))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/metrics", get(metrics))
-        .route("/slots", get(slots))
+        .merge(models::routes())
         .merge(ollama::routes())
         .merge(anthropic::routes())
         .merge(chat::routes())
         .merge(responses::routes())
+        .merge(slots::routes())
         .merge(pull::routes())
         .merge(llama_cpp::routes())
         .merge(embeddings::routes())
@@ -171,20 +175,34 @@ async fn check_key(
     if keys.is_empty() || known {
         next.run(request).await
     } else {
-        ApiError::new(ErrorKind::Unauthorized, "the API key is missing or wrong").into_response()
+        let error = ApiError::new(ErrorKind::Unauthorized, "the API key is missing or wrong");
+        refused_at(request.uri().path(), &error)
     }
 }
 
-async fn nothing_here(request: Request) -> ApiError {
-    ApiError::new(
-        ErrorKind::NotFound,
-        format!("there is nothing at {} {}", request.method(), request.uri().path()),
-    )
+async fn nothing_here(request: Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let message = format!("there is nothing at {method} {path}");
+    refused_at(path, &ApiError::new(ErrorKind::NotFound, message))
 }
 
-async fn wrong_method(request: Request) -> ApiError {
-    let message = format!("{} does not take {}", request.uri().path(), request.method());
-    ApiError::new(ErrorKind::WrongMethod, message)
+async fn wrong_method(request: Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let message = format!("{path} does not take {method}");
+    refused_at(path, &ApiError::new(ErrorKind::WrongMethod, message))
+}
+
+/// The response of an error that no route gives, in the shape of the API whose path it is.
+fn refused_at(path: &str, error: &ApiError) -> Response {
+    let below = |root: &str| {
+        path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let body = match () {
+        () if below("/api") => error.ollama(),
+        () if below("/v1/messages") => error.anthropic(),
+        () => error.openai(),
+    };
+    refusal(error, &body)
 }
 
 async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError> {
@@ -192,26 +210,6 @@ async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError>
         true => Ok(with_json(&json!({"status": "ok"}))),
         false => Err(ApiError::new(ErrorKind::Unavailable, "the server is shutting down")),
     }
-}
-
-/// The models that flags name, and those that are loaded.
-async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let entry = |source: &Source| json!({"id": source.name, "aliases": source.aliases, "object": "model", "created": shared.started, "owned_by": "hurtle"});
-    let mut models: Vec<Value> = shared.models.named().iter().map(entry).collect();
-    shared.models.loaded(|status| {
-        let source = &status.loaded.source;
-        let known = models.iter().position(|model| model["id"] == source.name.as_str());
-        let at = known.unwrap_or_else(|| {
-            models.push(entry(source));
-            models.len() - 1
-        });
-        let engine = status.loaded.service.engine();
-        let hparams = engine.model().hparams();
-        models[at]["meta"] = json!({"n_vocab": hparams.n_vocab, "n_ctx_train": hparams.n_ctx_train,
-            "n_embd": hparams.n_embd, "n_ctx": engine.ctx_size(), "n_params": engine.gguf().n_params(),
-            "size": source.bytes});
-    });
-    with_json(&json!({"object": "list", "data": models}))
 }
 
 /// What the engine does, in Prometheus' text format, under llama.cpp's names where it has them.
@@ -224,7 +222,11 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         |n: u64, time: Duration| if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() };
     let used = stats.kv_bytes as f64 / stats.kv_budget.max(1) as f64;
     let metrics = [
-        counter("prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens),
+        counter(
+            "prompt_tokens_total",
+            "Tokens processed of prompts and of texts for vectors and scores.",
+            stats.prompt_tokens + shared.times.embedded(),
+        ),
         counter(
             "prompt_tokens_cached_total",
             "Prompt tokens found in the cache.",
@@ -288,29 +290,6 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response();
     response.headers_mut().insert("process-start-time-unix", shared.started.into());
     response
-}
-
-/// The places in which the loaded models write answers: first those in use, then those that are free.
-async fn slots(State(shared): State<Arc<Shared>>) -> Response {
-    let mut slots = Vec::new();
-    shared.models.loaded(|status| {
-        let service = &status.loaded.service;
-        let running = service.stats().slots;
-        for place in 0..shared.options.service.max_sequences.max(running.len()) {
-            let mut slot = json!({"id": slots.len(), "model": status.loaded.source.name,
-                "n_ctx": service.engine().ctx_size(), "is_processing": false});
-            if let Some(answer) = running.get(place) {
-                slot["is_processing"] = true.into();
-                slot["id_task"] = answer.id.into();
-                slot["n_prompt_tokens"] = answer.n_prompt.into();
-                slot["n_past"] = answer.n_done.into();
-                slot["n_decoded"] = answer.n_generated.into();
-                slot["next_token"] = json!([{"n_decoded": answer.n_generated}]);
-            }
-            slots.push(slot);
-        }
-    });
-    with_json(&slots.into())
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -415,8 +394,18 @@ impl Lease {
 
     /// Begins to answer a conversation; also tells the tokens of its prompt.
     async fn converse(&self, request: Chat) -> Result<(Messages, usize), ApiError> {
-        let (ids, mut generation, mut reading) = self.render(request).await?;
+        let (ids, generation, reading) = self.render(request).await?;
         let n_prompt = ids.len();
+        Ok((self.begin(ids, generation, reading).await?, n_prompt))
+    }
+
+    /// Begins to answer a conversation of which this is the prompt.
+    async fn begin(
+        &self,
+        ids: Vec<u32>,
+        mut generation: Generate,
+        mut reading: Reading,
+    ) -> Result<Messages, ApiError> {
         let (tok, tools) = (self.service.engine().tokenizer(), !reading.how.tools.is_empty());
         generation.params.shown = reading.format.special_tokens(tok, tools);
         let stop = &mut generation.params.stop;
@@ -426,13 +415,13 @@ impl Lease {
             reading.call_end = Some(end.to_owned());
         }
         let answers = self.submit(vec![ids], generation).await?;
-        Ok((Messages::new(answers, Some(reading)), n_prompt))
+        Ok(Messages::new(answers, Some(reading)))
     }
 
     /// The prompt of a conversation, how it is to be answered, and how the answer is to be read.
-    async fn render(&self, request: Chat) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
+    async fn render(&self, mut request: Chat) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
         self.check_writes()?;
-        let input = render_input(request.messages, &request.tools, request.template);
+        let input = render_input(&mut request);
         let model = self.clone();
         let render = move || {
             let tok = model.service.engine().tokenizer();
@@ -448,14 +437,16 @@ impl Lease {
                 true => format.opening_of_calls(prompt.reasoning),
                 false => format.opening(prompt.reasoning),
             };
-            Ok((prompt.ids, generation, Reading { format, how, call_end: None }))
+            let Chat { reasoning, unread_calls, verbose, .. } = request;
+            let reading = Reading { format, how, reasoning, unread_calls, verbose, call_end: None };
+            Ok((prompt.ids, generation, reading))
         };
         rendered(render).await
     }
 
     /// The prompt of a conversation as a text.
-    async fn render_text(&self, request: Chat) -> Result<String, ApiError> {
-        let input = render_input(request.messages, &request.tools, request.template);
+    async fn render_text(&self, mut request: Chat) -> Result<String, ApiError> {
+        let input = render_input(&mut request);
         let model = self.clone();
         let render = move || {
             let input = model.template.adapt(&model.begun(input, request.continues)?);
@@ -542,6 +533,11 @@ impl Lease {
             let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
             return Err(ApiError::invalid("logit_bias", message));
         }
+        let n_slots = self.service.max_sequences();
+        if let Some(slot) = generate.slot.filter(|&slot| slot >= n_slots) {
+            let message = format!("id_slot: expected less than {n_slots}, found {slot}");
+            return Err(ApiError::invalid("id_slot", message));
+        }
         for prompt in &prompts {
             if prompt.is_empty() {
                 let message =
@@ -570,6 +566,7 @@ impl Lease {
                 let request = hurtle_engine::Request {
                     cache_prompt: generate.cache_prompt,
                     client: generate.client.clone(),
+                    slot: generate.slot,
                     logprobs: generate.logprobs,
                     distribution: generate.distribution,
                     prompt_logprobs: generate.logprobs.filter(|_| generate.echo),
@@ -591,7 +588,7 @@ impl Shared {
             id: format!("{prefix}-{:x}-{number:x}", self.started),
             created: now(),
             model: model.source.name.clone(),
-            system_fingerprint: concat!("hurtle-", env!("CARGO_PKG_VERSION")).into(),
+            system_fingerprint: BUILD.into(),
         }
     }
 }
@@ -669,16 +666,13 @@ async fn constraint(
     compiled.map_err(|error: ConstraintError| ApiError::invalid(param, format!("{param}: {error}")))
 }
 
-fn render_input(
-    messages: Vec<Value>,
-    tools: &[Value],
-    template: Map<String, Value>,
-) -> RenderInput {
+/// What a chat template is given; the messages are taken for it.
+fn render_input(request: &mut Chat) -> RenderInput {
     RenderInput {
-        messages,
-        tools: Some(tools.to_vec()).filter(|tools| !tools.is_empty()),
-        add_generation_prompt: true,
-        extra: template,
+        messages: std::mem::take(&mut request.messages),
+        tools: Some(request.tools.clone()).filter(|tools| !tools.is_empty()),
+        add_generation_prompt: !request.unopened,
+        extra: std::mem::take(&mut request.template),
         ..RenderInput::default()
     }
 }
@@ -715,7 +709,15 @@ pub(crate) fn outcome(finished: Finished) -> Outcome {
         generated: finished.n_generated,
         reasoning: 0,
     };
-    Outcome { reason, truncated, stop_string, usage, timings }
+    Outcome {
+        reason,
+        truncated,
+        n_kept: finished.n_kept,
+        slot: finished.slot,
+        stop_string,
+        usage,
+        timings,
+    }
 }
 
 /// The error of an answer that the server itself has cancelled, or that never began.
@@ -852,5 +854,46 @@ fn stream(head: Head, events: Answers, n_prompt: Vec<usize>, how: Reply) -> Resp
 fn server_sent(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(pieces)).into_response()
+    (headers, Body::from_stream(with_pings(pieces, PING))).into_response()
+}
+
+/// How often a stream says that it is there while it has nothing to tell: a long prompt is silent for longer than
+/// some clients and proxies wait.
+const PING: Duration = Duration::from_secs(30);
+
+/// The pieces, and comments, which clients skip, while there are none.
+fn with_pings(
+    pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
+    every: Duration,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+    let ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let ping = |_| Ok(Bytes::from_static(b": ping\n\n"));
+    pieces.timeout_repeating(ticks).map(move |piece| piece.unwrap_or_else(ping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_is_silent_says_that_it_is_there() {
+        let (sender, pieces) = tokio::sync::mpsc::unbounded_channel();
+        let pieces = tokio_stream::wrappers::UnboundedReceiverStream::new(pieces);
+        let stream = with_pings(pieces, Duration::from_millis(5));
+        tokio::pin!(stream);
+        assert_eq!(stream.next().await, Some(Ok(Bytes::from(": ping\n\n"))));
+        sender.send(Ok(Bytes::from("data: 1\n\n"))).expect("sent");
+        let skipped = |piece: &Result<Bytes, Infallible>| {
+            piece.as_ref().is_ok_and(|bytes| bytes.starts_with(b": "))
+        };
+        let mut next = stream.next().await;
+        while next.as_ref().is_some_and(skipped) {
+            next = stream.next().await;
+        }
+        assert_eq!(next, Some(Ok(Bytes::from("data: 1\n\n"))));
+        drop(sender);
+        while let Some(piece) = stream.next().await {
+            assert!(skipped(&piece), "{piece:?}");
+        }
+    }
 }

@@ -221,6 +221,60 @@ async fn reasoning_is_kept_apart() {
 }
 
 #[tokio::test]
+async fn reasoning_stays_in_the_content_where_it_is_to() {
+    let server = server(Some("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"));
+    let mut body = json!({"messages": [{"role": "user", "content": "u"}], "max_tokens": 8, "seed": 1, "ignore_eos": true});
+    let apart = ask(&server, "/v1/chat/completions", &body).await;
+    let reasoning = apart["choices"][0]["message"]["reasoning_content"].as_str().expect("a text");
+    for (format, both) in [("none", false), ("deepseek-legacy", true)] {
+        body["reasoning_format"] = format.into();
+        let whole = ask(&server, "/v1/chat/completions", &body).await;
+        let message = &whole["choices"][0]["message"];
+        assert_eq!(message["content"], format!("<think>\n{reasoning}"), "{format}");
+        assert_eq!(message.get("reasoning_content").is_some(), both, "{format}");
+        // In streams llama.cpp has it in the content alone.
+        let chunks = events(&server, "/v1/chat/completions", body.clone()).await;
+        let deltas = || chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]);
+        let content: String = deltas().filter_map(|delta| delta["content"].as_str()).collect();
+        assert_eq!(message["content"], content, "{format}");
+        assert!(deltas().all(|delta| delta.get("reasoning_content").is_none()), "{format}");
+    }
+}
+
+#[tokio::test]
+async fn calls_stay_in_the_content_where_they_are_not_to_be_read() {
+    let server = server(None);
+    let mut body = request(&json!("required"));
+    let read = ask(&server, "/v1/chat/completions", &body).await;
+    body["parse_tool_calls"] = false.into();
+    let unread = ask(&server, "/v1/chat/completions", &body).await;
+    let (read, unread) = (&read["choices"][0], &unread["choices"][0]);
+    let call = &read["message"]["tool_calls"][0]["function"];
+    let text = unread["message"]["content"].as_str().expect("a text");
+    assert!(text.contains(call["name"].as_str().expect("a name")), "{text}");
+    assert!(text.contains(call["arguments"].as_str().expect("arguments")), "{text}");
+    assert_eq!(unread["message"].get("tool_calls"), None);
+    assert_eq!(unread["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn some_of_the_tools_may_be_called() {
+    let server = server(None);
+    let name = json!({"type": "function", "function": {"name": "get_time"}});
+    let allowed = json!({"mode": "required", "tools": [name]});
+    let choice = json!({"type": "allowed_tools", "allowed_tools": allowed});
+    let whole = ask(&server, "/v1/chat/completions", &request(&choice)).await;
+    let choice = &whole["choices"][0];
+    let call = check_message(&choice["message"], &choice["finish_reason"], "allowed");
+    assert_eq!(call["name"], "get_time");
+    let unknown = json!({"type": "allowed_tools", "allowed_tools":
+        {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_rich"}}]}});
+    let (status, text) = post(&server, "/v1/chat/completions", &request(&unknown)).await;
+    assert_eq!(status, 400);
+    assert!(text.contains("get_rich"), "{text}");
+}
+
+#[tokio::test]
 async fn responses() {
     let server = server(None);
     let tool =

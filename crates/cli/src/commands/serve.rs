@@ -83,6 +83,9 @@ pub(crate) struct ServeArgs {
     /// Most bytes in it; what was not used for the longest time goes first
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 30, requires = "prefix_dir", help_heading = "Server")]
     prefix_dir_size: u64,
+    /// Folder where POST /slots/N?action=save writes what a slot holds, and restore finds it
+    #[arg(long, value_name = "DIR", help_heading = "Server")]
+    slot_save_path: Option<PathBuf>,
     /// Name under which this server may be asked when it listens on a loopback address, beside localhost; may be repeated
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     allowed_host: Vec<String>,
@@ -223,7 +226,12 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         let opened = PrefixDir::open(dir, args.prefix_dir_size);
         opened.with_context(|| format!("--prefix-dir {}: cannot be opened", dir.display()))
     });
+    if let Some(dir) = &args.slot_save_path {
+        let made = std::fs::create_dir_all(dir);
+        made.with_context(|| format!("--slot-save-path {}: cannot be made", dir.display()))?;
+    }
     let options = ServerOptions {
+        slot_dir: args.slot_save_path.clone(),
         model: catalog.named[0].name.clone(),
         api_keys,
         max_body: args.max_body,

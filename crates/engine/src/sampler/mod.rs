@@ -16,6 +16,7 @@
 //! all accepted tokens.
 mod candidates;
 mod dry;
+mod infill;
 mod logprobs;
 mod mirostat;
 mod params;
@@ -33,6 +34,7 @@ pub use params::{SamplerError, SamplerKind, SamplerParams};
 use crate::constraint::TokenMask;
 use candidates::{Buffers, Candidates};
 use dry::Dry;
+use infill::Infill;
 use mirostat::Mirostat;
 use penalties::{History, Penalties};
 use rng::Rng;
@@ -84,6 +86,7 @@ pub struct Sampler {
     history: History,
     penalties: Option<Penalties>,
     dry: Option<Dry>,
+    infill: Option<Infill>,
     mirostat: Mirostat,
     buffers: Buffers,
 }
@@ -92,8 +95,8 @@ impl Sampler {
     /// Checks the parameters against their ranges and the vocabulary, and makes a sampler that has
     /// accepted no token.
     ///
-    /// With DRY on, the sequence breakers are looked for in every token, which takes some
-    /// milliseconds for a large vocabulary.
+    /// With DRY on, the sequence breakers are looked for in every token, and for infill the texts of
+    /// all tokens are copied, which takes some milliseconds for a large vocabulary.
     pub fn new(params: SamplerParams, vocabulary: &dyn Vocabulary) -> Result<Self, SamplerError> {
         params.validate()?;
         let n_vocab = vocabulary.n_tokens();
@@ -130,6 +133,7 @@ impl Sampler {
             history: History::new(capacity),
             penalties,
             dry,
+            infill: uses(SamplerKind::Infill).then(|| Infill::new(vocabulary)),
             mirostat: Mirostat::new(params.mirostat_tau, params.mirostat_eta),
             buffers: Buffers::new(n_vocab),
             params,
@@ -191,6 +195,7 @@ impl Sampler {
             };
             return (id, candidates);
         }
+        let mut end = None;
         for kind in &params.samplers {
             let (candidates, min_keep) = (&mut candidates, params.min_keep);
             match kind {
@@ -224,9 +229,18 @@ impl Sampler {
                     params.dynatemp_range,
                     params.dynatemp_exponent,
                 ),
+                SamplerKind::Infill => {
+                    if let Some(infill) = &mut self.infill {
+                        end = infill.apply(candidates, mask);
+                    }
+                    if end.is_some() {
+                        break;
+                    }
+                }
             }
         }
-        (candidates.draw(&mut self.rng).0, candidates)
+        let id = end.unwrap_or_else(|| candidates.draw(&mut self.rng).0);
+        (id, candidates)
     }
 
     /// As [`sample`](Self::sample), with the log-probabilities that the model itself (before bias,

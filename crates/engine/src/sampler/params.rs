@@ -56,11 +56,13 @@ pub enum SamplerKind {
     Xtc,
     /// Divides the logits by the temperature.
     Temperature,
+    /// For gaps in code: ends early, and takes tokens that begin alike for one. Only where it is asked for.
+    Infill,
 }
 
 impl SamplerKind {
-    /// Kind, name, letter in `--sampler-seq`, in the default order of the chain.
-    const TABLE: [(Self, &'static str, char); 9] = [
+    /// Kind, name, letter in `--sampler-seq`, in the default order of the chain; the last is no part of it.
+    const TABLE: [(Self, &'static str, char); 10] = [
         (Self::Penalties, "penalties", 'e'),
         (Self::Dry, "dry", 'd'),
         (Self::TopNSigma, "top_n_sigma", 's'),
@@ -70,11 +72,13 @@ impl SamplerKind {
         (Self::MinP, "min_p", 'm'),
         (Self::Xtc, "xtc", 'x'),
         (Self::Temperature, "temperature", 't'),
+        (Self::Infill, "infill", 'i'),
     ];
 
     /// The chain that llama.cpp runs by default.
     pub fn default_chain() -> Vec<Self> {
-        Self::TABLE.iter().map(|&(kind, ..)| kind).collect()
+        let all = Self::TABLE.iter().map(|&(kind, ..)| kind);
+        all.filter(|&kind| kind != Self::Infill).collect()
     }
 
     /// The name in `--samplers`.

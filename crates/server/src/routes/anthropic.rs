@@ -51,7 +51,9 @@ async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let pieces = messages.map(move |(_, news)| {
             let events = match news {
                 News::Delta(delta) => stream.delta(&delta),
-                News::Logprobs(_) | News::Timings(_) | News::Progress(_) => Vec::new(),
+                News::Logprobs(_) | News::Timings(_) | News::Progress(_) | News::Written(_) => {
+                    Vec::new()
+                }
                 News::Finished(outcome) => stream.finish(&outcome),
                 News::Failed(error) => vec![Stream::error(&error)],
             };

@@ -88,12 +88,13 @@ async fn ollama(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let request = embeddings::parse_ollama(&body, false)?;
         let name = request.model.clone();
         let model = shared.models.lease(request.model.as_deref(), request.keep_alive).await?;
+        let load = start.elapsed();
         let made = shared.embed(&model, request).await?;
         Ok(with_json(&json!({
             "model": name,
             "embeddings": made.vectors,
             "total_duration": start.elapsed().as_nanos() as u64,
-            "load_duration": 0,
+            "load_duration": load.as_nanos() as u64,
             "prompt_eval_count": made.n_tokens,
         })))
     };

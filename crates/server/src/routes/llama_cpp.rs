@@ -1,5 +1,6 @@
 //! llama.cpp's own routes.
-use super::{Shared, broken_off, outcome, server_sent, with_json};
+use super::models::mix_name;
+use super::{BUILD, Shared, broken_off, outcome, server_sent, with_json};
 use crate::error::ApiError;
 use crate::fill_in::plain;
 use crate::models::Lease;
@@ -27,6 +28,8 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/infill", post(infill))
         .route("/apply-template", post(apply_template))
         .route("/props", get(props))
+        .route("/lora-adapters", get(adapters))
+        .route("/lora-adapters", post(set_adapters))
 }
 
 async fn completion(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
@@ -34,7 +37,7 @@ async fn completion(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Re
     let model = shared.model(request.model.as_deref()).await?;
     let reply = request.reply;
     let (prompts, generation) = model.prompts(request)?;
-    let head = Head::new(model.clone(), &prompts, &generation, wanted);
+    let head = Head::new(model.clone(), &prompts, &generation, reply.stream, wanted);
     respond(head, model.submit(prompts, generation).await?, reply).await
 }
 
@@ -44,18 +47,21 @@ async fn infill(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respon
     let before = plain(model.service.engine().tokenizer(), &request.prefix);
     let ids = model.fill_in("input_prefix", &before, &request.suffix, &request.files)?;
     let prompts = vec![ids];
-    let head = Head::new(model.clone(), &prompts, &request.generation, request.wanted);
-    respond(head, model.submit(prompts, request.generation).await?, request.reply).await
+    let llama_cpp::Infill { generation, reply, wanted, .. } = request;
+    let head = Head::new(model.clone(), &prompts, &generation, reply.stream, wanted);
+    respond(head, model.submit(prompts, generation).await?, reply).await
 }
 
 /// What every message about an answer repeats.
-struct Head {
+pub(super) struct Head {
     model: Lease,
     settings: Value,
-    /// The prompts, and how many tokens each has.
+    /// The prompt of each answer, and how many tokens it has.
     prompts: Vec<(String, usize)>,
     /// What probabilities are told of.
     distribution: Distribution,
+    /// The slot that was asked for.
+    slot: Option<usize>,
     /// Fields of a whole reply; empty: all.
     wanted: Vec<String>,
 }
@@ -71,19 +77,33 @@ struct Streamed {
 }
 
 impl Head {
-    fn new(model: Lease, prompts: &[Vec<u32>], generate: &Generate, wanted: Vec<String>) -> Self {
+    pub(super) fn new(
+        model: Lease,
+        prompts: &[Vec<u32>],
+        generate: &Generate,
+        stream: bool,
+        wanted: Vec<String>,
+    ) -> Self {
         let mut biases = model.biases(generate);
         if generate.params.sampler.ignore_eos {
             // JSON's null is what is infinitely small.
             let ends = model.service.engine().tokenizer().end_of_generation().iter();
             biases.extend(ends.map(|&id| (id, f32::NEG_INFINITY)));
         }
-        let settings = llama_cpp::settings(generate, &biases);
-        let prompts = prompts.iter().map(|ids| (model.text(ids), ids.len())).collect();
-        Self { model, settings, prompts, distribution: generate.distribution, wanted }
+        let settings = llama_cpp::settings(generate, &biases, stream);
+        let told = prompts.iter().map(|ids| (model.text(ids), ids.len()));
+        let prompts = told.flat_map(|told| std::iter::repeat_n(told, generate.n)).collect();
+        let Generate { distribution, slot, .. } = *generate;
+        Self { model, settings, prompts, distribution, slot, wanted }
     }
 
-    fn last(&self, index: usize, content: &str, ids: &[u32], outcome: &Outcome) -> Value {
+    pub(super) fn last(
+        &self,
+        index: usize,
+        content: &str,
+        ids: &[u32],
+        outcome: &Outcome,
+    ) -> Value {
         let (name, prompt) = (&self.model.source.name, &self.prompts[index].0);
         llama_cpp::completion(name, index, prompt, content, ids, &self.settings, outcome)
     }
@@ -94,7 +114,7 @@ impl Head {
         streamed.n_generated += ids.len();
         let (prompt, generated) = (self.prompts[index].1, streamed.n_generated);
         let usage = Usage { prompt, generated, ..Usage::default() };
-        let mut chunk = llama_cpp::completion_chunk(index, text, &ids, usage);
+        let mut chunk = llama_cpp::completion_chunk(index, text, &ids, self.slot, usage);
         if let Some(timings) = &streamed.timings {
             chunk["timings"] = llama_cpp::timings(timings);
         }
@@ -184,6 +204,16 @@ async fn respond(head: Head, mut answers: Answers, reply: Reply) -> Result<Respo
     }))
 }
 
+/// None: adapters are not supported.
+async fn adapters() -> Response {
+    with_json(&json!([]))
+}
+
+async fn set_adapters(body: Bytes) -> Result<Response, ApiError> {
+    llama_cpp::parse_adapters(&body)?;
+    Ok(with_json(&json!({"success": true})))
+}
+
 async fn apply_template(
     State(shared): State<Arc<Shared>>,
     body: Bytes,
@@ -205,16 +235,28 @@ async fn props(
     let text = |id: Option<u32>| id.and_then(|id| tok.token_text(id)).unwrap_or_default();
     let mut generate = Generate::default();
     generate.params.sampler.clone_from(&shared.options.sampler);
-    let settings = llama_cpp::settings(&generate, &shared.options.sampler.logit_bias);
+    let biases = &shared.options.sampler.logit_bias;
+    let settings = llama_cpp::settings(&generate, biases, false);
     Ok(with_json(&json!({
         "default_generation_settings": {"n_ctx": engine.ctx_size(), "params": settings},
         "total_slots": shared.options.service.max_sequences,
         "model_alias": model.source.name,
         "model_path": model.source.path.display().to_string(),
-        "modalities": {"vision": false, "audio": false},
+        "modalities": {"vision": false, "audio": false, "video": false},
         "chat_template": model.template.source(),
         "bos_token": text(tok.bos()),
         "eos_token": text(tok.eos()),
-        "build_info": concat!("hurtle-", env!("CARGO_PKG_VERSION")),
+        "build_info": BUILD,
+        "model_ftype": mix_name(engine.gguf().metadata()),
+        "chat_template_caps": {
+            "supports_system_role": model.template.supports_system_role(),
+            "supports_tools": model.template.supports_tools(),
+            "supports_tool_calls": model.template.supports_tools(),
+        },
+        "endpoint_slots": true,
+        "endpoint_metrics": true,
+        "endpoint_props": false,
+        "ui": true,
+        "is_sleeping": false,
     })))
 }

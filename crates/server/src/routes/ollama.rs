@@ -1,4 +1,5 @@
 //! Ollama's routes, for tools that know only its API.
+use super::models::mix_name;
 use super::{Shared, refusal, with_json};
 use crate::error::{ApiError, ErrorKind};
 use crate::keep_alive::KeepAlive;
@@ -14,11 +15,10 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use hurtle_gguf::{Gguf, Metadata};
-use hurtle_model::mix::Mix;
 use hurtle_text::ChatTemplate;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio_stream::StreamExt as _;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
@@ -51,8 +51,9 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             Ask::Chat(chat) => shared.ask(chat, request.keep_alive, Shape::Generate).await,
             Ask::Completion(completion) => {
                 let name = completion.model.as_deref();
-                let (head, reply) = (shared.ollama_head(name), completion.reply);
+                let (mut head, reply) = (shared.ollama_head(name), completion.reply);
                 let model = shared.models.lease(name, request.keep_alive).await?;
+                head.load = head.asked.elapsed();
                 let (answers, _) = model.complete(completion).await?;
                 respond(head, Messages::new(answers, None), reply, Shape::Generate).await
             }
@@ -76,7 +77,7 @@ impl Shared {
         shape: Shape,
     ) -> Result<Response, ApiError> {
         let name = chat.model.as_deref();
-        let (head, reply) = (self.ollama_head(name), chat.reply);
+        let (mut head, reply) = (self.ollama_head(name), chat.reply);
         if chat.messages.is_empty() {
             // Without anything to say, the model is only loaded, or unloaded.
             let unload = keep_alive == Some(KeepAlive::For(Duration::ZERO));
@@ -87,13 +88,19 @@ impl Shared {
             return Ok(with_json(&head.loaded(shape == Shape::Chat, unload)));
         }
         let model = self.models.lease(name, keep_alive).await?;
+        head.load = head.asked.elapsed();
+        let thinks = chat.template.get("enable_thinking") == Some(&Value::Bool(true));
+        if thinks && !model.template.supports_reasoning() {
+            let message = format!("think: model '{}' does not support thinking", head.model);
+            return Err(ApiError::invalid("think", message));
+        }
         let (messages, _) = model.converse(chat).await?;
         respond(head, messages, reply, shape).await
     }
 
     fn ollama_head(&self, model: Option<&str>) -> Head {
         let model = model.unwrap_or(self.models.first_name()).to_owned();
-        Head { model, created_at: jiff::Timestamp::now().to_string() }
+        Head { model, asked: Instant::now(), load: Duration::ZERO }
     }
 }
 
@@ -111,7 +118,7 @@ async fn respond(
         ollama::with_logprobs(line, logprobs)
     };
     if !reply.stream {
-        let Answer { message, logprobs, outcome } = messages.one().await?;
+        let Answer { message, logprobs, outcome, .. } = messages.one().await?;
         return Ok(with_json(&line(&message, &logprobs, Some(&outcome))));
     }
     // A call comes in one piece, and log-probabilities with what their tokens say.
@@ -134,7 +141,7 @@ async fn respond(
                 call.push(&begin);
                 return None;
             }
-            News::Timings(_) | News::Progress(_) => return None,
+            News::Timings(_) | News::Progress(_) | News::Written(_) => return None,
             News::Logprobs(token) => {
                 tokens.push(token);
                 return None;
@@ -157,15 +164,13 @@ fn rfc3339(time: SystemTime) -> String {
 fn details(metadata: &Metadata) -> Value {
     let text = |key: &str| metadata.string(key).ok().flatten().unwrap_or_default();
     let family = text("general.architecture");
-    let file_type = metadata.u32("general.file_type").ok().flatten();
-    let mix = file_type.and_then(Mix::from_file_type);
     json!({
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family],
         "parameter_size": text("general.size_label"),
-        "quantization_level": mix.map_or("unknown", Mix::name),
+        "quantization_level": mix_name(metadata),
     })
 }
 

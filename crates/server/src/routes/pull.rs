@@ -20,7 +20,37 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/api/pull", post(pull)).route("/api/delete", delete(remove))
+    Router::new()
+        .route("/api/pull", post(pull))
+        .route("/api/delete", delete(remove))
+        .route("/api/copy", post(no_copies))
+        .route("/api/create", post(makes_none))
+        .route("/api/blobs/{digest}", post(makes_none))
+        .route("/api/push", post(publishes_none))
+}
+
+/// What is told of something that Ollama does and this server never will.
+fn unsupported(message: &str) -> Response {
+    in_shape(Err(ApiError::new(ErrorKind::NotSupported, message)))
+}
+
+async fn no_copies() -> Response {
+    unsupported(
+        "models are not copied: each has the name that it was fetched under\n\
+         hint: --alias gives the first --model further names",
+    )
+}
+
+async fn makes_none() -> Response {
+    unsupported(
+        "models are not made here: a GGUF file is served as it is\n\
+         hint: send the system message and the options with each request; --chat-template-file and flags such as \
+         --temp hold for all",
+    )
+}
+
+async fn publishes_none() -> Response {
+    unsupported("models are not published from here\nhint: Hugging Face takes GGUF files")
 }
 
 /// How often a transfer tells how far it is.

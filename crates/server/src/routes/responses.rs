@@ -59,7 +59,7 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
             News::Progress(progress) => {
                 vec![stream.progress(progress).with_timings(timings.as_ref())]
             }
-            News::Logprobs(_) => Vec::new(),
+            News::Logprobs(_) | News::Written(_) => Vec::new(),
             News::Finished(outcome) => stream.finish(&outcome),
             News::Failed(error) => vec![stream.error(&error)],
         };

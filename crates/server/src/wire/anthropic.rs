@@ -9,8 +9,9 @@ use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
 
 /// What clients send along and what changes no answer here. `cache_control` of blocks is left unread for the
-/// same reason: prefixes are kept without being asked.
-pub const IGNORED: &[&str] = &["metadata", "service_tier", "container"];
+/// same reason: prefixes are kept without being asked. Where it is computed is where the server runs.
+pub const IGNORED: &[&str] =
+    &["metadata", "service_tier", "container", "cache_control", "inference_geo"];
 
 /// Reads the body of `/v1/messages`, or of `/v1/messages/count_tokens`, which needs no `max_tokens`.
 pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Chat, ApiError> {
@@ -52,7 +53,22 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
             let param = "output_config.format";
             (generate.format, generate.format_param) = (read_format(&format, param, &[])?, param);
         }
+        if let Some(effort) = config.opt::<String>("effort")? {
+            template.insert("reasoning_effort".into(), effort.into());
+        }
         config.finish(&[])?;
+    }
+
+    // Clients for code say that the thoughts of earlier turns are to stay, which they do.
+    if let Some(mut management) = fields.object("context_management")? {
+        let edits: Vec<Value> = management.opt("edits")?.unwrap_or_default();
+        if edits
+            .iter()
+            .any(|edit| edit["type"] != "clear_thinking_20251015" || edit["keep"] != "all")
+        {
+            return Err(management.wrong("edits", "nothing is cleared from a conversation here"));
+        }
+        management.finish(&[])?;
     }
 
     let tools: Vec<Value> = fields.opt("tools")?.unwrap_or_default();
@@ -76,10 +92,10 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
         tools,
         tool_choice,
         parallel_tool_calls: parallel,
-        continues: None,
         template,
         generation: generate,
         reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },
+        ..Chat::default()
     };
     fields.finish(IGNORED)?;
     Ok(chat)
@@ -134,6 +150,12 @@ fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiErro
                     "tool_call_id": text("tool_use_id")?,
                     "content": content,
                 }));
+            }
+            (_, kind @ ("image" | "document")) => {
+                let message = format!(
+                    "{at}: a block of type '{kind}' cannot be read: models are given text only"
+                );
+                return Err(ApiError::invalid(at, message));
             }
             (_, kind) => {
                 let message =
@@ -327,6 +349,29 @@ mod tests {
     use super::*;
     use crate::request::ToolChoice;
 
+    fn with(name: &str, value: Value) -> Result<Chat, ApiError> {
+        let mut body = json!({"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]});
+        body[name] = value;
+        read(body)
+    }
+
+    #[test]
+    fn what_clients_for_code_send_along() {
+        let effort = with("output_config", json!({"effort": "low"})).expect("read");
+        assert_eq!(effort.template["reasoning_effort"], "low");
+        let keep = |what: &str| {
+            let edit = json!({"type": "clear_thinking_20251015", "keep": what});
+            with("context_management", json!({"edits": [edit]}))
+        };
+        assert!(keep("all").is_ok());
+        let param = keep("none").expect_err("refused").param;
+        assert_eq!(param.as_deref(), Some("context_management.edits"));
+        assert!(with("cache_control", json!({"type": "ephemeral"})).is_ok());
+        let image = json!([{"role": "user", "content": [{"type": "image", "source": {}}]}]);
+        let error = with("messages", image).expect_err("refused");
+        assert!(error.message.contains("models are given text only"), "{error}");
+    }
+
     fn read(body: Value) -> Result<Chat, ApiError> {
         parse(body.to_string().as_bytes(), &SamplerParams::default(), false)
     }
@@ -403,6 +448,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
             truncated: false,
+            n_kept: 0,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 10, cached: 4, generated: 2, reasoning: 0 },
             timings: Default::default(),
@@ -444,6 +491,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::Stop,
             truncated: false,
+            n_kept: 0,
+            slot: None,
             stop_string: Some("x".into()),
             usage: Usage::default(),
             timings: Default::default(),

@@ -1,17 +1,20 @@
 //! llama.cpp's own `/completion`, `/infill`, `/tokenize` and `/detokenize`.
 use super::fields::Fields;
 use super::openai::read_prompts;
-use super::options::{self, MAX_LOGPROBS};
-use crate::error::ApiError;
+use super::options;
+use crate::error::{ApiError, ErrorKind};
 use crate::output::{FinishReason, Logprobs, Outcome, Progress, TokenLogprob, Usage};
 use crate::request::{Completion, Generate, Reply};
 use hurtle_engine::Timings;
+use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Value, json};
 
-/// What llama.cpp's clients send along and what changes no answer here: the slot is only a hint about the cache,
-/// nothing is kept when a context is shifted, because none is, and where tokens are chosen is about speed.
-pub const IGNORED: &[&str] = &["id_slot", "n_keep", "backend_sampling"];
+/// What llama.cpp's clients send along and what changes no answer here: `n_cache_reuse` is a hint about the cache;
+/// nothing is kept or discarded when a context is shifted, because none is; where tokens are chosen is about speed;
+/// llama.cpp itself has no limit to the time of a prompt; `user` is a label.
+pub const IGNORED: &[&str] =
+    &["n_keep", "n_discard", "n_cache_reuse", "backend_sampling", "t_max_prompt_ms", "user"];
 
 /// Reads the body of `/completion`; also tells which fields of the reply are wanted, if not all.
 pub fn parse_completion(
@@ -74,19 +77,16 @@ fn common(
     let mut generate = options::defaults(sampler);
     options::sampling(fields, &mut generate)?;
     options::stop(fields, "stop", &mut generate)?;
-    options::length(fields, &["n_predict", "max_tokens"], &mut generate)?;
+    options::length(fields, &["n_predict", "max_completion_tokens", "max_tokens"], &mut generate)?;
+    options::n(fields, &["n_cmpl", "n"], &mut generate)?;
+    options::lines(fields, &mut generate)?;
+    options::slot(fields, &mut generate)?;
     options::grammar(fields, &mut generate)?;
+    fields.only("lora", json!([]), "there are no adapters")?;
     if let Some(cache) = fields.opt("cache_prompt")? {
         generate.cache_prompt = cache;
     }
-    let n_probs = fields.opt::<usize>("n_probs")?.filter(|&n| n > 0);
-    if n_probs.is_some_and(|n| n > MAX_LOGPROBS) {
-        return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
-    }
-    generate.logprobs = n_probs;
-    if fields.opt("post_sampling_probs")?.unwrap_or(false) {
-        generate.distribution = Distribution::Drawn;
-    }
+    generate.logprobs = options::n_probs(fields, &mut generate)?;
     let stream = fields.opt("stream")?.unwrap_or(false);
     options::tell(fields, stream, &mut generate)?;
     generate.tell.ids = fields.opt("return_tokens")?.unwrap_or(false) || stream;
@@ -125,7 +125,7 @@ pub(crate) fn completion(
         "index": index,
         "content": content,
         "tokens": tokens,
-        "id_slot": -1,
+        "id_slot": slot_id(outcome.slot),
         "stop": true,
         "model": model,
         "tokens_predicted": outcome.usage.generated,
@@ -136,22 +136,33 @@ pub(crate) fn completion(
         "truncated": outcome.truncated,
         "stop_type": stop_type,
         "stopping_word": outcome.stop_string.as_deref().unwrap_or_default(),
-        "tokens_cached": outcome.usage.cached,
+        "tokens_cached": outcome.n_kept,
         "timings": timings(&outcome.timings),
     })
 }
 
 /// A message of the stream of `/completion`; `usage` counts the tokens up to its end.
-pub(crate) fn completion_chunk(index: usize, content: &str, tokens: &[u32], usage: Usage) -> Value {
+pub(crate) fn completion_chunk(
+    index: usize,
+    content: &str,
+    tokens: &[u32],
+    slot: Option<usize>,
+    usage: Usage,
+) -> Value {
     json!({
         "index": index,
         "content": content,
         "tokens": tokens,
         "stop": false,
-        "id_slot": -1,
+        "id_slot": slot_id(slot),
         "tokens_predicted": usage.generated,
         "tokens_evaluated": usage.prompt,
     })
+}
+
+/// A slot's number; -1: not known.
+fn slot_id(slot: Option<usize>) -> i64 {
+    slot.and_then(|slot| i64::try_from(slot).ok()).unwrap_or(-1)
 }
 
 /// Log-probabilities of tokens, for `n_probs`; of what was drawn from, probabilities, and those of no token that
@@ -210,8 +221,13 @@ pub(crate) fn timings(timings: &Timings) -> Value {
 }
 
 /// How an answer is made, with these biases.
-pub(crate) fn settings(generate: &Generate, biases: &[(u32, f32)]) -> Value {
+pub(crate) fn settings(generate: &Generate, biases: &[(u32, f32)], stream: bool) -> Value {
     let sampler = &generate.params.sampler;
+    let lines = &generate.params.lines;
+    let grammar = match &generate.format {
+        Some(Grammar::Gbnf(text) | Grammar::Lark(text) | Grammar::Regex(text)) => text,
+        _ => "",
+    };
     let n_predict = generate.params.n_predict.map_or(json!(-1), |n| json!(n));
     let samplers: Vec<&str> = sampler.samplers.iter().map(|kind| kind.name()).collect();
     json!({
@@ -248,6 +264,11 @@ pub(crate) fn settings(generate: &Generate, biases: &[(u32, f32)]) -> Value {
         "n_probs": generate.logprobs.unwrap_or(0),
         "post_sampling_probs": generate.distribution == Distribution::Drawn,
         "timings_per_token": generate.tell.timings,
+        "n_indent": lines.n_indent,
+        "t_max_predict_ms": lines.max_time.map_or(-1, |time| time.as_millis() as i64),
+        "grammar": grammar,
+        "stream": stream,
+        "lora": [],
     })
 }
 
@@ -288,11 +309,44 @@ pub fn parse_detokenize(body: &[u8]) -> Result<(Vec<u32>, Option<String>), ApiEr
     Ok(read)
 }
 
+/// Reads the body of `/lora-adapters`, which can name none.
+pub(crate) fn parse_adapters(body: &[u8]) -> Result<(), ApiError> {
+    match serde_json::from_slice::<Vec<Value>>(body) {
+        Ok(adapters) if adapters.is_empty() => Ok(()),
+        Ok(_) => Err(ApiError::new(ErrorKind::NotSupported, "there are no adapters here")),
+        Err(error) => {
+            let message = format!("the body is no JSON array of adapters: {error}");
+            Err(ApiError::new(ErrorKind::Invalid, message))
+        }
+    }
+}
+
+/// Reads the body of `/slots/{slot}`: the name of a file, which lies in no other folder.
+pub(crate) fn parse_filename(body: &[u8]) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name: String = fields.required("filename")?;
+    let allowed = |c: char| c.is_alphanumeric() || "._- ".contains(c);
+    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(allowed) {
+        let what =
+            "expected up to 200 letters, digits, '-', '_', ' ' and '.', no '.' at the beginning";
+        return Err(fields.wrong("filename", what));
+    }
+    fields.finish(&[])?;
+    Ok(name)
+}
+
+/// Reads the body of `/models/load` and `/models/unload`: which model.
+pub(crate) fn parse_model(body: &[u8]) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let model = fields.required("model")?;
+    fields.finish(&[])?;
+    Ok(model)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::request::Prompt;
-    use hurtle_engine::constraint::Grammar;
 
     #[test]
     fn a_completion() {
@@ -359,8 +413,9 @@ mod tests {
                 parse_completion(body.as_bytes(), &SamplerParams::default()).expect_err(body);
             assert_eq!(error.param.as_deref(), Some(param), "{error}");
         };
-        check(r#"{"prompt": "a", "lora": []}"#, "lora");
-        check(r#"{"prompt": "a", "t_max_predict_ms": 5}"#, "t_max_predict_ms");
+        check(r#"{"prompt": "a", "lora": [{"id": 0, "scale": 1}]}"#, "lora");
+        check(r#"{"prompt": "a", "t_max_predict_ms": -2}"#, "t_max_predict_ms");
+        check(r#"{"prompt": "a", "n": 0}"#, "n");
         check(r#"{"prompt": "a", "post_sampling_probs": 1}"#, "post_sampling_probs");
         check(r#"{"prompt": "a", "timings_per_token": 1}"#, "timings_per_token");
         check(r#"{"prompt": "a", "return_progress": 1}"#, "return_progress");

@@ -9,6 +9,7 @@ use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
+use std::time::{Duration, Instant};
 
 /// Options that say how Ollama's runner is to use the machine; here the server's flags say it, and they
 /// change no answer.
@@ -20,6 +21,8 @@ pub const IGNORED_OPTIONS: &[&str] = &[
     "low_vram",
     "f16_kv",
     "vocab_only",
+    "logits_all",
+    "embedding_only",
     "use_mmap",
     "use_mlock",
     "numa",
@@ -66,10 +69,10 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<ChatRequest, A
         tools,
         tool_choice: ToolChoice::Auto,
         parallel_tool_calls: true,
-        continues: None,
         template: thinking(&mut fields)?,
         generation,
         reply,
+        ..Chat::default()
     };
     fields.finish(&[])?;
     Ok(ChatRequest { chat, keep_alive })
@@ -177,6 +180,12 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
         options::stop(&mut options, "stop", &mut generate)?;
         options::length(&mut options, &["num_predict"], &mut generate)?;
         generate.n_ctx = options.opt("num_ctx")?;
+        options.only("penalize_newline", json!(true), "line breaks are tokens like any other")?;
+        if options.opt::<f64>("tfs_z")?.is_some_and(|z| z != 1.0) {
+            return Err(
+                options.wrong("tfs_z", "expected 1, which is off: there is no tail-free sampling")
+            );
+        }
         options.finish(IGNORED_OPTIONS)?;
     }
     let logprobs = fields.opt("logprobs")?.unwrap_or(false);
@@ -186,6 +195,9 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
         return Err(fields.wrong("top_logprobs", &format!("expected at most {most}")));
     }
     generate.logprobs = logprobs.then(|| top.unwrap_or(0));
+    let cut = "nothing is ever cut off; what does not fit is refused";
+    fields.only("truncate", json!(false), cut)?;
+    fields.only("shift", json!(false), "an answer ends where the context does")?;
     let keep_alive = keep_alive(fields)?;
     // Ollama streams unless told otherwise.
     let reply = Reply { stream: fields.opt("stream")?.unwrap_or(true), include_usage: true };
@@ -208,11 +220,15 @@ fn thinking(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
         Some(on @ Value::Bool(_)) => {
             template.insert("enable_thinking".into(), on);
         }
-        Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => {
+        Some(Value::String(effort))
+            if ["low", "medium", "high", "max"].contains(&effort.as_str()) =>
+        {
             template.insert("enable_thinking".into(), true.into());
             template.insert("reasoning_effort".into(), effort.into());
         }
-        Some(_) => return Err(fields.wrong("think", "expected a boolean, low, medium or high")),
+        Some(_) => {
+            return Err(fields.wrong("think", "expected a boolean, low, medium, high or max"));
+        }
     }
     Ok(template)
 }
@@ -263,8 +279,10 @@ fn read_message((i, message): (usize, &Value)) -> Result<Value, ApiError> {
 pub struct Head {
     /// The model's name, as it was asked for.
     pub model: String,
-    /// RFC 3339.
-    pub created_at: String,
+    /// When it was asked.
+    pub asked: Instant,
+    /// How long it waited for the model.
+    pub load: Duration,
 }
 
 impl Head {
@@ -309,7 +327,7 @@ impl Head {
     fn line(&self, key: &str, value: Value, outcome: Option<&Outcome>) -> Value {
         let mut line = json!({
             "model": self.model,
-            "created_at": self.created_at,
+            "created_at": jiff::Timestamp::now().to_string(),
             key: value,
             "done": outcome.is_some(),
         });
@@ -319,8 +337,8 @@ impl Head {
             // Calls of tools end an answer like any other.
             let reason = if outcome.reason == FinishReason::Length { "length" } else { "stop" };
             line["done_reason"] = reason.into();
-            line["total_duration"] = nanos(timings.prompt_ms + timings.predicted_ms).into();
-            line["load_duration"] = 0.into();
+            line["total_duration"] = (self.asked.elapsed().as_nanos() as u64).into();
+            line["load_duration"] = (self.load.as_nanos() as u64).into();
             line["prompt_eval_count"] = outcome.usage.prompt.into();
             line["prompt_eval_duration"] = nanos(timings.prompt_ms).into();
             line["eval_count"] = outcome.usage.generated.into();
@@ -399,7 +417,7 @@ mod tests {
 
     #[test]
     fn lines_of_a_stream() {
-        let head = Head { model: "m".into(), created_at: "2025-03-14T09:26:53Z".into() };
+        let head = Head { model: "m".into(), asked: Instant::now(), load: Duration::ZERO };
         let mut message = Message::default();
         message.push(&Delta::Content("hi".into()));
         let line = head.chat(&message, None);
@@ -407,6 +425,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::Stop,
             truncated: false,
+            n_kept: 0,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: hurtle_engine::Timings { prompt_ms: 2.0, ..Default::default() },

@@ -6,9 +6,11 @@ use crate::error::ApiError;
 use crate::output::{
     Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
 };
-use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
+use crate::request::{
+    Chat, Completion, Generate, Part, Prompt, ReasoningFormat, Reply, ToolChoice,
+};
 use hurtle_engine::constraint::Grammar;
-use hurtle_engine::sampler::SamplerParams;
+use hurtle_engine::sampler::{Distribution, SamplerParams};
 use serde_json::{Map, Value, json};
 
 /// What clients send along and what changes no answer here: labels for bookkeeping and hints about speed.
@@ -21,7 +23,6 @@ pub const IGNORED: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_retention",
     "prediction",
-    "id_slot",
     "backend_sampling",
 ];
 
@@ -49,29 +50,51 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         }
         (true, n) => Some(n.unwrap_or(0)),
     };
+    // llama.cpp's name for the same.
+    let n_probs = options::n_probs(&mut fields, &mut generate)?;
+    generate.logprobs = generate.logprobs.or(n_probs);
     let messages = fields.required("messages")?;
     let messages = read_messages(messages)?;
-    let continues = read_continues(&mut fields, &messages)?;
+    let (continues, unopened) = read_continues(&mut fields, &messages)?;
     let mut template =
         fields.opt::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
         template.insert("reasoning_effort".into(), effort.into());
     }
+    // llama.cpp's: 0 is no reasoning at all, -1 any.
+    for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
+        match fields.opt::<i64>(name)? {
+            None | Some(-1) => {}
+            Some(0) => drop(template.insert("enable_thinking".into(), false.into())),
+            Some(_) => {
+                let what = "expected 0 or -1: how long to think is the model's affair";
+                return Err(fields.wrong(name, what));
+            }
+        }
+    }
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
     let choice = fields.opt("tool_choice")?;
     let (tools, tool_choice) = read_tool_choice(tools, choice)?;
-    fields.only("verbose", json!(false), "/apply-template tells the prompt")?;
     fields.only("modalities", json!(["text"]), "models answer with text only")?;
-    // llama.cpp's: both of these keep reasoning apart.
-    if let Some(format) = fields.opt::<String>("reasoning_format")?
-        && !["auto", "deepseek"].contains(&format.as_str())
-    {
-        return Err(fields.wrong("reasoning_format", "expected auto or deepseek"));
-    }
+    let verbose = fields.opt("verbose")?.unwrap_or(false);
+    let unread_calls = !fields.opt("parse_tool_calls")?.unwrap_or(true);
     for (old, new) in [("functions", "tools"), ("function_call", "tool_choice")] {
         fields.only(old, json!([]), &format!("use {new}"))?;
     }
     let reply = reply(&mut fields, &mut generate)?;
+    // Only what is verbose has a place for them.
+    generate.tell.ids = fields.opt("return_tokens")?.unwrap_or(false) && verbose;
+    let reasoning = match fields.opt::<String>("reasoning_format")?.as_deref() {
+        None | Some("auto" | "deepseek") => ReasoningFormat::Apart,
+        Some("none") => ReasoningFormat::InContent,
+        // As llama.cpp has it.
+        Some("deepseek-legacy") if reply.stream => ReasoningFormat::InContent,
+        Some("deepseek-legacy") => ReasoningFormat::Both,
+        Some(_) => {
+            let what = "expected auto, none, deepseek or deepseek-legacy";
+            return Err(fields.wrong("reasoning_format", what));
+        }
+    };
     let chat = Chat {
         model: fields.opt("model")?,
         messages,
@@ -79,6 +102,10 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
         continues,
+        unopened,
+        reasoning,
+        unread_calls,
+        verbose,
         template,
         generation: generate,
         reply,
@@ -87,12 +114,28 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     Ok(chat)
 }
 
-/// Whether the answer goes on with the last message: vLLM's names for it, which llama.cpp has, too.
-fn read_continues(fields: &mut Fields, messages: &[Value]) -> Result<Option<bool>, ApiError> {
+/// Whether the answer goes on with the last message, and whether the prompt opens none: vLLM's names for it, which
+/// llama.cpp has, too.
+fn read_continues(
+    fields: &mut Fields,
+    messages: &[Value],
+) -> Result<(Option<bool>, bool), ApiError> {
     let name = "continue_final_message";
     let continues = fields.opt::<bool>(name)?;
     let opens = fields.opt::<bool>("add_generation_prompt")?;
-    let last = messages.last().filter(|last| last["role"] == "assistant");
+    let said = |message: &&Value| message["role"] == "assistant";
+    let last = messages.last().filter(said);
+    let is_open = |message: &Value| said(&message) && message.get("tool_calls").is_none();
+    if let [.., before, last] = messages
+        && is_open(before)
+        && is_open(last)
+        && continues != Some(false)
+        && opens != Some(false)
+    {
+        let what = "an answer cannot go on with the last of several messages of the assistant; \
+            \"continue_final_message\": false begins a new one";
+        return Err(fields.wrong("messages", what));
+    }
     match (continues, opens) {
         (Some(true), Some(true)) => {
             Err(fields.wrong(name, "only one of this and add_generation_prompt can hold"))
@@ -101,11 +144,8 @@ fn read_continues(fields: &mut Fields, messages: &[Value]) -> Result<Option<bool
             Err(fields
                 .wrong(name, "expected a last message of the assistant without calls of tools"))
         }
-        (None | Some(false), Some(false)) => {
-            Err(fields
-                .wrong("add_generation_prompt", "false needs \"continue_final_message\": true"))
-        }
-        _ => Ok(continues),
+        (None | Some(false), Some(false)) => Ok((Some(false), true)),
+        _ => Ok((continues, false)),
     }
 }
 
@@ -138,12 +178,13 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
 fn common(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
     options::sampling_from_zero(fields, generate)?;
     options::stop(fields, "stop", generate)?;
-    options::n(fields, generate)?;
+    options::n(fields, &["n"], generate)?;
     if let Some(format) = fields.opt::<Value>("response_format")? {
         generate.format = read_format(&format, "response_format", &["json_schema"])?;
         generate.format_param = "response_format";
     }
     options::grammar(fields, generate)?;
+    options::slot(fields, generate)?;
     if let Some(cache) = fields.opt("cache_prompt")? {
         generate.cache_prompt = cache;
     }
@@ -289,7 +330,23 @@ pub(super) fn read_tool_choice(
     tools: Vec<Value>,
     choice: Option<Value>,
 ) -> Result<(Vec<Value>, ToolChoice), ApiError> {
-    let choice = choice.unwrap_or_else(|| "auto".into());
+    let mut choice = choice.unwrap_or_else(|| "auto".into());
+    let mut tools = tools;
+    if choice["type"] == "allowed_tools" {
+        // In chats they stand in a field of that name.
+        let allowed = choice.get("allowed_tools").unwrap_or(&choice).clone();
+        let name = |tool: &Value| tool.get("function").unwrap_or(tool)["name"].clone();
+        let names: Vec<Value> =
+            allowed["tools"].as_array().into_iter().flatten().map(name).collect();
+        if let Some(missing) =
+            names.iter().find(|name| !tools.iter().any(|tool| tool["function"]["name"] == **name))
+        {
+            let message = format!("tool_choice: there is no tool {missing} in tools");
+            return Err(ApiError::invalid("tool_choice", message));
+        }
+        tools.retain(|tool| names.contains(&tool["function"]["name"]));
+        choice = allowed["mode"].clone();
+    }
     let named = choice["function"]["name"].as_str().or_else(|| choice["name"].as_str());
     let chosen = match (choice.as_str(), named) {
         (Some("none"), _) => return Ok((Vec::new(), ToolChoice::Auto)),
@@ -395,17 +452,10 @@ pub(super) fn usage(usage: Usage) -> Value {
     })
 }
 
-/// The log-probabilities of a chat.
-pub fn chat_logprobs(tokens: &[Logprobs]) -> Value {
-    let entry = |token: &TokenLogprob| json!({"token": token.text(), "logprob": token.logprob, "bytes": token.bytes});
-    let tokens = tokens.iter().map(|Logprobs { token, top }| {
-        let mut value = entry(token);
-        value["top_logprobs"] = top.iter().map(entry).collect();
-        value
-    });
-    json!({"content": tokens.collect::<Value>(), "refusal": null})
+/// The log-probabilities of a chat, with the numbers of tokens, as llama.cpp has them.
+pub(crate) fn chat_logprobs(tokens: &[Logprobs], of: Distribution) -> Value {
+    json!({"content": llama_cpp::probabilities(tokens, of), "refusal": null})
 }
-
 /// The log-probabilities of a completion, or of a piece that begins `offset` characters behind its start.
 pub fn completion_logprobs(tokens: &[Logprobs], offset: &mut usize) -> Value {
     // Parts of characters have names of their own, so that they are not taken for one another.
@@ -648,9 +698,8 @@ mod tests {
         };
         check("web_search_options", json!({}), "web_search_options");
         check("modalities", json!(["audio"]), "modalities");
-        check("verbose", json!(true), "verbose");
         check("functions", json!([{"name": "f"}]), "functions");
-        check("reasoning_format", json!("none"), "reasoning_format");
+        check("reasoning_format", json!("some"), "reasoning_format");
         check("top_logprobs", json!(2), "top_logprobs");
         check("tool_choice", json!("required"), "tool_choice");
         check("tool_choice", json!("maybe"), "tool_choice");
@@ -670,6 +719,16 @@ mod tests {
             chat(json!({"model": "m"})).expect_err("refused").param.as_deref(),
             Some("messages")
         );
+    }
+
+    #[test]
+    fn a_budget_of_nothing_is_no_reasoning() {
+        for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
+            let template = |n: i64| chat(with(name, n.into())).map(|chat| chat.template);
+            assert_eq!(template(0).expect("read")["enable_thinking"], false);
+            assert!(template(-1).expect("read").is_empty());
+            assert_eq!(template(5).expect_err("refused").param.as_deref(), Some(name));
+        }
     }
 
     #[test]
@@ -724,6 +783,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
             truncated: false,
+            n_kept: 4,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 1, generated: 2, reasoning: 0 },
             timings: Default::default(),

@@ -3,9 +3,10 @@ use super::fields::Fields;
 use crate::error::ApiError;
 use crate::request::{Generate, check_sampler};
 use hurtle_engine::constraint::Grammar;
-use hurtle_engine::sampler::{SamplerKind, SamplerParams};
+use hurtle_engine::sampler::{Distribution, SamplerKind, SamplerParams};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 /// Most answers to one prompt.
 const MAX_N: usize = 128;
@@ -178,14 +179,46 @@ pub(super) fn stop(
     Ok(())
 }
 
-/// `n`.
-pub(super) fn n(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
-    if let Some(n) = fields.opt::<usize>("n")? {
+/// The number of answers under any of `names`.
+pub(super) fn n(
+    fields: &mut Fields,
+    names: &[&str],
+    generate: &mut Generate,
+) -> Result<(), ApiError> {
+    for name in names.iter().rev() {
+        let Some(n) = fields.opt::<usize>(name)? else { continue };
         if !(1..=MAX_N).contains(&n) {
-            return Err(fields.wrong("n", &format!("expected 1 to {MAX_N}, found {n}")));
+            return Err(fields.wrong(name, &format!("expected 1 to {MAX_N}, found {n}")));
         }
         generate.n = n;
     }
+    Ok(())
+}
+
+/// llama.cpp's `id_slot`; -1: any.
+pub(super) fn slot(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    generate.slot = match fields.opt::<i64>("id_slot")? {
+        None | Some(-1) => None,
+        Some(n) => {
+            let wrong = |_| fields.wrong("id_slot", &format!("expected at least -1, found {n}"));
+            Some(usize::try_from(n).map_err(wrong)?)
+        }
+    };
+    Ok(())
+}
+
+/// llama.cpp's `n_indent` and `t_max_predict_ms`, with which editors complete code.
+pub(super) fn lines(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    let lines = &mut generate.params.lines;
+    lines.n_indent = fields.opt("n_indent")?.unwrap_or(0);
+    let name = "t_max_predict_ms";
+    lines.max_time = match fields.opt::<i64>(name)? {
+        None | Some(-1 | 0) => None,
+        Some(n) => {
+            let wrong = |_| fields.wrong(name, &format!("expected at least -1, found {n}"));
+            Some(Duration::from_millis(u64::try_from(n).map_err(wrong)?))
+        }
+    };
     Ok(())
 }
 
@@ -250,6 +283,21 @@ fn typed_grammar(fields: &Fields, grammar: &Map<String, Value>) -> Result<Gramma
     })
 }
 
+/// llama.cpp's `n_probs` and `post_sampling_probs`: log-probabilities of how many tokens, and of which distribution.
+pub(super) fn n_probs(
+    fields: &mut Fields,
+    generate: &mut Generate,
+) -> Result<Option<usize>, ApiError> {
+    let n_probs = fields.opt::<usize>("n_probs")?.filter(|&n| n > 0);
+    if n_probs.is_some_and(|n| n > MAX_LOGPROBS) {
+        return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
+    }
+    if fields.opt("post_sampling_probs")?.unwrap_or(false) {
+        generate.distribution = Distribution::Drawn;
+    }
+    Ok(n_probs)
+}
+
 /// What llama.cpp's clients want to be told in streams: times with each piece, and how far the prompt is. Without a
 /// stream there is nowhere to tell it.
 pub(super) fn tell(
@@ -278,7 +326,7 @@ mod tests {
         let mut generate = Generate::default();
         sampling(&mut fields, &mut generate)?;
         stop(&mut fields, "stop", &mut generate)?;
-        n(&mut fields, &mut generate)?;
+        n(&mut fields, &["n"], &mut generate)?;
         length(&mut fields, &["max_tokens", "num_predict"], &mut generate)?;
         grammar(&mut fields, &mut generate)?;
         fields.finish(&[])?;

@@ -114,10 +114,10 @@ pub fn parse(body: &[u8], sampler: &SamplerParams) -> Result<(Chat, Map<String, 
         tools,
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
-        continues: None,
         template,
         generation: generate,
         reply: Reply { stream, include_usage: true },
+        ..Chat::default()
     };
     fields.finish(IGNORED)?;
     Ok((chat, echo))
@@ -569,6 +569,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::ToolCalls,
             truncated: false,
+            n_kept: 0,
+            slot: None,
             stop_string: None,
             usage: Usage { prompt: 3, cached: 0, generated: 2, reasoning: 0 },
             timings: Default::default(),
@@ -621,6 +623,8 @@ mod tests {
         let outcome = Outcome {
             reason: FinishReason::Length,
             truncated: false,
+            n_kept: 0,
+            slot: None,
             stop_string: None,
             usage: Usage::default(),
             timings: Default::default(),

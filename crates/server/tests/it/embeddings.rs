@@ -52,6 +52,8 @@ async fn embeddings_are_llama_cpps() {
         let (_, metrics) = method(&server, Method::GET, "/metrics", "").await;
         let counted = format!("hurtle:embedding_tokens_total {}\n", 3 * n_tokens);
         assert!(metrics.contains(&counted), "{metrics}");
+        let processed = format!("llamacpp:prompt_tokens_total {}\n", 3 * n_tokens);
+        assert!(metrics.contains(&processed), "{metrics}");
     }
 }
 

@@ -96,6 +96,78 @@ async fn numbers_of_tokens_and_fields_that_are_wanted() {
 }
 
 #[tokio::test]
+async fn several_answers_to_a_prompt() {
+    let server = server("llama");
+    let mut body = json!({"prompt": "a", "n_predict": 6, "ignore_eos": true, "seed": 3});
+    let one = ask(&server, "/completion", body.clone()).await;
+    for name in ["n", "n_cmpl"] {
+        let mut body = body.clone();
+        body[name] = 2.into();
+        let two = ask(&server, "/completion", body.clone()).await;
+        assert_eq!(two.as_array().map(Vec::len), Some(2), "{name}");
+        assert_eq!(two[0]["content"], one["content"]);
+        assert_ne!(two[1]["content"], one["content"], "each has a seed of its own");
+        assert_eq!((&two[1]["index"], &two[1]["prompt"]), (&json!(1), &one["prompt"]));
+        body["prompt"] = json!(["a", "b"]);
+        let four = ask(&server, "/completion", body).await;
+        let prompts: Vec<_> =
+            four.as_array().expect("answers").iter().map(|a| &a["prompt"]).collect();
+        assert_eq!(prompts[0], prompts[1]);
+        assert_eq!(prompts[2], prompts[3]);
+        assert_ne!(prompts[1], prompts[2]);
+    }
+    body["n"] = 2.into();
+    body["stream"] = true.into();
+    let chunks = events(&server, "/completion", body).await;
+    let ended = chunks.iter().filter(|chunk| chunk["stop"] == json!(true));
+    assert_eq!(ended.count(), 2);
+}
+
+#[tokio::test]
+async fn tokens_in_the_cache_are_counted() {
+    let server = server("llama");
+    let mut body = json!({"prompt": [5, 6, 7, 8], "n_predict": 6, "ignore_eos": true});
+    // The last token of an answer is not processed any more.
+    for (cache_prompt, known) in [(false, 0), (true, 0), (true, 3)] {
+        body["cache_prompt"] = cache_prompt.into();
+        let reply = ask(&server, "/completion", body.clone()).await;
+        assert_eq!(reply["tokens_cached"], 4 + 6 - 1);
+        assert_eq!(reply["timings"]["cache_n"], known);
+        assert_eq!(reply["timings"]["prompt_n"], 4 - known);
+    }
+}
+
+#[tokio::test]
+async fn lines_may_end_an_answer() {
+    let server = server("llama");
+    let id = ask(&server, "/tokenize", json!({"content": "\n"})).await["tokens"][0].clone();
+    let line_breaks = json!([[id, 100]]);
+    let mut body = json!({"prompt": "a", "n_predict": 6, "logit_bias": line_breaks});
+    let all = ask(&server, "/completion", body.clone()).await;
+    assert_eq!(all["content"], "\n\n\n\n\n\n");
+    body["n_indent"] = 1.into();
+    let block = ask(&server, "/completion", body.clone()).await;
+    assert_eq!((&block["content"], &block["stop_type"]), (&json!("\n"), &json!("limit")));
+    assert_eq!(block["truncated"], false);
+    let settings = &block["generation_settings"];
+    assert_eq!((&settings["n_indent"], &settings["t_max_predict_ms"]), (&json!(1), &json!(-1)));
+    body["n_indent"] = 0.into();
+    body["t_max_predict_ms"] = 60_000.into();
+    assert_eq!(ask(&server, "/completion", body).await["content"], all["content"]);
+}
+
+#[tokio::test]
+async fn there_are_no_adapters() {
+    let server = server("llama");
+    assert_eq!(get(&server, "/lora-adapters").await, json!([]));
+    assert_eq!(ask(&server, "/lora-adapters", json!([])).await["success"], true);
+    let some = json!([{"id": 0, "scale": 0.5}]);
+    refused(&server, "/lora-adapters", some, 501, &["not_supported_error"]).await;
+    refused(&server, "/lora-adapters", json!({}), 400, &["array"]).await;
+    ask(&server, "/completion", json!({"prompt": "a", "n_predict": 1, "lora": []})).await;
+}
+
+#[tokio::test]
 async fn prompts_of_texts_and_numbers() {
     let server = server("llama");
     let tokens = async |text: &str, special: bool| {
@@ -403,9 +475,7 @@ async fn an_answer_goes_on_with_the_last_message() {
     wrong["add_generation_prompt"] = true.into();
     refuses(wrong.clone(), "add_generation_prompt").await;
     wrong["add_generation_prompt"] = false.into();
-    ask(&server, "/v1/chat/completions", wrong.clone()).await;
-    wrong["continue_final_message"] = false.into();
-    refuses(wrong, "add_generation_prompt").await;
+    ask(&server, "/v1/chat/completions", wrong).await;
 }
 
 #[tokio::test]
@@ -452,7 +522,7 @@ async fn places_for_answers() {
     let idle = idle.as_array().expect("places");
     assert_eq!(json!(idle.len()), get(&server, "/props").await["total_slots"]);
     for (i, slot) in idle.iter().enumerate() {
-        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "is_processing": false});
+        let expected = json!({"id": i, "model": "tiny", "n_ctx": 512, "speculative": false, "is_processing": false});
         assert_eq!(*slot, expected);
     }
 }
@@ -623,6 +693,17 @@ async fn a_gap_is_filled_by_models_that_can() {
     assert_eq!(ask(&coder, "/api/generate", ollama).await["response"], plain);
     let show = ask(&coder, "/api/show", json!({"model": "tiny"})).await;
     assert_eq!(show["capabilities"], json!(["completion", "insert"]));
+    // What llama.cpp's plugins for editors send.
+    let editor = json!({"id_slot": 0, "input_prefix": "a\n", "input_suffix": "b\n", "input_extra": [], "prompt": "c",
+        "n_predict": 8, "stop": [], "n_indent": 2, "top_k": 40, "top_p": 0.9, "stream": false,
+        "samplers": ["top_k", "top_p", "infill"], "cache_prompt": true, "t_max_prompt_ms": 500,
+        "t_max_predict_ms": 1000, "response_fields": ["content", "timings/prompt_n", "truncated", "tokens_cached"]});
+    let reply = ask(&coder, "/infill", editor).await;
+    assert!(reply["content"].is_string() && reply["tokens_cached"].is_u64(), "{reply}");
+    let only_read = json!({"input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "samplers": [],
+        "input_extra": [{"filename": "a.rs", "text": "fn a() {}"}], "cache_prompt": true, "t_max_prompt_ms": 1,
+        "t_max_predict_ms": 1, "response_fields": [""]});
+    assert_eq!(ask(&coder, "/infill", only_read).await, json!({}));
 
     let cannot = server("llama");
     refused(&cannot, "/infill", body, 400, &["cannot fill in", "prefix"]).await;

@@ -110,6 +110,50 @@ async fn a_model_is_loaded_by_the_first_request_that_names_it() {
 }
 
 #[tokio::test]
+async fn a_model_is_told_by_its_name() {
+    let folder = store(&["qwen2"]);
+    let hub = hub(folder.path(), None);
+    let server = start(Catalog { others: Some(hub), ..catalog(&["llama", "gemma"]) });
+    let list = get(&server, "/v1/models").await;
+    let model = get(&server, "/v1/models/llama").await;
+    assert_eq!(model, list["data"][0]);
+    assert_eq!((&model["object"], &model["id"]), (&json!("model"), &json!("llama")));
+    assert_eq!(model["meta"]["n_vocab"], 272);
+    // Anthropic's clients read these.
+    assert_eq!((&model["type"], &model["display_name"]), (&json!("model"), &json!("llama")));
+    assert_eq!((&list["first_id"], &list["last_id"]), (&json!("llama"), &json!("gemma")));
+    // One that is stored here, and not loaded.
+    let stored = get(&server, "/v1/models/qwen2").await;
+    assert_eq!((&stored["id"], &stored["status"]["value"]), (&json!("qwen2"), &json!("unloaded")));
+    let (status, text) = method(&server, Method::GET, "/v1/models/nowhere", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(text.contains("model_not_found"), "{text}");
+}
+
+#[tokio::test]
+async fn models_are_loaded_and_unloaded_on_request() {
+    let server = start(catalog(&["llama", "gemma"]));
+    let status = async |name: &str| {
+        let model = get(&server, &format!("/v1/models/{name}")).await;
+        model["status"]["value"].as_str().expect("a status").to_owned()
+    };
+    let wait = async |name: &str, wanted: &str| {
+        while status(name).await != wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let gemma = json!({"model": "gemma"});
+    assert_eq!(status("gemma").await, "unloaded");
+    refused(&server, "/models/unload", gemma.clone(), 400, &["not running"]).await;
+    assert_eq!(ask(&server, "/models/load", gemma.clone()).await, json!({"success": true}));
+    wait("gemma", "loaded").await;
+    refused(&server, "/models/load", gemma.clone(), 400, &["already running"]).await;
+    assert_eq!(ask(&server, "/models/unload", gemma).await, json!({"success": true}));
+    wait("gemma", "unloaded").await;
+    refused(&server, "/models/load", json!({"model": "nowhere"}), 404, &["not found"]).await;
+}
+
+#[tokio::test]
 async fn a_model_has_several_names() {
     let folder = store(&["llama"]);
     let hub = hub(folder.path(), None);
@@ -186,7 +230,8 @@ async fn the_only_model_answers_for_names_that_are_built_into_programs() {
     let with = |named: &[&str], others: Option<Hub>| start(Catalog { others, ..catalog(named) });
     let server = with(&["llama"], Some(hub(folder.path(), None)));
     let expected = answer(&server, "llama").await;
-    for name in ["gpt-4o", "gpt-3.5-turbo", "text-davinci-003"] {
+    for name in ["gpt-4o", "gpt-3.5-turbo", "text-davinci-003", "test", "local-model", "LLaMA_CPP"]
+    {
         let reply = ask(&server, "/v1/chat/completions", chat(name)).await;
         assert_eq!(reply["choices"][0]["message"]["content"], expected, "{name}");
         assert_eq!(reply["model"], "llama", "the reply says who answered");

@@ -286,6 +286,22 @@ async fn after_a_shutdown_the_server_is_not_healthy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn headers_are_written_as_other_servers_write_them() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (router, time) = (server("llama").router(), Duration::from_secs(30));
+    tokio::spawn(connections::serve(listener, router, time, std::future::pending()));
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("sent");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.expect("a reply");
+    assert!(reply.contains("\r\nProcess-Start-Time-Unix: "), "{reply}");
+    assert!(reply.contains("\r\nContent-Type: text/plain"), "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_trusts_the_certificate_is_served() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::TlsConnector;
