@@ -64,8 +64,9 @@ pub(crate) trait Kernel {
     /// is unpacked on the way. The figures beside its values are those of `packed_speed avx512vnni TYPE 4480
     /// 1536 TOKENS`.
     const FROM: usize = usize::MAX;
-    /// The same with 16 registers, which let 4 tokens share it. Q6_K gains from 12 tokens on, Q4_K from 20
-    /// (Zen 3).
+    /// The same with 16 registers, which let 4 tokens share it. The figures beside its values are those of
+    /// `packed_speed avx2 TYPE 8960 1536 TOKENS` on a Zen 4; on a Zen 3 Q6_K gained from 12 tokens on, Q4_K
+    /// from 20.
     const FROM_OF_16: usize = 16;
     /// The products by tiles (AMX), for types that have them.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
