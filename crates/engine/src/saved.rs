@@ -137,22 +137,36 @@ impl Index {
         self.trim(n_bytes);
         let path = self.file(key);
         let temporary = path.with_extension("kv.tmp");
-        // Left over by somebody who was killed, if there is one.
-        let _ = fs::remove_file(&temporary);
-        let written = create(&temporary).and_then(|mut file| {
-            [&head, page, &sum[..]].into_iter().try_for_each(|part| file.write_all(part))?;
-            file.set_modified(used)?;
-            fs::rename(&temporary, &path)
-        });
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written.map(|()| self.add(*key, used, n_bytes))
+        publish(&path, &temporary, &[&head, page, &sum], Some(used))?;
+        self.add(*key, used, n_bytes);
+        Ok(())
     }
 }
 
+/// Writes a file that is there whole or not at all, under another name until it is; one such file at a time.
+pub(crate) fn publish(
+    path: &Path,
+    temporary: &Path,
+    parts: &[&[u8]],
+    modified: Option<SystemTime>,
+) -> io::Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // Left over by somebody who was killed, if there is one.
+    let _ = fs::remove_file(temporary);
+    let written = create(temporary).and_then(|mut file| {
+        parts.iter().try_for_each(|part| file.write_all(part))?;
+        modified.map_or(Ok(()), |modified| file.set_modified(modified))?;
+        fs::rename(temporary, path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written
+}
+
 /// A new file, for this user alone: pages tell of conversations.
-pub(crate) fn create(path: &Path) -> io::Result<File> {
+fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

@@ -6,11 +6,11 @@
 //! ```
 //! Keys and values lie in the prefix cache as those of all prompts do: a slot is a name for some of them.
 use crate::Engine;
-use crate::saved::{Key, create, identity};
+use crate::saved::{Key, identity, publish};
 use hurtle_model::PAGE_TOKENS;
 use sha2::{Digest as _, Sha256};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"hurtlesl";
@@ -82,16 +82,7 @@ impl SlotContent {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".tmp");
         let temporary = path.with_file_name(name);
-        // Left over by somebody who was killed, if there is one.
-        let _ = fs::remove_file(&temporary);
-        let written = create(&temporary).and_then(|mut file| {
-            [&head, &self.pages, &sum[..]].into_iter().try_for_each(|part| file.write_all(part))?;
-            fs::rename(&temporary, path)
-        });
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
+        publish(path, &temporary, &[&head, &self.pages, &sum], None)?;
         Ok((head.len() + self.pages.len() + sum.len()) as u64)
     }
 
