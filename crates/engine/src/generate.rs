@@ -1,6 +1,7 @@
 //! A loaded model, and sequences that grow on it.
 
 use crate::LineLimits;
+use crate::cgroup::usable_memory;
 use crate::constraint::{Constraint, ConstraintError, Grammar, GrammarConstraint, Grammars};
 use crate::sampler::{Distribution, Sampled, Sampler, SamplerError, SamplerParams};
 use crate::token_loop::TokenLoop;
@@ -15,6 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+pub use hurtle_model::traffic::Packing;
 pub use hurtle_model::{Arithmetic, KvType};
 
 /// Why loading or generating failed.
@@ -113,6 +115,8 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// How matrix products are computed.
     pub arithmetic: Arithmetic,
+    /// How weights are packed; `None`: as [`default_packing`] says.
+    pub packing: Option<Packing>,
     /// Who computes them; `None`: hurtle. A backend has its own arithmetic, so that `arithmetic` does not
     /// count.
     pub backend: Option<Arc<dyn MatmulBackend>>,
@@ -150,6 +154,11 @@ pub struct Engine {
 /// of a whole batch would cost more memory than the model.
 const MAX_LOGITS_BYTES: usize = 32 << 20;
 
+/// Books are looked up, which is faster, if all weights then fit into half of the memory that can be used now.
+pub fn default_packing() -> Packing {
+    usable_memory(Path::new("/")).map_or(Packing::default(), |usable| Packing::Within(usable / 2))
+}
+
 impl Engine {
     /// Loads a GGUF file. Weights are mapped, and packed only for integer arithmetic; otherwise
     /// loading takes little more than building the tokenizer.
@@ -165,9 +174,18 @@ impl Engine {
         let isa = options.isa.unwrap_or_else(Isa::best);
         let exec = Exec { isa, pool: &pool, n_threads };
         let model = match &options.backend {
-            None => Model::load(gguf, options.ctx_size, options.arithmetic, exec)?,
+            None => {
+                let packing = options.packing.unwrap_or_else(default_packing);
+                Model::load(gguf, options.ctx_size, options.arithmetic, packing, exec)?
+            }
             Some(backend) => {
-                let mut model = Model::load(gguf, options.ctx_size, Arithmetic::Exact, exec)?;
+                let mut model = Model::load(
+                    gguf,
+                    options.ctx_size,
+                    Arithmetic::Exact,
+                    Packing::default(),
+                    exec,
+                )?;
                 model.hand_over(&**backend)?;
                 model
             }

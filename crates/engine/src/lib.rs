@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+pub mod cgroup;
 pub mod constraint;
 mod embed;
 mod generate;
@@ -19,7 +20,7 @@ mod token_loop;
 pub use bench::{Bench, BenchSample, BenchTest};
 pub use generate::{
     Arithmetic, Engine, EngineError, EngineOptions, Extras, Generation, GenerationParams, KvType,
-    Progress, Session, StopReason, Timings,
+    Packing, Progress, Session, StopReason, Timings, default_packing,
 };
 pub use hurtle_kernels::Isa;
 pub use hurtle_kernels::backend::MatmulBackend;

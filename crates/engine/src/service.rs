@@ -15,6 +15,7 @@
 //! taken from the prefix cache, read from a file of [`PrefixDir`], or dropped and computed once more: the answer keeps
 //! its bits.
 
+use crate::cgroup::usable_memory;
 use crate::constraint::Constraint;
 use crate::generate::millis;
 use crate::prefix::PrefixCache;
@@ -27,6 +28,7 @@ use hurtle_model::{BatchToken, KvCache, PAGE_TOKENS, Scratch, SeqId};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -406,6 +408,9 @@ impl fmt::Debug for Service {
     }
 }
 
+/// Bytes of memory that are taken for granted where the system doesn't tell.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
+
 impl Service {
     /// Starts the thread.
     ///
@@ -413,7 +418,9 @@ impl Service {
     /// If it does not start, or the KV memory holds less than a page.
     pub fn start(engine: Engine, options: ServiceOptions) -> std::io::Result<Self> {
         let page_bytes = engine.kv_cache().page_bytes() as u64;
-        let budget = options.kv_bytes.unwrap_or_else(|| available_memory() / 2);
+        let budget = options
+            .kv_bytes
+            .unwrap_or_else(|| usable_memory(Path::new("/")).unwrap_or(UNKNOWN_MEMORY) / 2);
         let max_pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
         if max_pages == 0 {
             return Err(std::io::Error::other(format!(
@@ -539,14 +546,6 @@ impl Service {
         let stopped = shared.changed.wait_while(inbox, |inbox| !inbox.stopped);
         stopped.unwrap_or_else(PoisonError::into_inner).report
     }
-}
-
-/// Bytes that can be had without swapping, where the system tells; else 4 GiB.
-fn available_memory() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or(4 << 30, |kib| kib << 10)
 }
 
 /// A request on the service's thread.

@@ -12,7 +12,7 @@
 use hurtle_ggml::{Error, Ggml, GgmlMatrix, Layout, features, missing_features, version};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType;
 use std::time::{Duration, Instant};
@@ -137,8 +137,9 @@ fn compare(args: &Args, exec: Exec<'_>, ty: WeightType) -> Result<(), Box<dyn st
     let ggml = Ggml::default();
     let plain = ggml_copies(&ggml, &matrix, Layout::File, n_copies)?;
     let repacked = ggml_copies(&ggml, &matrix, Layout::Repacked, n_copies)?;
-    let packed: Option<Vec<PackedMatrix>> =
-        (0..n_copies).map(|_| PackedMatrix::pack(exec, &[matrix], &|_| {}, &|_| {})).collect();
+    let packed: Option<Vec<PackedMatrix>> = (0..n_copies)
+        .map(|_| PackedMatrix::pack(exec, &[matrix], Books::LookedUp, &|_| {}, &|_| {}))
+        .collect();
     let packed = packed.unwrap_or_default();
     println!("{ty} {n_rows} x {n_cols}: {:.1} MB, {n_copies} copies", n_bytes as f64 / 1e6);
 

@@ -7,7 +7,7 @@
 
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType as T;
 use std::hint::black_box;
@@ -63,8 +63,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let matrix = Matrix::new(ty, rows, cols, &bytes).ok_or("shape")?;
         let copies = (400 << 20) / bytes.len();
         let start = Instant::now();
-        let copies: Option<Vec<_>> =
-            (0..copies).map(|_| PackedMatrix::pack(exec(2), &[matrix], &|_| {}, &|_| {})).collect();
+        let copies: Option<Vec<_>> = (0..copies)
+            .map(|_| PackedMatrix::pack(exec(2), &[matrix], Books::LookedUp, &|_| {}, &|_| {}))
+            .collect();
         let copies = copies.ok_or("no kernel")?;
         let n_bytes = copies.len() * copies[0].n_bytes();
         let packing = n_bytes as f64 / start.elapsed().as_secs_f64() / 1e9;

@@ -34,6 +34,8 @@ pub(crate) struct Block {
     pub(crate) qs: [u32; 8],
     /// Sum of the quants.
     pub(crate) sum: i32,
+    /// That of the first 16.
+    pub(crate) first_sum: i32,
     pub(crate) d: f32,
     /// `d` times the sum, as Q8_1 rounds it.
     pub(crate) scaled_sum: f32,
@@ -83,6 +85,7 @@ impl From<&Q8_1Block> for Block {
         Self {
             qs: dwords(&block.qs),
             sum: sum_of_32(&block.qs),
+            first_sum: block.qs[..16].iter().map(|q| i32::from(*q)).sum(),
             d: block.scale(),
             scaled_sum: block.scaled_sum(),
         }

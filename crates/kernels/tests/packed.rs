@@ -3,7 +3,7 @@
 
 use hurtle_kernels::activations::{Form, QuantizedActivations};
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::{Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType as T};
 
@@ -44,6 +44,9 @@ fn encoded(ty: T, seed: u64, n: usize) -> Vec<u8> {
                 block[53] = block[53] & 0x0f | 0x60;
                 block[55] = block[55] & 0x0f | 0x20;
             }
+            T::Q1_0 | T::Q2_0 => block[1] = 0x20 + block[1] % 8,
+            // Any byte is a scale.
+            T::NVFP4 => {}
             T::TQ1_0 | T::TQ2_0 => {
                 let last = block.len() - 1;
                 block[last] = 0x20 + block[last] % 8;
@@ -110,6 +113,9 @@ fn dot(ty: T, row: &[u8], Token { floats, q8k, q8_0, q8_1 }: &Token) -> f32 {
         T::TQ2_0 => hurtle_quant::dot_tq2_0_q8_k(row, q8k),
         T::IQ4_NL => hurtle_quant::dot_iq4_nl_q8_0(row, q8_0),
         T::MXFP4 => hurtle_quant::dot_mxfp4_q8_0(row, q8_0),
+        T::NVFP4 => hurtle_quant::dot_nvfp4_q8_0(row, q8_0),
+        T::Q1_0 => hurtle_quant::dot_q1_0_q8_0(row, q8_0),
+        T::Q2_0 => hurtle_quant::dot_q2_0_q8_0(row, q8_0),
         _ => panic!("{ty} has a kernel, but the test has no oracle"),
     };
     // A sum of no products but zeros may have either sign.
@@ -123,7 +129,26 @@ fn unit(ty: T) -> usize {
 
 /// Packs one matrix.
 fn pack(exec: Exec<'_>, matrix: Matrix<'_>) -> PackedMatrix {
-    PackedMatrix::pack(exec, &[matrix], &|_| {}, &|_| {}).unwrap()
+    pack_with(exec, matrix, Books::default())
+}
+
+fn pack_with(exec: Exec<'_>, matrix: Matrix<'_>, books: Books) -> PackedMatrix {
+    PackedMatrix::pack(exec, &[matrix], books, &|_| {}, &|_| {}).unwrap()
+}
+
+/// What can become of the books of a type: one answer if there are none.
+fn books_of(ty: T) -> &'static [Books] {
+    match ty {
+        T::IQ1_S
+        | T::IQ1_M
+        | T::IQ2_XXS
+        | T::IQ2_XS
+        | T::IQ2_S
+        | T::IQ3_XXS
+        | T::IQ3_S
+        | T::TQ1_0 => &[Books::LookedUp, Books::Kept],
+        _ => &[Books::LookedUp],
+    }
 }
 
 /// Products of all tokens with one matrix.
@@ -170,14 +195,17 @@ fn check(ty: T, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) {
         assert_eq!(PackedMatrix::kernel_name(isa), lanes);
     });
     for isa in Isa::available() {
-        for n_threads in [1, 3] {
+        for (n_threads, books) in
+            [1, 3].into_iter().flat_map(|n| books_of(ty).iter().map(move |b| (n, *b)))
+        {
             let exec = Exec { isa, pool: &pool, n_threads };
-            let packed = pack(exec, matrix);
+            let packed = pack_with(exec, matrix, books);
             activations.quantize(exec, x, [&packed]);
             let mut out = vec![f32::NAN; expected.len()];
             multiply(exec, &packed, &activations, &mut out);
             let n_tokens = x.len() / n_cols;
-            let what = format!("{ty} {n_rows}x{n_cols}, {n_tokens} tokens, {isa}, {n_threads}");
+            let what =
+                format!("{ty} {n_rows}x{n_cols}, {books:?}, {n_tokens} tokens, {isa}, {n_threads}");
             assert_bits(&out, &expected, &what);
         }
     }
@@ -248,11 +276,13 @@ fn meaningless_activations_do_no_harm() {
             x[5] = value;
             for x in [&x, &vec![value; n_cols]] {
                 for_each_isa(|isa| {
-                    let exec = Exec { isa, pool: &pool, n_threads: 2 };
-                    let packed = pack(exec, matrix);
-                    let mut activations = QuantizedActivations::new();
-                    activations.quantize(exec, x, [&packed]);
-                    multiply(exec, &packed, &activations, &mut [0.0; 20]);
+                    for books in books_of(ty) {
+                        let exec = Exec { isa, pool: &pool, n_threads: 2 };
+                        let packed = pack_with(exec, matrix, *books);
+                        let mut activations = QuantizedActivations::new();
+                        activations.quantize(exec, x, [&packed]);
+                        multiply(exec, &packed, &activations, &mut [0.0; 20]);
+                    }
                 });
             }
         }
@@ -288,23 +318,44 @@ fn one_buffer_serves_matrices_of_both_forms_and_changing_sizes() {
 }
 
 #[test]
+fn all_types_that_files_have_weights_of_have_kernels() {
+    let without = T::ALL.iter().filter(|ty| !PackedMatrix::supports(**ty));
+    let without: Vec<_> = without.map(|ty| ty.name()).collect();
+    assert_eq!(without, ["Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"]);
+}
+
+#[test]
 fn memory_is_near_the_size_of_the_file() {
     let pool = Pool::new(1).unwrap();
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
     for ty in supported() {
         let bytes = vec![0; ty.row_bytes(64 * 1024).unwrap()];
-        let packed = pack(exec, Matrix::new(ty, 64, 1024, &bytes).unwrap());
-        let percent = packed.n_bytes() as f64 / bytes.len() as f64 * 100.0;
-        let limit = match ty {
-            T::MXFP4 => 106.0,
-            // Half a line is left over in each panel's block.
-            T::IQ1_S | T::IQ2_XXS | T::TQ1_0 | T::TQ2_0 => 104.1,
-            _ => 103.0,
-        };
-        assert!((100.0..limit).contains(&percent), "{ty}: {percent} %");
+        for books in books_of(ty) {
+            let packed = pack_with(exec, Matrix::new(ty, 64, 1024, &bytes).unwrap(), *books);
+            assert_eq!(PackedMatrix::bytes_of(ty, 64, 1024, *books), Some(packed.n_bytes()));
+            let percent = packed.n_bytes() as f64 / bytes.len() as f64 * 100.0;
+            let limit = match (ty, books) {
+                (T::TQ1_0, Books::LookedUp) => 126.0,
+                (T::IQ3_S, Books::LookedUp) => 123.7,
+                (T::IQ3_XXS, Books::LookedUp) => 138.8,
+                (T::IQ2_S, Books::LookedUp) => 131.8,
+                (T::IQ2_XS, Books::LookedUp) => 146.0,
+                (T::IQ2_XXS, Books::LookedUp) => 157.6,
+                (T::IQ1_M, Books::LookedUp) => 192.9,
+                (T::IQ1_S, Books::LookedUp) => 208.1,
+                (T::MXFP4, _) => 106.0,
+                // Half a line is left over in each panel's block.
+                (T::IQ1_S | T::IQ2_XXS | T::TQ1_0 | T::TQ2_0, _) => 104.1,
+                _ => 103.0,
+            };
+            assert!((100.0..limit).contains(&percent), "{ty}, {books:?}: {percent} %");
+        }
     }
+    assert_eq!(PackedMatrix::bytes_of(T::Q4_K, 16, 300, Books::LookedUp), None);
+    assert_eq!(PackedMatrix::bytes_of(T::Q4_K, usize::MAX, 256, Books::LookedUp), None);
+    assert_eq!(PackedMatrix::bytes_of(T::I32, 16, 256, Books::LookedUp), None);
     let ragged = [Matrix::new(T::F32, 1, 17, &[0; 68]).unwrap()];
-    assert!(PackedMatrix::pack(exec, &ragged, &|_| {}, &|_| {}).is_none());
+    assert!(PackedMatrix::pack(exec, &ragged, Books::Kept, &|_| {}, &|_| {}).is_none());
     let packed = pack(exec, Matrix::new(T::Q4_0, 0, 32, &[]).unwrap());
     let mut activations = QuantizedActivations::new();
     activations.quantize(exec, &[1.0; 32], [&packed]);
@@ -337,7 +388,7 @@ fn a_group_of_products_is_each_of_them() {
                         .iter()
                         .map(|bytes| Matrix::new(*ty, n, n_cols, bytes).unwrap())
                         .collect();
-                    PackedMatrix::pack(exec, &parts, &|_| {}, &|_| {}).unwrap()
+                    PackedMatrix::pack(exec, &parts, Books::LookedUp, &|_| {}, &|_| {}).unwrap()
                 })
                 .collect();
             let mut activations = QuantizedActivations::new();
@@ -388,9 +439,13 @@ fn packing_tells_what_it_reads() {
         let at = part.as_ptr().addr() - bytes.as_ptr().addr();
         list.lock().unwrap().push((at, part.len()));
     };
-    let packed = PackedMatrix::pack(exec, &[matrix], &|part| note(&before, part), &|part| {
-        note(&after, part)
-    });
+    let packed = PackedMatrix::pack(
+        exec,
+        &[matrix],
+        Books::LookedUp,
+        &|part| note(&before, part),
+        &|part| note(&after, part),
+    );
     assert_eq!(packed.unwrap().n_parts(), 1);
     for list in [before, after] {
         let mut list = list.into_inner().unwrap();

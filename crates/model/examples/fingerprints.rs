@@ -5,6 +5,7 @@
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::spec::Head;
+use hurtle_model::traffic::Packing;
 use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 2 };
     for path in models {
         for arithmetic in [Arithmetic::Exact, Arithmetic::Integer] {
-            let model = Model::load(Gguf::open(&path)?, None, arithmetic, exec)?;
+            let model =
+                Model::load(Gguf::open(&path)?, None, arithmetic, Packing::default(), exec)?;
             let hash = fingerprint(&model, exec)?;
             let name = path.file_stem().unwrap_or_default().display();
             println!("{hash:016x} {name} {arithmetic:?}");

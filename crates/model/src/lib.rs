@@ -8,7 +8,7 @@
 //! load.rs     a file's tensors, checked
 //! decoder.rs  THE forward pass           kv_cache.rs  what it remembers
 //! profile.rs  where its time goes
-//! traffic.rs  what of a file a token has to read
+//! traffic.rs  what of a file a token has to read, and what memory it takes packed
 //! ```
 #![forbid(unsafe_code)]
 
@@ -38,6 +38,7 @@ use hurtle_kernels::backend::MatmulBackend;
 use load::{Loader, Weights};
 use rope::RopeFrequencies;
 use spec::ArchSpec;
+use traffic::Packing;
 
 /// How matrix products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +59,7 @@ pub struct Model {
     spec: &'static ArchSpec,
     hparams: Hparams,
     weights: Weights,
+    weight_bytes: u64,
     rope: RopeFrequencies,
     window_rope: RopeFrequencies,
 }
@@ -67,7 +69,7 @@ impl Model {
     /// where there is something to pack.
     ///
     /// `n_ctx` is the context it will run with (the trained one if `None`): LongRoPE chooses its
-    /// factors by it.
+    /// factors by it. `packing` counts for [`Arithmetic::Integer`].
     ///
     /// # Errors
     /// If the architecture is unknown, or metadata and tensors are not what it needs.
@@ -75,6 +77,7 @@ impl Model {
         gguf: Gguf,
         n_ctx: Option<usize>,
         arithmetic: Arithmetic,
+        packing: Packing,
         exec: Exec<'_>,
     ) -> Result<Self, ModelError> {
         let key = "general.architecture";
@@ -88,11 +91,15 @@ impl Model {
         let n_vocab = loader.n_vocab()?;
         let hparams = Hparams::read(&gguf, spec, n_vocab, n_ctx)?;
         let mut weights = loader.load(&hparams)?;
+        let mut traffic = traffic::traffic(&gguf, hparams.experts);
         if arithmetic == Arithmetic::Integer {
-            weights.pack(exec, &gguf);
+            let books = packing.books(&traffic);
+            weights.pack(books, exec, &gguf);
+            traffic.iter_mut().for_each(|row| *row = row.packed(books));
         }
+        let weight_bytes = traffic.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
         let (rope, window_rope) = (hparams.rope.frequencies(), hparams.window_rope.frequencies());
-        Ok(Self { gguf, spec, hparams, weights, rope, window_rope })
+        Ok(Self { gguf, spec, hparams, weights, weight_bytes, rope, window_rope })
     }
 
     /// Has all matrix products computed by `backend` from now on, which gets every weight that is
@@ -102,6 +109,11 @@ impl Model {
     /// [`ModelError::Backend`] if it does not take a tensor.
     pub fn hand_over(&mut self, backend: &dyn MatmulBackend) -> Result<(), ModelError> {
         self.weights.hand_over(backend, &self.gguf)
+    }
+
+    /// Bytes of all weights as they are computed with: packed ones, and those that stay in the mapped file.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// The file.

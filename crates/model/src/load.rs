@@ -8,7 +8,7 @@ use hurtle_gguf::{Gguf, TensorInfo};
 use hurtle_kernels::Exec;
 use hurtle_kernels::backend::{MatmulBackend, PreparedMatrix};
 use hurtle_kernels::matmul::{Matrix, matmul};
-use hurtle_kernels::packed::PackedMatrix;
+use hurtle_kernels::packed::{Books, PackedMatrix};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,7 +56,12 @@ impl Weight {
 
     /// Packs weights of one shape together if there is a kernel for their type, and lets go of the
     /// file's pages on the way, so that little is in memory twice.
-    fn pack<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, exec: Exec<'_>, gguf: &Gguf) {
+    fn pack<'a>(
+        weights: impl IntoIterator<Item = &'a mut Weight>,
+        books: Books,
+        exec: Exec<'_>,
+        gguf: &Gguf,
+    ) {
         let weights: Vec<&mut Weight> = weights.into_iter().collect();
         let Some(first) = weights.first() else { return };
         let tensor = first.tensor.clone();
@@ -69,6 +74,7 @@ impl Weight {
         let packed = PackedMatrix::pack(
             exec,
             &matrices,
+            books,
             &|bytes| gguf.populate(&tensor, part(bytes)),
             &|bytes| gguf.release(&tensor, part(bytes)),
         );
@@ -202,9 +208,9 @@ pub(crate) struct Classifier {
 impl Weights {
     /// Packs all projections whose type has a kernel. The token embeddings stay in the file, which
     /// looking up a few rows does not read.
-    pub(crate) fn pack(&mut self, exec: Exec<'_>, gguf: &Gguf) {
+    pub(crate) fn pack(&mut self, books: Books, exec: Exec<'_>, gguf: &Gguf) {
         for weights in self.projections() {
-            Weight::pack(weights, exec, gguf);
+            Weight::pack(weights, books, exec, gguf);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::ExpertParams;
 use hurtle_gguf::{Gguf, TensorInfo};
+use hurtle_kernels::packed::{Books, PackedMatrix};
 use hurtle_quant::WeightType;
 
 /// What a tensor is read for.
@@ -43,6 +44,53 @@ pub struct Traffic {
     pub bytes: u64,
     /// Bytes that one token reads.
     pub bytes_per_token: u64,
+}
+
+impl Traffic {
+    /// The same of weights that are packed.
+    pub fn packed(self, books: Books) -> Self {
+        if !matches!(self.what, Use::Projection | Use::Experts) {
+            return self;
+        }
+        // Whole panels of whole blocks of all types.
+        let (n_rows, n_cols) = (16, 4 * 256);
+        let file = self.ty.row_bytes(n_cols).map_or(1, |row| n_rows * row) as u128;
+        let Some(packed) = PackedMatrix::bytes_of(self.ty, n_rows, n_cols, books) else {
+            return self;
+        };
+        let scaled = |bytes: u64| (u128::from(bytes) * packed as u128 / file) as u64;
+        let (bytes, bytes_per_token) = (scaled(self.bytes), scaled(self.bytes_per_token));
+        Self { bytes, bytes_per_token, ..self }
+    }
+}
+
+/// How to pack weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// In this way.
+    With(Books),
+    /// With books looked up, if all weights then take no more bytes than these.
+    Within(u64),
+}
+
+impl Default for Packing {
+    fn default() -> Self {
+        Self::With(Books::default())
+    }
+}
+
+impl Packing {
+    /// What it means for these weights.
+    pub fn books(self, weights: &[Traffic]) -> Books {
+        match self {
+            Self::With(books) => books,
+            Self::Within(most) => {
+                let packed = weights.iter().map(|row| row.packed(Books::LookedUp).bytes);
+                let total = packed.fold(0, u64::saturating_add);
+                if total <= most { Books::LookedUp } else { Books::Kept }
+            }
+        }
+    }
 }
 
 /// What one token reads of each weight type, most bytes first. A file with experts needs their numbers.
@@ -160,5 +208,23 @@ mod tests {
             assert!(tensors.is_multiple_of(3), "gate, up and down of each layer: {tensors}");
             assert_eq!(read * n_experts as u64, bytes * n_used as u64);
         }
+    }
+    #[test]
+    fn books_are_looked_up_where_memory_is_plenty() {
+        let row = |ty, what, bytes| Traffic { ty, what, tensors: 1, bytes, bytes_per_token: bytes };
+        let weights = [
+            row(WeightType::IQ3_S, Use::Projection, 1100),
+            row(WeightType::Q4_K, Use::Projection, 2000),
+            // These are not packed.
+            row(WeightType::IQ3_S, Use::Lookup, 500),
+        ];
+        let total = |books| weights.iter().map(|row| row.packed(books).bytes).sum::<u64>();
+        assert_eq!(total(Books::Kept), 1120 + 2000 + 500, "half a line of a panel is left over");
+        assert_eq!(total(Books::LookedUp), 1360 + 2000 + 500);
+        let books = |most| Packing::Within(most).books(&weights);
+        assert_eq!((books(3859), books(3860)), (Books::Kept, Books::LookedUp));
+        assert_eq!(Packing::With(Books::Kept).books(&weights), Books::Kept);
+        let experts = row(WeightType::IQ2_XXS, Use::Experts, 66).packed(Books::LookedUp);
+        assert_eq!((experts.bytes, experts.bytes_per_token), (104, 104));
     }
 }

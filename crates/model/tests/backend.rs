@@ -4,6 +4,7 @@ use hurtle_gguf::Gguf;
 use hurtle_kernels::backend::{BackendError, MatmulBackend, PreparedMatrix};
 use hurtle_kernels::matmul::{Matrix, matmul};
 use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::traffic::Packing;
 use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use hurtle_quant::WeightType;
 use std::path::Path;
@@ -57,7 +58,7 @@ impl PreparedMatrix for Copy {
 fn load(name: &str, exec: Exec<'_>) -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/archs").join(name);
     let gguf = Gguf::open(path.with_extension("gguf")).expect("golden data");
-    Model::load(gguf, None, Arithmetic::Exact, exec).expect("a golden model")
+    Model::load(gguf, None, Arithmetic::Exact, Packing::default(), exec).expect("a golden model")
 }
 
 fn logits(model: &Model, exec: Exec<'_>) -> Vec<u32> {

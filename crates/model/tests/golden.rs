@@ -3,6 +3,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::traffic::Packing;
 use hurtle_model::{Arithmetic, BatchToken, KvType, Model, ModelError, Scratch};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ impl Fixture {
         let gguf = Gguf::open(golden(&format!("{name}.gguf"))).unwrap();
         let pool = Pool::new(4).unwrap();
         let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 3 };
-        Self { model: Model::load(gguf, None, arithmetic, exec).unwrap(), pool }
+        Self { model: Model::load(gguf, None, arithmetic, Packing::default(), exec).unwrap(), pool }
     }
 
     /// Logits at every position.

@@ -4,6 +4,7 @@
 
 use hurtle_gguf::Gguf;
 use hurtle_kernels::{Exec, Isa, Pool};
+use hurtle_model::traffic::Packing;
 use hurtle_model::{Arithmetic, BatchToken, KvType, Model, Scratch};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,7 +22,16 @@ fn open(name: &str) -> Option<Model> {
         Some(path) => {
             let pool = Pool::new(1).unwrap();
             let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 1 };
-            Some(Model::load(Gguf::open(path).unwrap(), None, Arithmetic::Exact, exec).unwrap())
+            Some(
+                Model::load(
+                    Gguf::open(path).unwrap(),
+                    None,
+                    Arithmetic::Exact,
+                    Packing::default(),
+                    exec,
+                )
+                .unwrap(),
+            )
         }
         None => {
             let required = std::env::var_os("HURTLE_REQUIRE_MODELS").is_some();

@@ -73,11 +73,14 @@ pub trait Block: sealed::Sealed {
 /// The products are summed up exactly within a group of weights that share a scale; each block
 /// ends in one conversion to f32 (two where the type has minima).
 pub trait IntegerDot: Block {
-    /// A block of as many activations.
+    /// A block of activations.
     type Activations;
 
-    /// The dot product of one block.
-    fn dot_block(bytes: &Self::Bytes, x: &Self::Activations) -> f32;
+    /// Blocks of activations that a block meets.
+    const PARTS: usize = 1;
+
+    /// The dot product of the `part`-th part of a block.
+    fn dot_part(bytes: &Self::Bytes, part: usize, x: &Self::Activations) -> f32;
 }
 
 /// Compares the lengths that a row must have with those that it has, and splits it into blocks.
@@ -160,11 +163,13 @@ pub fn dot_row<B: Block>(row: &[u8], x: &[f32]) -> Result<f32, Error> {
 /// Dot product of an encoded row with quantized activations, in integers within a block.
 ///
 /// # Errors
-/// [`Error::Length`] if `row` does not hold exactly one block for each element of `x`.
+/// [`Error::Length`] if `row` does not hold exactly as many values as `x`.
 #[inline(always)]
 pub fn dot_integer<B: IntegerDot>(row: &[u8], x: &[B::Activations]) -> Result<f32, Error> {
-    let blocks = blocks_of::<B>(row, "row bytes", x.len().saturating_mul(B::LEN), "values")?;
-    Ok(blocks.iter().zip(x).map(|(bytes, x)| B::dot_block(bytes, x)).sum())
+    let n_values = x.len().saturating_mul(B::LEN / B::PARTS);
+    let blocks = blocks_of::<B>(row, "row bytes", n_values, "values")?;
+    let parts = blocks.iter().flat_map(|bytes| (0..B::PARTS).map(move |part| (bytes, part)));
+    Ok(parts.zip(x).map(|((bytes, part), x)| B::dot_part(bytes, part, x)).sum())
 }
 
 /// Declares the borrowed view of an encoded block: its fields in order, each a byte array.

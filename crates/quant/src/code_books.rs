@@ -11,14 +11,18 @@ pub static IQ2_XS: [[u8; 8]; 512] = expand(&IQ2_XS_CODES, IQ2_LEVELS);
 /// The book of IQ2_S, 8 magnitudes each.
 pub static IQ2_S: [[u8; 8]; 1024] = expand(&IQ2_S_CODES, IQ2_LEVELS);
 /// The book of IQ3_XXS, 4 magnitudes each.
-pub static IQ3_XXS: [[u8; 4]; 256] = expand(&IQ3_XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);
+pub static IQ3_XXS: [[u8; 4]; 256] = expand(&IQ3_XXS_CODES, IQ3_XXS_LEVELS);
 /// The book of IQ3_S, 4 magnitudes each.
-pub static IQ3_S: [[u8; 4]; 512] = expand(&IQ3_S_CODES, [1, 3, 5, 7, 9, 11, 13, 15]);
+pub static IQ3_S: [[u8; 4]; 512] = expand(&IQ3_S_CODES, IQ3_S_LEVELS);
 /// The book of IQ1_S and IQ1_M, 8 levels -1, 0 or 1 each, as i8 in two's complement.
 pub static IQ1: [[u8; 8]; 2048] = expand(&IQ1_CODES, [0xff, 0, 1, 0]);
 
-/// The fourth code does not occur.
-const IQ2_LEVELS: [u8; 4] = [8, 25, 43, 0];
+/// Magnitudes of the IQ2 types. The fourth code does not occur.
+pub const IQ2_LEVELS: [u8; 4] = [8, 25, 43, 0];
+/// Magnitudes of IQ3_XXS.
+pub const IQ3_XXS_LEVELS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
+/// Magnitudes of IQ3_S.
+pub const IQ3_S_LEVELS: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
 /// Replaces the digits of each code, lowest first, by their levels.
 const fn expand<const N: usize, const LEN: usize, const LEVELS: usize>(

@@ -90,9 +90,17 @@ impl IntegerDot for Mxfp4<'_> {
     type Activations = Q8_0Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 17], x: &Q8_0Block) -> f32 {
+    fn dot_part(bytes: &[u8; 17], _: usize, x: &Q8_0Block) -> f32 {
         let block = Mxfp4::split(bytes);
         dot_i8(&block.quants(), &x.qs) as f32 * (e8m0_half(block.e[0]) * x.scale())
+    }
+}
+
+impl Nvfp4<'_> {
+    /// Doubled values.
+    #[inline(always)]
+    fn quants(&self) -> [i8; 64] {
+        e2m1(unpack::<4, 8, _, _>(self.qs))
     }
 }
 
@@ -104,7 +112,7 @@ impl Block for Nvfp4<'_> {
     #[inline(always)]
     fn decode(bytes: &[u8; 36], out: &mut [f32; 64]) {
         let block = Nvfp4::split(bytes);
-        let quants: [i8; 64] = e2m1(unpack::<4, 8, _, _>(block.qs));
+        let quants = block.quants();
         let (quants, _) = quants.as_chunks::<16>();
         let (out, _) = out.as_chunks_mut::<16>();
         for ((out, quants), &d) in out.iter_mut().zip(quants).zip(block.d) {
@@ -113,6 +121,22 @@ impl Block for Nvfp4<'_> {
                 *y = f32::from(q) * scale;
             }
         }
+    }
+}
+
+impl IntegerDot for Nvfp4<'_> {
+    type Activations = Q8_0Block;
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    fn dot_part(bytes: &[u8; 36], part: usize, x: &Q8_0Block) -> f32 {
+        let block = Nvfp4::split(bytes);
+        let quants = block.quants();
+        let group = |g: usize| {
+            let dot = dot_i8(&quants[32 * part + 16 * g..][..16], &x.qs[16 * g..][..16]);
+            dot as f32 * ue4m3_half(block.d[2 * part + g])
+        };
+        (group(0) + group(1)) * x.scale()
     }
 }
 

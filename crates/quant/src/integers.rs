@@ -18,7 +18,9 @@ pub trait ScaledIntegers: Block<Values = [f32; 256]> {
     const GROUP: usize;
     /// How much higher than their values the integers are stored.
     const OFFSET: u8;
-    /// The largest stored integer.
+    /// The integers that are stored, at most 16.
+    const LEVELS: &'static [u8];
+    /// The largest of them.
     const MAX: u8;
 
     /// What all values are multiplied with.
@@ -35,6 +37,23 @@ pub trait ScaledIntegers: Block<Values = [f32; 256]> {
 
     /// The stored integers, those of magnitudes where there are signs.
     fn unpack(bytes: &Self::Bytes, stored: &mut [u8; 256]);
+
+    /// The stored integers with their signs.
+    #[inline(always)]
+    fn stored(bytes: &Self::Bytes) -> [u8; 256] {
+        let mut stored = [0; 256];
+        Self::unpack(bytes, &mut stored);
+        if Self::SIGNED {
+            let signs = Self::signs(bytes).map(u32::to_le_bytes);
+            let (words, _) = stored.as_chunks_mut::<8>();
+            for (word, signs) in words.iter_mut().zip(signs.as_flattened()) {
+                let negative = bits(*signs);
+                let ones = negative * (2 * u64::from(Self::OFFSET) - 1);
+                *word = ((u64::from_le_bytes(*word) ^ ones) + negative).to_le_bytes();
+            }
+        }
+        stored
+    }
 }
 
 /// Each byte of a word.
@@ -47,23 +66,6 @@ fn bits(byte: u8) -> u64 {
     let bits = u64::from(byte).wrapping_mul(EACH) & EACH_BIT;
     // 127 more reaches the upper bit from any other, and no neighbour.
     ((bits + 0x7f * EACH) | bits) >> 7 & EACH
-}
-
-/// The stored integers with their signs.
-#[inline(always)]
-fn stored<B: ScaledIntegers>(bytes: &B::Bytes) -> [u8; 256] {
-    let mut stored = [0; 256];
-    B::unpack(bytes, &mut stored);
-    if B::SIGNED {
-        let signs = B::signs(bytes).map(u32::to_le_bytes);
-        let (words, _) = stored.as_chunks_mut::<8>();
-        for (word, signs) in words.iter_mut().zip(signs.as_flattened()) {
-            let negative = bits(*signs);
-            let ones = negative * (2 * u64::from(B::OFFSET) - 1);
-            *word = ((u64::from_le_bytes(*word) ^ ones) + negative).to_le_bytes();
-        }
-    }
-    stored
 }
 
 /// Signs of four bytes with seven each, the lowest bits: the eighth makes the number of negative ones even.
@@ -81,6 +83,22 @@ pub(crate) fn with_eighth(signs: u32) -> u32 {
 pub(crate) fn sevens(bits: u32) -> u32 {
     let seven = 0x7f_u32;
     bits & seven | (bits & seven << 7) << 1 | (bits & seven << 14) << 2 | (bits & seven << 21) << 3
+}
+
+/// Magnitudes with either sign, stored `offset` higher.
+pub(crate) const fn both_signs<const N: usize, const LEVELS: usize>(
+    magnitudes: [u8; N],
+    offset: u8,
+) -> [u8; LEVELS] {
+    assert!(LEVELS == 2 * N);
+    let mut levels = [0; LEVELS];
+    let mut i = 0;
+    while i < N {
+        levels[i] = offset + magnitudes[i];
+        levels[N + i] = offset - magnitudes[i];
+        i += 1;
+    }
+    levels
 }
 
 /// Vectors of eight magnitudes, stored `offset` higher.
@@ -109,7 +127,7 @@ pub(crate) const fn raised_4<const N: usize>(book: &[[u8; 4]; N], offset: u8) ->
 #[inline(always)]
 pub(crate) fn decode<B: ScaledIntegers>(bytes: &B::Bytes, out: &mut [f32; 256]) {
     let (factor, scales) = (B::factor(bytes), B::scales(bytes));
-    let stored = stored::<B>(bytes);
+    let stored = B::stored(bytes);
     let groups = out.chunks_exact_mut(B::GROUP).zip(stored.chunks_exact(B::GROUP));
     for ((out, stored), scale) in groups.zip(scales) {
         let scale = factor * f32::from(scale);
@@ -123,8 +141,8 @@ impl<B: ScaledIntegers> IntegerDot for B {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &B::Bytes, x: &Q8KSuperBlock) -> f32 {
-        let stored = stored::<B>(bytes);
+    fn dot_part(bytes: &B::Bytes, _: usize, x: &Q8KSuperBlock) -> f32 {
+        let stored = B::stored(bytes);
         let groups = x.qs.chunks_exact(B::GROUP).zip(stored.chunks_exact(B::GROUP));
         let mut products = 0i32;
         for ((x, stored), scale) in groups.zip(B::scales(bytes)) {
@@ -141,6 +159,7 @@ impl<B: ScaledIntegers> IntegerDot for B {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::Array;
 
     #[test]
     fn the_number_of_negative_signs_is_even() {
@@ -149,6 +168,32 @@ mod tests {
             assert_eq!((first, u32::from(first & 127)), (last, seven));
             assert_eq!(first.count_ones() % 2, 0);
         }
+    }
+
+    #[test]
+    fn no_other_integers_than_the_levels_are_stored() {
+        fn check<B: ScaledIntegers>() {
+            let mut random = fastrand::Rng::with_seed(1);
+            let mut found = [false; 256];
+            for _ in 0..500 {
+                let bytes: Vec<u8> = (0..B::BYTES).map(|_| random.u8(..)).collect();
+                let (blocks, _) = B::Bytes::chunks(&bytes);
+                B::stored(&blocks[0]).map(|stored| found[usize::from(stored)] = true);
+            }
+            let levels = |stored: &usize| B::LEVELS.contains(&(*stored as u8));
+            let found: Vec<usize> = (0..256).filter(|stored| found[*stored]).collect();
+            assert!(found.iter().all(levels), "{}: {found:?}", B::TYPE);
+            assert_eq!(found.last(), Some(&usize::from(B::MAX)), "{}", B::TYPE);
+        }
+        check::<crate::Iq1S<'_>>();
+        check::<crate::Iq1M<'_>>();
+        check::<crate::Iq2Xxs<'_>>();
+        check::<crate::Iq2Xs<'_>>();
+        check::<crate::Iq2S<'_>>();
+        check::<crate::Iq3Xxs<'_>>();
+        check::<crate::Iq3S<'_>>();
+        check::<crate::Tq1_0<'_>>();
+        check::<crate::Tq2_0<'_>>();
     }
 
     #[test]

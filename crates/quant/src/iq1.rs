@@ -49,6 +49,7 @@ block_layout! {
 /// Eight times the values of a vector are stored so much higher.
 const OFFSET: u8 = 16;
 const MAX: u8 = OFFSET + 8 + 1;
+const LEVELS: [u8; 6] = [OFFSET - 9, OFFSET - 7, OFFSET - 1, OFFSET + 1, OFFSET + 7, OFFSET + 9];
 
 /// Eight times the vectors of the book, stored.
 static STORED: [u64; 2048] = {
@@ -87,6 +88,7 @@ impl Block for Iq1S<'_> {
 impl ScaledIntegers for Iq1S<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = OFFSET;
+    const LEVELS: &'static [u8] = &LEVELS;
     const MAX: u8 = MAX;
     const SIGNED: bool = false;
 
@@ -150,6 +152,7 @@ impl Block for Iq1M<'_> {
 impl ScaledIntegers for Iq1M<'_> {
     const GROUP: usize = 16;
     const OFFSET: u8 = OFFSET;
+    const LEVELS: &'static [u8] = &LEVELS;
     const MAX: u8 = MAX;
     const SIGNED: bool = false;
 

@@ -22,7 +22,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, raised, sevens, with_eighth};
+use crate::integers::{self, ScaledIntegers, both_signs, raised, sevens, with_eighth};
 use crate::planes::unpack;
 
 block_layout! {
@@ -66,6 +66,7 @@ block_layout! {
 /// Magnitudes, up to 43, are stored so much higher.
 const OFFSET: u8 = 64;
 const MAX: u8 = 64 + 43;
+const LEVELS: [u8; 8] = both_signs(code_books::IQ2_LEVELS, OFFSET);
 
 static XXS: [u64; 256] = raised(&code_books::IQ2_XXS, OFFSET);
 static XS: [u64; 512] = raised(&code_books::IQ2_XS, OFFSET);
@@ -132,6 +133,7 @@ impl Iq2Xxs<'_> {
 impl ScaledIntegers for Iq2Xxs<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = OFFSET;
+    const LEVELS: &'static [u8] = &LEVELS;
     const MAX: u8 = MAX;
 
     #[inline(always)]
@@ -176,6 +178,7 @@ impl Block for Iq2Xs<'_> {
 impl ScaledIntegers for Iq2Xs<'_> {
     const GROUP: usize = 16;
     const OFFSET: u8 = OFFSET;
+    const LEVELS: &'static [u8] = &LEVELS;
     const MAX: u8 = MAX;
 
     #[inline(always)]
@@ -225,6 +228,7 @@ impl Block for Iq2S<'_> {
 impl ScaledIntegers for Iq2S<'_> {
     const GROUP: usize = 16;
     const OFFSET: u8 = OFFSET;
+    const LEVELS: &'static [u8] = &LEVELS;
     const MAX: u8 = MAX;
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::WeightType;
 use crate::block::{Block, block_layout};
 use crate::code_books;
 use crate::float::read_f16;
-use crate::integers::{self, ScaledIntegers, raised_4};
+use crate::integers::{self, ScaledIntegers, both_signs, raised_4};
 use crate::iq2::{even_signs, odd, odd_scales};
 
 block_layout! {
@@ -50,6 +50,8 @@ block_layout! {
 /// Magnitudes of IQ3_XXS, up to 62, are stored so much higher, and those of IQ3_S, up to 15.
 const OFFSET_XXS: u8 = 64;
 const OFFSET_S: u8 = 16;
+const LEVELS_XXS: [u8; 16] = both_signs(code_books::IQ3_XXS_LEVELS, OFFSET_XXS);
+const LEVELS_S: [u8; 16] = both_signs(code_books::IQ3_S_LEVELS, OFFSET_S);
 static XXS: [u32; 256] = raised_4(&code_books::IQ3_XXS, OFFSET_XXS);
 static S: [u32; 512] = raised_4(&code_books::IQ3_S, OFFSET_S);
 
@@ -77,6 +79,7 @@ impl Iq3Xxs<'_> {
 impl ScaledIntegers for Iq3Xxs<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = OFFSET_XXS;
+    const LEVELS: &'static [u8] = &LEVELS_XXS;
     const MAX: u8 = OFFSET_XXS + 62;
 
     #[inline(always)]
@@ -119,6 +122,7 @@ impl Block for Iq3S<'_> {
 impl ScaledIntegers for Iq3S<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = OFFSET_S;
+    const LEVELS: &'static [u8] = &LEVELS_S;
     const MAX: u8 = OFFSET_S + 15;
 
     #[inline(always)]

@@ -118,7 +118,7 @@ impl IntegerDot for Iq4Nl<'_> {
     type Activations = Q8_0Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 18], x: &Q8_0Block) -> f32 {
+    fn dot_part(bytes: &[u8; 18], _: usize, x: &Q8_0Block) -> f32 {
         let block = Iq4Nl::split(bytes);
         dot_i8(&block.quants(), &x.qs) as f32 * (read_f16(block.d) * x.scale())
     }
@@ -128,7 +128,7 @@ impl IntegerDot for Iq4Xs<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 136], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 136], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Iq4Xs::split(bytes);
         let quants = block.quants();
         let (quants, _) = quants.as_chunks::<32>();

@@ -175,7 +175,7 @@ macro_rules! integer_dots {
         )]
         ///
         /// # Errors
-        /// [`Error::Length`] if `row` does not hold exactly one block for each element of `x`.
+        /// [`Error::Length`] if `row` does not hold exactly as many values as `x`.
         pub fn $name(row: &[u8], x: &[$x]) -> Result<f32, Error> {
             dot_integer::<$block<'_>>(row, x)
         }
@@ -188,6 +188,9 @@ integer_dots! {
     dot_q8_0_q8_0: Q8_0 x Q8_0Block;
     dot_iq4_nl_q8_0: Iq4Nl x Q8_0Block;
     dot_mxfp4_q8_0: Mxfp4 x Q8_0Block;
+    dot_nvfp4_q8_0: Nvfp4 x Q8_0Block;
+    dot_q1_0_q8_0: Q1_0 x Q8_0Block;
+    dot_q2_0_q8_0: Q2_0 x Q8_0Block;
     dot_q4_1_q8_1: Q4_1 x Q8_1Block;
     dot_q5_1_q8_1: Q5_1 x Q8_1Block;
     dot_q2_k_q8_k: Q2K x Q8KSuperBlock;

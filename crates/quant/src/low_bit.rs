@@ -8,9 +8,10 @@
 //! The quants lie in order, from the lowest bits of the first byte on.
 
 use crate::WeightType;
-use crate::block::{Block, block_layout};
+use crate::block::{Block, IntegerDot, block_layout};
 use crate::float::read_f16;
 use crate::planes::unpack;
+use crate::q8_0::{Q8_0Block, dot_i8};
 
 block_layout! {
     /// View of a Q1_0 block.
@@ -61,5 +62,45 @@ impl Block for Q2_0<'_> {
         for (y, q) in out.iter_mut().zip(quants) {
             *y = (f32::from(q) - 1.0) * d;
         }
+    }
+}
+
+impl Q1_0<'_> {
+    /// -1 or 1.
+    #[inline(always)]
+    fn quants(&self) -> [i8; 128] {
+        unpack::<1, 1, _, _>(self.qs).map(|bit| 2 * bit as i8 - 1)
+    }
+}
+
+impl IntegerDot for Q1_0<'_> {
+    type Activations = Q8_0Block;
+    const PARTS: usize = 4;
+
+    #[inline(always)]
+    fn dot_part(bytes: &[u8; 18], part: usize, x: &Q8_0Block) -> f32 {
+        let block = Q1_0::split(bytes);
+        let dot = dot_i8(&block.quants()[32 * part..][..32], &x.qs);
+        dot as f32 * (read_f16(block.d) * x.scale())
+    }
+}
+
+impl Q2_0<'_> {
+    /// -1 to 2.
+    #[inline(always)]
+    fn quants(&self) -> [i8; 64] {
+        unpack::<2, 1, _, _>(self.qs).map(|q| q as i8 - 1)
+    }
+}
+
+impl IntegerDot for Q2_0<'_> {
+    type Activations = Q8_0Block;
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    fn dot_part(bytes: &[u8; 18], part: usize, x: &Q8_0Block) -> f32 {
+        let block = Q2_0::split(bytes);
+        let dot = dot_i8(&block.quants()[32 * part..][..32], &x.qs);
+        dot as f32 * (read_f16(block.d) * x.scale())
     }
 }

@@ -65,7 +65,7 @@ impl IntegerDot for Q2K<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 84], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 84], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Q2K::split(bytes);
         let quants = block.quants();
         let (quants, _) = quants.as_chunks::<16>();

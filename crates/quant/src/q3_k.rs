@@ -79,7 +79,7 @@ impl IntegerDot for Q3K<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 110], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 110], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Q3K::split(bytes);
         let quants = block.quants();
         let (quants, _) = quants.as_chunks::<16>();

@@ -88,7 +88,7 @@ impl IntegerDot for Q4_0<'_> {
     type Activations = Q8_0Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 18], x: &Q8_0Block) -> f32 {
+    fn dot_part(bytes: &[u8; 18], _: usize, x: &Q8_0Block) -> f32 {
         let block = Q4_0::split(bytes);
         dot_i8(&block.quants(), &x.qs) as f32 * (read_f16(block.d) * x.scale())
     }
@@ -98,7 +98,7 @@ impl IntegerDot for Q4_1<'_> {
     type Activations = Q8_1Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 20], x: &Q8_1Block) -> f32 {
+    fn dot_part(bytes: &[u8; 20], _: usize, x: &Q8_1Block) -> f32 {
         let block = Q4_1::split(bytes);
         let products = dot_i8(&block.quants(), &x.qs) as f32;
         products * (read_f16(block.d) * x.scale()) + read_f16(block.m) * x.scaled_sum()

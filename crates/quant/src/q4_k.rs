@@ -180,7 +180,7 @@ impl IntegerDot for Q4K<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 144], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 144], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Q4K::split(bytes);
         let scales = Scales::unpack(block.scales);
         dot_affine((read_f16(block.d), read_f16(block.dmin)), &scales, &block.quants(), x)

@@ -98,7 +98,7 @@ impl IntegerDot for Q5_0<'_> {
     type Activations = Q8_0Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 22], x: &Q8_0Block) -> f32 {
+    fn dot_part(bytes: &[u8; 22], _: usize, x: &Q8_0Block) -> f32 {
         let block = Q5_0::split(bytes);
         dot_i8(&block.quants(), &x.qs) as f32 * (read_f16(block.d) * x.scale())
     }
@@ -108,7 +108,7 @@ impl IntegerDot for Q5_1<'_> {
     type Activations = Q8_1Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 24], x: &Q8_1Block) -> f32 {
+    fn dot_part(bytes: &[u8; 24], _: usize, x: &Q8_1Block) -> f32 {
         let block = Q5_1::split(bytes);
         let products = dot_i8(&join_bits(block.qs, block.qh), &x.qs) as f32;
         products * (read_f16(block.d) * x.scale()) + read_f16(block.m) * x.scaled_sum()

@@ -62,7 +62,7 @@ impl IntegerDot for Q5K<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 176], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 176], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Q5K::split(bytes);
         let scales = Scales::unpack(block.scales);
         dot_affine((read_f16(block.d), read_f16(block.dmin)), &scales, &block.quants(), x)

@@ -67,7 +67,7 @@ impl IntegerDot for Q6K<'_> {
     type Activations = Q8KSuperBlock;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 210], x: &Q8KSuperBlock) -> f32 {
+    fn dot_part(bytes: &[u8; 210], _: usize, x: &Q8KSuperBlock) -> f32 {
         let block = Q6K::split(bytes);
         let quants = block.quants();
         let (quants, _) = quants.as_chunks::<16>();

@@ -248,7 +248,7 @@ impl IntegerDot for Q8_0<'_> {
     type Activations = Q8_0Block;
 
     #[inline(always)]
-    fn dot_block(bytes: &[u8; 34], x: &Q8_0Block) -> f32 {
+    fn dot_part(bytes: &[u8; 34], _: usize, x: &Q8_0Block) -> f32 {
         let weights = Q8_0Block::from_bytes(bytes);
         dot_i8(&weights.qs, &x.qs) as f32 * (weights.scale() * x.scale())
     }

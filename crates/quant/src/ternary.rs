@@ -69,6 +69,7 @@ impl Block for Tq1_0<'_> {
 impl ScaledIntegers for Tq1_0<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = 1;
+    const LEVELS: &'static [u8] = &[0, 1, 2];
     const MAX: u8 = 2;
     const SIGNED: bool = false;
 
@@ -113,6 +114,7 @@ impl Block for Tq2_0<'_> {
 impl ScaledIntegers for Tq2_0<'_> {
     const GROUP: usize = 32;
     const OFFSET: u8 = 1;
+    const LEVELS: &'static [u8] = &[0, 1, 2, 3];
     const MAX: u8 = 3;
     const SIGNED: bool = false;
 

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use hurtle_quant::{
     Error, Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType, dequantize, dot, dot_iq1_m_q8_k,
     dot_iq1_s_q8_k, dot_iq2_s_q8_k, dot_iq2_xs_q8_k, dot_iq2_xxs_q8_k, dot_iq3_s_q8_k,
-    dot_iq3_xxs_q8_k, dot_iq4_nl_q8_0, dot_iq4_xs_q8_k, dot_mxfp4_q8_0, dot_q2_k_q8_k,
-    dot_q3_k_q8_k, dot_q4_0_q8_0, dot_q4_1_q8_1, dot_q4_k_q8_k, dot_q5_0_q8_0, dot_q5_1_q8_1,
-    dot_q5_k_q8_k, dot_q6_k_q8_k, dot_q8_0_q8_0, dot_tq1_0_q8_k, dot_tq2_0_q8_k, quantize,
-    quantize_activations_q8_0_into, quantize_activations_q8_1_into, quantize_activations_q8k_into,
+    dot_iq3_xxs_q8_k, dot_iq4_nl_q8_0, dot_iq4_xs_q8_k, dot_mxfp4_q8_0, dot_nvfp4_q8_0,
+    dot_q1_0_q8_0, dot_q2_0_q8_0, dot_q2_k_q8_k, dot_q3_k_q8_k, dot_q4_0_q8_0, dot_q4_1_q8_1,
+    dot_q4_k_q8_k, dot_q5_0_q8_0, dot_q5_1_q8_1, dot_q5_k_q8_k, dot_q6_k_q8_k, dot_q8_0_q8_0,
+    dot_tq1_0_q8_k, dot_tq2_0_q8_k, quantize, quantize_activations_q8_0_into,
+    quantize_activations_q8_1_into, quantize_activations_q8k_into,
 };
 use serde_json::Value;
 
@@ -187,6 +188,9 @@ fn dot_with_quantized_activations_is_that_of_ggml() {
     check(WeightType::Q8_0, "Q8_0", &|row| dot_q8_0_q8_0(row, &q8_0));
     check(WeightType::IQ4_NL, "Q8_0", &|row| dot_iq4_nl_q8_0(row, &q8_0));
     check(WeightType::MXFP4, "Q8_0", &|row| dot_mxfp4_q8_0(row, &q8_0));
+    check(WeightType::NVFP4, "Q8_0", &|row| dot_nvfp4_q8_0(row, &q8_0));
+    check(WeightType::Q1_0, "Q8_0", &|row| dot_q1_0_q8_0(row, &q8_0));
+    check(WeightType::Q2_0, "Q8_0", &|row| dot_q2_0_q8_0(row, &q8_0));
     check(WeightType::Q4_1, "Q8_1", &|row| dot_q4_1_q8_1(row, &q8_1));
     check(WeightType::Q5_1, "Q8_1", &|row| dot_q5_1_q8_1(row, &q8_1));
     check(WeightType::Q2_K, "Q8_K", &|row| dot_q2_k_q8_k(row, &q8_k));

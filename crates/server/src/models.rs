@@ -733,6 +733,11 @@ impl Inner {
         let path = &source.path;
         let load = || {
             let (engine, template) = (self.catalog.load)(path)?;
+            // Packed, weights may take more than in the file.
+            let more = engine.model().weight_bytes().saturating_sub(source.bytes);
+            if let Some(taken) = self.lock().taken.get_mut(path) {
+                *taken = taken.saturating_add(more);
+            }
             let loaded = Loaded::start(source, engine, template, options, self.limits);
             loaded.map_err(|error| error.to_string())
         };

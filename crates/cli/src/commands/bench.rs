@@ -1,12 +1,13 @@
 //! `hurtle bench`: how fast a model runs, as llama-bench measures it.
 use crate::args::{Activations, CacheType, GlobalArgs, ModelArgs, forced_isa};
 use crate::error::usage;
-use crate::machine::{Machine, memory};
+use crate::machine::memory;
 use crate::models;
 use crate::terminal::{StatusLine, bytes, count, harmless};
 use crate::timings::duration;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use hurtle_engine::cgroup::usable_memory;
 use hurtle_engine::{BenchTest, Engine, EngineOptions, KvType};
 use hurtle_kernels::Pool;
 use serde::Serialize;
@@ -267,7 +268,7 @@ fn combinations<A: Copy, B: Copy>(a: &[A], b: &[B]) -> Vec<(A, B)> {
 pub(super) fn check_memory(engine: &Engine, tests: &[BenchTest]) -> Result<()> {
     let needs = tests.iter().map(|test| (engine.bench_bytes(test) as u64, test));
     let Some((needed, test)) = needs.max_by_key(|(needed, _)| *needed) else { return Ok(()) };
-    let usable = Machine::read(Path::new("/")).usable_memory();
+    let usable = usable_memory(Path::new("/"));
     if let Some(available) = usable.filter(|usable| *usable < needed) {
         bail!(
             "{test}: keys, values and logits take {}, but {} of memory are available\n\

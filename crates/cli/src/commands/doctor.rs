@@ -6,12 +6,11 @@ use crate::models;
 use crate::terminal::{StatusLine, bytes, harmless};
 use anyhow::{Context as _, Result};
 use clap::Args;
-use hurtle_engine::{Arithmetic, Engine, EngineOptions};
+use hurtle_engine::{Arithmetic, Engine, EngineOptions, default_packing};
 use hurtle_kernels::packed::PackedMatrix;
 use hurtle_kernels::roofline::{Probe, Roofline};
 use hurtle_kernels::{Caches, Exec, Isa, Pool};
 use hurtle_model::traffic::{Traffic, Use, traffic};
-use hurtle_quant::WeightType;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -130,9 +129,11 @@ struct ModelReport {
     /// The bandwidth of the threads in use divided by the bytes.
     tokens_per_second_ceiling: f64,
     file_bytes: u64,
+    /// Of the weights in memory.
+    weight_bytes: u64,
     ctx_size: usize,
     kv_bytes: u64,
-    /// Whether file and keys and values of a full context fit into the memory that can be used.
+    /// Whether weights and keys and values of a full context fit into the memory that can be used.
     fits: Option<bool>,
 }
 
@@ -147,17 +148,16 @@ struct Weights {
     bytes: u64,
     bytes_per_token: u64,
     kernel: String,
-    /// Where there is no kernel: the type nearest in size that has one, bits a weight of this type and of
-    /// that one.
+    /// Whether other activations would have a kernel.
     #[serde(skip)]
-    better: Option<(&'static str, f64, f64)>,
+    decoded: bool,
 }
 
 pub(crate) fn execute(args: &DoctorArgs, globals: &GlobalArgs) -> Result<()> {
     let machine = Machine::read(Path::new("/"));
     let isa = forced_isa()?;
     let threads = Threads::of(&machine, threads(args.threads)?, Pool::available_threads());
-    let usable_memory = machine.usable_memory();
+    let usable_memory = machine.usable_memory;
     let mut report = Report {
         isa: InstructionSets::of(isa),
         huge_pages: HugePages {
@@ -472,7 +472,12 @@ fn show_cache(cache: &Cache) -> String {
 impl ModelReport {
     fn of(engine: &Engine, types: Types, read_bytes: f64, usable_memory: Option<u64>) -> Self {
         let gguf = engine.gguf();
-        let weights = traffic(gguf, engine.model().hparams().experts);
+        let mut weights = traffic(gguf, engine.model().hparams().experts);
+        if types.activations != Activations::F32 {
+            let books = default_packing().books(&weights);
+            weights.iter_mut().for_each(|row| *row = row.packed(books));
+        }
+        let weight_bytes = weights.iter().map(|row| row.bytes).sum();
         let bytes_per_token = weights.iter().map(|row| row.bytes_per_token).sum::<u64>();
         let kv = engine.model().kv_cache(types.cache_type_k.into(), types.cache_type_v.into());
         let kv_bytes = kv.bytes_for(engine.ctx_size()) as u64;
@@ -487,28 +492,29 @@ impl ModelReport {
             bytes_per_token,
             tokens_per_second_ceiling: read_bytes / bytes_per_token.max(1) as f64,
             file_bytes: gguf.file_len(),
+            weight_bytes,
             ctx_size: engine.ctx_size(),
             kv_bytes,
-            fits: usable_memory.map(|usable| gguf.file_len().saturating_add(kv_bytes) <= usable),
+            fits: usable_memory.map(|usable| kv_bytes.saturating_add(weight_bytes) <= usable),
         }
     }
 
     fn advise(&self, usable_memory: Option<u64>, advice: &mut Vec<String>) {
-        let Self { file_bytes, kv_bytes, ctx_size, .. } = *self;
+        let Self { weight_bytes, kv_bytes, ctx_size, .. } = *self;
         match usable_memory {
-            Some(usable) if file_bytes > usable => advice.push(format!(
+            Some(usable) if weight_bytes > usable => advice.push(format!(
                 "the weights take {}, but {} of memory can be used: choose a smaller model or one with fewer \
                  bits a weight, or each token waits for the disk",
-                bytes(file_bytes),
+                bytes(weight_bytes),
                 bytes(usable)
             )),
-            Some(usable) if file_bytes.saturating_add(kv_bytes) > usable => {
-                let fits = (usable - file_bytes) as f64 / (kv_bytes as f64 / ctx_size as f64);
+            Some(usable) if weight_bytes.saturating_add(kv_bytes) > usable => {
+                let fits = (usable - weight_bytes) as f64 / (kv_bytes as f64 / ctx_size as f64);
                 advice.push(format!(
                     "keys and values of a context of {ctx_size} tokens take {}, and {} are left beside the \
                      weights: -c {} fits, or a narrower --cache-type-k and --cache-type-v",
                     bytes(kv_bytes),
-                    bytes(usable - file_bytes),
+                    bytes(usable - weight_bytes),
                     (fits as u64).max(1)
                 ));
             }
@@ -517,20 +523,16 @@ impl ModelReport {
         for row in
             self.weights.iter().filter(|row| row.bytes_per_token >= self.bytes_per_token / 100)
         {
-            let Some((better, bits, better_bits)) = &row.better else { continue };
-            let (ty, what, share) = (row.ty, row.what, bytes(row.bytes_per_token));
-            advice.push(if *better == ty {
-                format!(
-                    "{share} of {ty} ({what}) are decoded to f32 for each token, because --activations is {}: \
-                     with --activations q8 they have a kernel",
+            if row.decoded {
+                advice.push(format!(
+                    "{} of {} ({}) are decoded to f32 for each token, because --activations is {}: with \
+                     --activations q8 they have a kernel",
+                    bytes(row.bytes_per_token),
+                    row.ty,
+                    row.what,
                     self.activations
-                )
-            } else {
-                format!(
-                    "{share} of {ty} ({what}) are decoded to f32 for each token, because {ty} has no kernel: \
-                     {better} has one ({better_bits:.2} bits a weight instead of {bits:.2})"
-                )
-            });
+                ));
+            }
         }
     }
 
@@ -570,7 +572,7 @@ impl ModelReport {
             "memory needed",
             format!(
                 "{} of weights and {} for a context of {} tokens: {}",
-                bytes(self.file_bytes),
+                bytes(self.weight_bytes),
                 bytes(self.kv_bytes),
                 self.ctx_size,
                 match self.fits {
@@ -602,26 +604,9 @@ impl Weights {
                 Use::Lookup => "one row decoded".into(),
                 Use::Vector => "kept in f32".into(),
             },
-            better: nearest_packed(ty)
-                .filter(|_| product && !packed)
-                .map(|better| (better.name(), bits(ty), bits(better))),
+            decoded: product && !packed && PackedMatrix::supports(ty),
         }
     }
-}
-
-/// Bits that a weight takes.
-fn bits(ty: WeightType) -> f64 {
-    8.0 * ty.block_bytes() as f64 / ty.block_len() as f64
-}
-
-/// The weight type nearest in size that has a kernel: itself, if it has one.
-fn nearest_packed(ty: WeightType) -> Option<WeightType> {
-    if PackedMatrix::supports(ty) {
-        return Some(ty);
-    }
-    let distance = |other: &WeightType| (bits(*other) - bits(ty)).abs();
-    let packed = WeightType::ALL.iter().copied().filter(|ty| PackedMatrix::supports(*ty));
-    packed.min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
 
 #[cfg(test)]
@@ -640,6 +625,7 @@ mod tests {
             memory_total: None,
             memory_available: None,
             memory_limit: None,
+            usable_memory: None,
             caches: Vec::new(),
             huge_pages: None,
         }
@@ -708,6 +694,7 @@ mod tests {
             bytes_per_token: file_bytes,
             tokens_per_second_ceiling: 1.0,
             file_bytes,
+            weight_bytes: file_bytes,
             ctx_size: 1000,
             kv_bytes,
             fits: None,
@@ -762,16 +749,6 @@ mod tests {
         check(&with(model(100, 100)), Some(200), &[]);
         check(&with(model(100, 100)), Some(99), &["the weights take 100 B, but 99 B"]);
         check(&with(model(100, 100)), Some(150), &["-c 500 fits"]);
-    }
-
-    #[test]
-    fn types_without_kernels_have_a_neighbour_that_has_one() {
-        for ty in WeightType::ALL {
-            let better = nearest_packed(*ty).expect("some type has a kernel");
-            assert!(PackedMatrix::supports(better), "{ty}: {better}");
-            assert!(!PackedMatrix::supports(*ty) || better == *ty, "{ty}: {better}");
-        }
-        assert_eq!(nearest_packed(WeightType::NVFP4), Some(WeightType::Q4_0));
     }
 
     #[test]

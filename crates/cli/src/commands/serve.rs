@@ -1,13 +1,13 @@
 //! `hurtle serve`: the HTTP server.
 use crate::args::{EngineArgs, GlobalArgs, SamplingArgs, TemplateArgs, Types, read_text};
 use crate::error::{Usage, usage};
-use crate::machine::Machine;
 use crate::models;
 use crate::prompt::Template;
 use crate::terminal::say;
 use anyhow::{Context as _, Result};
 use axum::serve::ListenerExt as _;
 use clap::{Args, ValueEnum};
+use hurtle_engine::cgroup::usable_memory;
 use hurtle_engine::{EngineOptions, Pooling, PrefixDir, ServiceOptions, ShutdownReport};
 use hurtle_hub::Origin;
 use hurtle_server::connections;
@@ -220,7 +220,7 @@ pub(crate) fn execute(args: &ServeArgs, globals: &GlobalArgs) -> Result<()> {
         others: (!args.only_named).then_some(hub),
         max_loaded: args.max_models as usize,
         keep_alive: args.keep_alive,
-        memory: Machine::read(Path::new("/")).usable_memory(),
+        memory: usable_memory(Path::new("/")),
     };
     let prefix_dir = args.prefix_dir.as_ref().map(|dir| {
         let opened = PrefixDir::open(dir, args.prefix_dir_size);

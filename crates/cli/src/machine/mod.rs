@@ -1,10 +1,10 @@
 //! What this machine is, and what of it this process may use, as Linux tells it in `/proc` and `/sys`.
 //! What cannot be read is unknown; other systems tell nothing here.
-mod cgroup;
 pub(crate) mod memory;
 
-pub(crate) use cgroup::Limit;
+pub(crate) use hurtle_engine::cgroup::Limit;
 
+use hurtle_engine::cgroup::{Limits, limits, usable_memory};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) memory_available: Option<u64>,
     /// Bytes that the control group may use.
     pub(crate) memory_limit: Option<Limit<u64>>,
+    /// Bytes that this process can still take, as far as is known.
+    pub(crate) usable_memory: Option<u64>,
     /// Those that a processor of ours uses.
     pub(crate) caches: Vec<Cache>,
     /// Who gets huge pages: `always`, `madvise` or `never`.
@@ -51,7 +53,7 @@ pub(crate) struct Cache {
 impl Machine {
     /// Reads what lies under `root`, which is `/` outside of tests.
     pub(crate) fn read(root: &Path) -> Self {
-        let cgroup::Limits { cpus, memory } = cgroup::limits(root);
+        let Limits { cpus, memory, .. } = limits(root);
         let status = read(root, "proc/self/status").unwrap_or_default();
         let allowed = after(&status, "Cpus_allowed_list").and_then(processors);
         let meminfo = read(root, "proc/meminfo").unwrap_or_default();
@@ -70,20 +72,15 @@ impl Machine {
             memory_total: memory::field(&meminfo, "MemTotal"),
             memory_available: memory::field(&meminfo, "MemAvailable"),
             memory_limit: memory,
+            usable_memory: usable_memory(root),
             huge_pages: read(root, "sys/kernel/mm/transparent_hugepage/enabled")
                 .and_then(|text| Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())),
         }
     }
 
-    /// Bytes that this process can use, as far as is known.
-    pub(crate) fn usable_memory(&self) -> Option<u64> {
-        let limit = self.memory_limit.as_ref().map(|limit| limit.value);
-        self.memory_available.into_iter().chain(limit).min()
-    }
-
     /// Bytes of a buffer to measure memory with: more than most caches, a small part of what can be used.
     pub(crate) fn probe_bytes(&self) -> usize {
-        let part = self.usable_memory().map_or(256 << 20, |usable| usable / 4);
+        let part = self.usable_memory.map_or(256 << 20, |usable| usable / 4);
         part.clamp(16 << 20, 1 << 30) as usize
     }
 }
@@ -181,7 +178,7 @@ pub(crate) mod tests {
         let Machine { processor, online, allowed, cores, caches, huge_pages, .. } = &nothing;
         assert_eq!((processor, online, allowed, cores), (&None, &None, &None, &None));
         assert_eq!((caches.len(), huge_pages), (0, &None));
-        assert_eq!(nothing.usable_memory(), None);
+        assert_eq!(nothing.usable_memory, None);
         let nonsense = Machine::read(
             tree(&[
                 ("proc/self/status", "Cpus_allowed_list:\t0-99999999999\n"),
@@ -230,7 +227,7 @@ pub(crate) mod tests {
         assert_eq!((machine.online, machine.allowed, machine.cores), (Some(8), Some(4), Some(3)));
         assert_eq!(machine.cpu_quota.as_ref().map(|limit| limit.value), Some(3.0));
         assert_eq!(machine.memory_total, Some(8000 << 10));
-        assert_eq!(machine.usable_memory(), Some(4_096_000));
+        assert_eq!(machine.usable_memory, Some(4_096_000));
         assert_eq!(machine.huge_pages.as_deref(), Some("madvise"));
         let cache = |level, kind: &str, bytes, shared_by| Cache {
             level,

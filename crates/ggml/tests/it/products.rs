@@ -5,7 +5,7 @@ use hurtle_ggml::formats::{self, Quantizer, activation_type};
 use hurtle_ggml::{Error, Ggml, Layout};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{self, PackedMatrix, matmul_packed};
+use hurtle_kernels::packed::{self, Books, PackedMatrix, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType::{self, *};
 
@@ -270,7 +270,8 @@ fn packed_matrix_products_are_ggmls() {
                 continue;
             }
             let product = Product::new(ty, shape);
-            let packed = PackedMatrix::pack(exec, &[product.matrix()], &|_| {}, &|_| {});
+            let packed =
+                PackedMatrix::pack(exec, &[product.matrix()], Books::LookedUp, &|_| {}, &|_| {});
             let packed = packed.expect("a kernel");
             let mut found = vec![f32::NAN; product.n_tokens * product.n_rows];
             let mut activations = QuantizedActivations::default();

@@ -3,7 +3,7 @@
 use crate::kernels::{Activations, Block, Form, Kernel, Rows};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType;
 use memmap2::MmapMut;
@@ -133,7 +133,7 @@ fn copies(bytes: &[u8], n_copies: usize, pages: Pages) -> std::io::Result<MmapMu
 
 /// Packs a matrix for hurtle's kernels.
 pub(crate) fn pack(exec: Exec<'_>, matrix: &Matrix<'_>) -> Option<PackedMatrix> {
-    PackedMatrix::pack(exec, &[*matrix], &|_| {}, &|_| {})
+    PackedMatrix::pack(exec, &[*matrix], Books::LookedUp, &|_| {}, &|_| {})
 }
 
 /// Quantizes `x` (`[n_tokens, n_cols]`) for a packed matrix.

@@ -1,4 +1,5 @@
-//! The types with 32 values a block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4.
+//! The types with 32 values a block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4; and those whose blocks are two
+//! or four of them: Q2_0, Q1_0.
 //!
 //! ```text
 //! without minima, two blocks (the last one of an odd number: one):
@@ -10,7 +11,12 @@
 //! MXFP4, two blocks:
 //!   line 0       16 × (d of the first, d of the second), bf16, which has all the powers of E8M0
 //!   quant lines of the first, quant lines of the second
+//! Q1_0, Q2_0, two blocks of the file (8 or 4 of 32 values):
+//!   line 0       d of the first, 16 × f16 | d of the second
+//!   quant lines of all
 //!
+//! 1 bit    1 line: byte b, bit i is value 4i + b
+//! 2 bits   2 lines: byte b of line l, bits 2i and up are value 8i + 4l + b
 //! 4 bits   4 lines: values 0-15 in the low, 16-31 in the high halves
 //! 5 bits   1 line of fifth bits, byte b, bit i is value 4i + b; then as 4 bits
 //! 8 bits   8 lines, 128 higher than the values
@@ -43,6 +49,57 @@ pub(crate) trait Quants {
     unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L;
 }
 
+/// Two values, 1 less and 1 more than zero.
+pub(crate) struct OneBit;
+
+impl Quants for OneBit {
+    const LINES: usize = 1;
+    const MAX: Option<usize> = Some(2);
+
+    fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        let bits = low.first_chunk().map_or(0, |low| u32::from_le_bytes(*low));
+        set_dword(&mut lines[0], row, by_bytes(bits));
+    }
+
+    #[inline(always)]
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(&lines[0]).shr(i as u32).shl(1).and(L::splat(0x0202_0202)) }
+    }
+}
+
+/// Every fourth of 32 bits in a byte: byte b takes those from bit b on.
+fn by_bytes(bits: u32) -> [u8; 4] {
+    [0, 1, 2, 3].map(|b| {
+        let bits = bits >> b & 0x1111_1111;
+        let bits = (bits | bits >> 3) & 0x0303_0303;
+        let bits = (bits | bits >> 6) & 0x000f_000f;
+        (bits | bits >> 12) as u8
+    })
+}
+
+pub(crate) struct TwoBits;
+
+impl Quants for TwoBits {
+    const LINES: usize = 2;
+    const MAX: Option<usize> = Some(3);
+
+    fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
+        for (l, line) in lines.iter_mut().enumerate() {
+            let dword = [0, 1, 2, 3].map(|b| {
+                (0..4).map(|i| (low[2 * i + l] >> (2 * b) & 3) << (2 * i)).fold(0, |all, q| all | q)
+            });
+            set_dword(line, row, dword);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quants<L: IntLanes>(lines: &[Line], i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::load(&lines[i % 2]).shr(2 * (i / 2) as u32).and(L::splat(0x0303_0303)) }
+    }
+}
+
 pub(crate) struct FourBits;
 
 impl Quants for FourBits {
@@ -70,14 +127,7 @@ impl Quants for FiveBits {
 
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         let bits = high.first_chunk().map_or(0, |high| u32::from_le_bytes(*high));
-        // Byte b takes every fourth bit, from bit b on.
-        let dword = [0, 1, 2, 3].map(|b| {
-            let bits = bits >> b & 0x1111_1111;
-            let bits = (bits | bits >> 3) & 0x0303_0303;
-            let bits = (bits | bits >> 6) & 0x000f_000f;
-            (bits | bits >> 12) as u8
-        });
-        set_dword(&mut lines[0], row, dword);
+        set_dword(&mut lines[0], row, by_bytes(bits));
         FourBits::pack(&[], low, row, &mut lines[1..]);
     }
 
@@ -186,7 +236,10 @@ pub(crate) trait Type {
     const OFFSET: Option<i32>;
     /// Whether the scales are bf16.
     const BF16: bool = false;
-    fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_>;
+    /// Blocks that a block of the file is packed as.
+    const PIECES: usize = 1;
+    /// Piece `piece < PIECES` of a block of the file.
+    fn split(bytes: &<Self::Weights as WeightBlock>::Bytes, piece: usize) -> Fields<'_>;
 
     /// The scales of the `slot`-th block of a header line.
     #[inline(always)]
@@ -196,7 +249,7 @@ pub(crate) trait Type {
             if Self::BF16 {
                 L::load(header).shr(16 * slot as u32).shl(16).as_floats()
             } else {
-                L::Floats::load_f16(halves(header, slot))
+                L::Floats::load_f16(halves(header, slot / Self::PIECES))
             }
         }
     }
@@ -290,7 +343,7 @@ macro_rules! types {
             type Quants = $quants;
             const OFFSET: Option<i32> = $offset;
 
-            fn split(bytes: &<Self::Weights as WeightBlock>::Bytes) -> Fields<'_> {
+            fn split(bytes: &<Self::Weights as WeightBlock>::Bytes, _: usize) -> Fields<'_> {
                 let $block = hurtle_quant::$type::split(bytes);
                 $fields
             }
@@ -318,7 +371,7 @@ impl Type for TypeMxfp4 {
     const OFFSET: Option<i32> = Some(12);
     const BF16: bool = true;
 
-    fn split(bytes: &[u8; 17]) -> Fields<'_> {
+    fn split(bytes: &[u8; 17], _: usize) -> Fields<'_> {
         let b = hurtle_quant::Mxfp4::split(bytes);
         let [_, _, d @ ..] = hurtle_quant::e8m0_half(b.e[0]).to_le_bytes();
         Fields { d, m: None, high: &[], low: b.qs }
@@ -326,6 +379,38 @@ impl Type for TypeMxfp4 {
 }
 
 pub(crate) type Mxfp4 = Blocks<TypeMxfp4>;
+
+pub(crate) struct TypeQ1_0;
+
+impl Type for TypeQ1_0 {
+    type Weights = hurtle_quant::Q1_0<'static>;
+    type Quants = OneBit;
+    const OFFSET: Option<i32> = Some(1);
+    const PIECES: usize = 4;
+
+    fn split(bytes: &[u8; 18], piece: usize) -> Fields<'_> {
+        let b = hurtle_quant::Q1_0::split(bytes);
+        Fields { d: *b.d, m: None, high: &[], low: &b.qs[4 * piece..][..4] }
+    }
+}
+
+pub(crate) type Q1_0 = Blocks<TypeQ1_0>;
+
+pub(crate) struct TypeQ2_0;
+
+impl Type for TypeQ2_0 {
+    type Weights = hurtle_quant::Q2_0<'static>;
+    type Quants = TwoBits;
+    const OFFSET: Option<i32> = Some(1);
+    const PIECES: usize = 2;
+
+    fn split(bytes: &[u8; 18], piece: usize) -> Fields<'_> {
+        let b = hurtle_quant::Q2_0::split(bytes);
+        Fields { d: *b.d, m: None, high: &[], low: &b.qs[8 * piece..][..8] }
+    }
+}
+
+pub(crate) type Q2_0 = Blocks<TypeQ2_0>;
 
 /// The kernel of all of them.
 pub(crate) struct Blocks<W>(W);
@@ -335,7 +420,8 @@ impl<W: Type> Kernel for Blocks<W> {
     const LEN: usize = 32;
     type Activations = Block;
     const FORM: Form = Form::Blocks;
-    const SHARE: usize = if W::OFFSET.is_some() { 2 } else { 1 };
+    const PIECES: usize = W::PIECES;
+    const SHARE: usize = if W::OFFSET.is_some() { 2 * W::PIECES } else { 1 };
     const HEADER: usize = 1;
     const LINES: usize = W::Quants::LINES;
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -358,7 +444,8 @@ impl<W: Type> Kernel for Blocks<W> {
         header: &mut [Line],
         quants: &mut [Line],
     ) {
-        let Fields { d, m, high, low } = W::split(block);
+        let Fields { d, m, high, low } = W::split(block, slot % W::PIECES);
+        let slot = slot / W::PIECES;
         let at = if W::BF16 { 2 * row + slot } else { PANEL_ROWS * slot + row };
         set_half(&mut header[0], at, d);
         if let Some(m) = m {

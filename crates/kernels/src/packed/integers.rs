@@ -1,4 +1,4 @@
-//! IQ1 to IQ3 and TQ: super-blocks of small integers that come out of books.
+//! IQ1 to IQ3 and TQ1_0 at the file's size: super-blocks of small integers that come out of books.
 //!
 //! ```text
 //! block    the file's blocks of 16 rows, one after the other
@@ -29,7 +29,6 @@ pub(crate) type Iq2S = Integers<hurtle_quant::Iq2S<'static>>;
 pub(crate) type Iq3Xxs = Integers<hurtle_quant::Iq3Xxs<'static>>;
 pub(crate) type Iq3S = Integers<hurtle_quant::Iq3S<'static>>;
 pub(crate) type Tq1_0 = Integers<hurtle_quant::Tq1_0<'static>>;
-pub(crate) type Tq2_0 = Integers<hurtle_quant::Tq2_0<'static>>;
 
 impl<W: ScaledIntegers> Integers<W> {
     /// The blocks of the rows.

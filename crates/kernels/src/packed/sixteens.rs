@@ -75,7 +75,7 @@ fn set_scale(line: &mut Line, row: usize, d: &[u8; 2]) {
 
 /// Moves bits `from` of each byte to `to`; the others become anything.
 #[inline(always)]
-unsafe fn shift<L: IntLanes>(bytes: L, from: usize, to: usize) -> L {
+pub(super) unsafe fn shift<L: IntLanes>(bytes: L, from: usize, to: usize) -> L {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe { if from > to { bytes.shr((from - to) as u32) } else { bytes.shl((to - from) as u32) } }
 }
@@ -204,12 +204,12 @@ impl Type for TypeQ6K {
 }
 
 /// Where Q3_K, or a half of Q6_K, has line `k < 8` of the upper bits.
-const fn high_line(k: usize) -> usize {
+pub(super) const fn high_line(k: usize) -> usize {
     8 * (k / 4) + k % 4
 }
 
 /// Where it has line `k < 16` of the lower bits.
-const fn low_line(k: usize) -> usize {
+pub(super) const fn low_line(k: usize) -> usize {
     if k < 8 { 8 * (k / 4) + 4 + k % 4 } else { 8 + k }
 }
 

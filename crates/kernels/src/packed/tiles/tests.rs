@@ -6,8 +6,10 @@ use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
-use crate::packed::{affine, blocks, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens};
+use crate::packed::{Books, MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
+use crate::packed::{
+    affine, blocks, coded, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens,
+};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
@@ -112,11 +114,11 @@ impl Case {
     }
 
     /// The products of tokens `tokens` by tiles against those of the other kernels.
-    fn check<K: Tiled, M: Tiles>(&self, tiles: &str, tokens: Range<usize>) {
+    fn check<K: Tiled, M: Tiles>(&self, books: Books, tiles: &str, tokens: Range<usize>) {
         let pool = Pool::new(1).unwrap();
         let exec = Exec { isa: Isa::scalar(), pool: &pool, n_threads: 1 };
         let matrix = Matrix::new(self.ty, self.n_rows, self.n_cols, &self.bytes).unwrap();
-        let weights = PackedMatrix::pack(exec, &[matrix], &|_| {}, &|_| {}).unwrap();
+        let weights = PackedMatrix::pack(exec, &[matrix], books, &|_| {}, &|_| {}).unwrap();
         let mut x = QuantizedActivations::new();
         x.quantize(exec, &self.x, [&weights]);
         let mut expected = vec![f32::NAN; tokens.len() * self.n_rows];
@@ -140,7 +142,8 @@ impl Case {
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
                 let Self { ty, n_rows, n_cols, .. } = self;
-                let what = format!("{ty} {n_rows}x{n_cols}, tokens {tokens:?}, {tiles}, {isa}");
+                let what =
+                    format!("{ty} {n_rows}x{n_cols}, {books:?}, tokens {tokens:?}, {tiles}, {isa}");
                 assert!(same, "{what}: {a:?} instead of {b:?} at {i}");
             }
         }
@@ -149,31 +152,38 @@ impl Case {
 
 /// All types with some tiles, ragged rows, columns and numbers of tokens.
 fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + Clone) {
-    fn check<K: Tiled, M: Tiles>(ty: T, tiles: &str, counts: impl Iterator<Item = usize>) {
+    fn check<K: Tiled, M: Tiles>(
+        ty: T,
+        books: Books,
+        tiles: &str,
+        counts: impl Iterator<Item = usize>,
+    ) {
         for n_tokens in counts {
             let n_rows = [1, 16, 17, 40][n_tokens % 4];
             // A unit and a part of it, blocks without a second one.
             let n_blocks = if K::BLOCKS == 2 { [1, 7, 8, 11, 16] } else { [1, 2, 3, 1, 2] };
-            let case = Case::new(ty, n_rows, n_blocks[n_tokens % 5] * K::LEN, n_tokens);
-            case.check::<K, M>(tiles, 0..n_tokens);
-            case.check::<K, M>(tiles, n_tokens / 3..n_tokens);
+            let n_cols = n_blocks[n_tokens % 5] * K::LEN * K::PIECES;
+            let case = Case::new(ty, n_rows, n_cols, n_tokens);
+            case.check::<K, M>(books, tiles, 0..n_tokens);
+            case.check::<K, M>(books, tiles, n_tokens / 3..n_tokens);
         }
     }
     fn check_long<K: Tiled, M: Tiles>(ty: T, tiles: &str, n_cols: usize) {
         // More tokens, and more panels, than meet at a time.
         let n_tokens = MOST_TOKENS + 70;
-        Case::new(ty, 150, n_cols, n_tokens).check::<K, M>(tiles, 1..n_tokens);
+        Case::new(ty, 150, n_cols, n_tokens).check::<K, M>(Books::LookedUp, tiles, 1..n_tokens);
     }
     check_long::<affine::Q4K, M>(T::Q4_K, tiles, 512);
     check_long::<blocks::Q5_0, M>(T::Q5_0, tiles, 32 * 11);
     macro_rules! check {
-        ($($name:ident: $kernel:ty,)+) => {
-            // All but those that meet activations as they are.
-            let types = [T::F32, T::F16, T::BF16, $(T::$name),+];
+        ($($name:ident: $kernel:path $(| $kept:path)?,)+) => {
+            // All but those that meet activations as they are, and one whose blocks have two scales.
+            let types = [T::F32, T::F16, T::BF16, T::NVFP4, $(T::$name),+];
             assert!(T::ALL.iter().all(|ty| types.contains(ty) == PackedMatrix::supports(*ty)));
             $(
                 assert!(<$kernel>::TILES.is_some(), "{} has no tiles", T::$name);
-                check::<$kernel, M>(T::$name, tiles, token_counts.clone());
+                check::<$kernel, M>(T::$name, Books::LookedUp, tiles, token_counts.clone());
+                $(check::<$kept, M>(T::$name, Books::Kept, tiles, token_counts.clone());)?
             )+
         };
     }
@@ -184,15 +194,15 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
         Q3_K: sixteens::Q3K,
         Q2_K: sixteens::Q2K,
         IQ4_XS: iq4_xs::Iq4Xs,
-        IQ1_S: integers::Iq1S,
-        IQ1_M: integers::Iq1M,
-        IQ2_XXS: integers::Iq2Xxs,
-        IQ2_XS: integers::Iq2Xs,
-        IQ2_S: integers::Iq2S,
-        IQ3_XXS: integers::Iq3Xxs,
-        IQ3_S: integers::Iq3S,
-        TQ1_0: integers::Tq1_0,
-        TQ2_0: integers::Tq2_0,
+        IQ1_S: coded::Iq1S | integers::Iq1S,
+        IQ1_M: coded::Iq1M | integers::Iq1M,
+        IQ2_XXS: coded::Iq2Xxs | integers::Iq2Xxs,
+        IQ2_XS: coded::Iq2Xs | integers::Iq2Xs,
+        IQ2_S: coded::Iq2S | integers::Iq2S,
+        IQ3_XXS: coded::Iq3Xxs | integers::Iq3Xxs,
+        IQ3_S: coded::Iq3S | integers::Iq3S,
+        TQ1_0: coded::Tq1_0 | integers::Tq1_0,
+        TQ2_0: coded::Tq2_0,
         Q8_0: blocks::Q8_0,
         Q4_0: blocks::Q4_0,
         Q4_1: blocks::Q4_1,
@@ -200,6 +210,8 @@ fn check_all<M: Tiles>(tiles: &str, token_counts: impl Iterator<Item = usize> + 
         Q5_1: blocks::Q5_1,
         IQ4_NL: blocks::Iq4Nl,
         MXFP4: blocks::Mxfp4,
+        Q1_0: blocks::Q1_0,
+        Q2_0: blocks::Q2_0,
     }
 }
 

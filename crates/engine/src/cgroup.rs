@@ -7,10 +7,12 @@
 //! ```text
 //! /proc/self/cgroup      4:memory:/docker/c0ffee          0::/user.slice/run.scope
 //! /proc/self/mountinfo   ... /docker/c0ffee /sys/fs/cgroup/memory ... - cgroup cgroup rw,memory
-//! version 1              memory.limit_in_bytes     cpu.cfs_quota_us / cpu.cfs_period_us
-//! version 2              memory.max                cpu.max: "150000 100000", or "max 100000"
+//! version 1              memory.limit_in_bytes, memory.usage_in_bytes, total_cache of memory.stat
+//!                        cpu.cfs_quota_us / cpu.cfs_period_us
+//! version 2              memory.max, memory.current, file of memory.stat
+//!                        cpu.max: "150000 100000", or "max 100000"
 //! ```
-use super::read;
+
 use serde::Serialize;
 use std::path::{Component, Path, PathBuf};
 
@@ -19,22 +21,26 @@ const NO_LIMIT: u64 = 1 << 60;
 
 /// A limit and the file that sets it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Limit<T> {
-    pub(crate) value: T,
-    pub(crate) file: PathBuf,
+pub struct Limit<T> {
+    /// How much.
+    pub value: T,
+    /// Where it stands.
+    pub file: PathBuf,
 }
 
 /// The limits that matter here; `None` where nothing limits, or nothing can be read.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Processor time, as a number of processors.
-    pub(crate) cpus: Option<Limit<f64>>,
+    pub cpus: Option<Limit<f64>>,
     /// Bytes of memory.
-    pub(crate) memory: Option<Limit<u64>>,
+    pub memory: Option<Limit<u64>>,
+    /// Bytes of memory that are not used yet; what caches files counts as free.
+    pub memory_left: Option<u64>,
 }
 
 /// Reads the limits under `root`, which is `/` outside of tests.
-pub(crate) fn limits(root: &Path) -> Limits {
+pub fn limits(root: &Path) -> Limits {
     let mut limits = Limits::default();
     let groups = read(root, "proc/self/cgroup").unwrap_or_default();
     let mounts = read(root, "proc/self/mountinfo").unwrap_or_default();
@@ -57,16 +63,45 @@ pub(crate) fn limits(root: &Path) -> Limits {
                 least(&mut limits.cpus, path, value);
             }
             if hierarchy.has("memory") {
-                let (path, value) = file(match hierarchy.version {
-                    Version::One => "memory.limit_in_bytes",
-                    Version::Two => "memory.max",
-                });
-                let bytes = value.and_then(|value| value.trim().parse().ok());
-                least(&mut limits.memory, path, bytes.filter(|bytes| *bytes < NO_LIMIT));
+                let (limit, used, cached) = match hierarchy.version {
+                    Version::One => {
+                        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache ")
+                    }
+                    Version::Two => ("memory.max", "memory.current", "file "),
+                };
+                let number = |text: &str| text.trim().parse::<u64>().ok();
+                let (path, value) = file(limit);
+                let limit = value.as_deref().and_then(number).filter(|bytes| *bytes < NO_LIMIT);
+                if let Some(limit) = limit {
+                    let used = file(used).1.as_deref().and_then(number).unwrap_or(0);
+                    let stat = file("memory.stat").1.unwrap_or_default();
+                    let cached = stat.lines().find_map(|line| number(line.strip_prefix(cached)?));
+                    let left = limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)));
+                    let least = limits.memory_left.unwrap_or(left);
+                    limits.memory_left = Some(left.min(least));
+                }
+                least(&mut limits.memory, path, limit);
             }
         }
     }
     limits
+}
+
+/// Bytes of memory that this process can take without swapping, as far as the system whose files are under
+/// `root` tells.
+pub fn usable_memory(root: &Path) -> Option<u64> {
+    let meminfo = read(root, "proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let available = line.and_then(|rest| {
+        rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    available.into_iter().chain(limits(root).memory_left).min()
+}
+
+/// The text of a file under `root`, if it can be read.
+fn read(root: &Path, path: impl AsRef<Path>) -> Option<String> {
+    let path = path.as_ref();
+    std::fs::read_to_string(root.join(path.strip_prefix("/").unwrap_or(path))).ok()
 }
 
 /// Keeps the smaller one.
@@ -170,9 +205,20 @@ impl<'a> Mount<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::tests::tree;
+    use tempfile::TempDir;
 
     const V2: &str = "31 23 0:28 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    /// A folder with these files.
+    fn tree(files: &[(&str, &str)]) -> TempDir {
+        let root = TempDir::new().expect("a folder");
+        for (name, text) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        }
+        root
+    }
 
     /// The limits in a tree of files: processors and the end of the file's name, bytes likewise.
     #[track_caller]
@@ -268,6 +314,35 @@ mod tests {
         );
         // A quota without a period says nothing.
         check(&[("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "250000\n")], None, None);
+    }
+
+    #[test]
+    fn what_a_group_has_left() {
+        let left = |files: &[(&'static str, &'static str)]| {
+            let v2 = [("proc/self/cgroup", "0::/a/b\n"), ("proc/self/mountinfo", V2)];
+            limits(tree(&[&v2[..], files].concat()).path()).memory_left
+        };
+        let max = ("sys/fs/cgroup/a/b/memory.max", "1000\n");
+        let above = ("sys/fs/cgroup/a/memory.max", "5000\n");
+        let used = ("sys/fs/cgroup/a/b/memory.current", "700\n");
+        let stat = ("sys/fs/cgroup/a/b/memory.stat", "anon 300\nfile 400\nfile_mapped 9\n");
+        assert_eq!(left(&[]), None);
+        assert_eq!(left(&[used, stat]), None);
+        assert_eq!(left(&[max]), Some(1000));
+        assert_eq!(left(&[max, above, used]), Some(300));
+        assert_eq!(left(&[max, above, used, stat]), Some(700));
+        // The group above is fuller.
+        assert_eq!(left(&[max, above, ("sys/fs/cgroup/a/memory.current", "4900")]), Some(100));
+        assert_eq!(left(&[max, above, ("sys/fs/cgroup/a/memory.current", "5001")]), Some(0));
+        let mounts = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let root = tree(&[
+            ("proc/self/cgroup", "4:memory:/job\n"),
+            ("proc/self/mountinfo", mounts),
+            ("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "1000"),
+            ("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "800"),
+            ("sys/fs/cgroup/memory/job/memory.stat", "cache 1\ntotal_cache 500\n"),
+        ]);
+        assert_eq!(limits(root.path()).memory_left, Some(700));
     }
 
     #[test]
