@@ -3,7 +3,7 @@
 
 use hurtle_kernels::activations::{Form, QuantizedActivations};
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, Way, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::{Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType as T};
 
@@ -218,7 +218,7 @@ fn products_are_those_of_the_quant_crate_for_every_type_and_ragged_shapes() {
             for n_blocks in [1, 2, 3] {
                 let n_cols = n_blocks * unit(ty);
                 let bytes = encoded(ty, n_rows as u64, n_rows * n_cols);
-                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 35] {
+                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 35, 70] {
                     let x = noise(7 + n_tokens as u64, n_tokens * n_cols);
                     check(ty, n_rows, n_cols, &bytes, &x);
                 }
@@ -322,6 +322,36 @@ fn all_types_that_files_have_weights_of_have_kernels() {
     let without = T::ALL.iter().filter(|ty| !PackedMatrix::supports(**ty));
     let without: Vec<_> = without.map(|ty| ty.name()).collect();
     assert_eq!(without, ["Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"]);
+}
+
+/// What the other tests compare is what these numbers of tokens run.
+#[test]
+fn many_tokens_have_weights_unpacked_once() {
+    let pool = Pool::new(1).unwrap();
+    for ty in supported() {
+        let bytes = vec![0; ty.row_bytes(16 * 1024).unwrap()];
+        let matrix = Matrix::new(ty, 16, 1024, &bytes).unwrap();
+        let floats = matches!(ty, T::F32 | T::F16 | T::BF16);
+        for_each_isa(|isa| {
+            let exec = Exec { isa, pool: &pool, n_threads: 1 };
+            for books in books_of(ty) {
+                let packed = pack_with(exec, matrix, *books);
+                let many = match isa.name() {
+                    _ if floats || ty == T::NVFP4 => Way::Packed,
+                    "amx" => Way::Tiles,
+                    // Their registers let more tokens share what is unpacked on the way.
+                    "avx512" | "avx512vnni" | "avx512bf16"
+                        if packed.form() == Form::Blocks || matches!(ty, T::Q4_K | T::IQ4_XS) =>
+                    {
+                        Way::Packed
+                    }
+                    _ => Way::Unpacked,
+                };
+                assert_eq!(packed.way(isa, 1), Way::Packed, "{ty}, {isa}");
+                assert_eq!(packed.way(isa, 270), many, "{ty}, {books:?}, {isa}");
+            }
+        });
+    }
 }
 
 #[test]

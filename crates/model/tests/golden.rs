@@ -79,10 +79,14 @@ impl Fixture {
     }
 
     fn open_with(name: &str, arithmetic: Arithmetic) -> Self {
+        Self::open_packed(name, arithmetic, Packing::default())
+    }
+
+    fn open_packed(name: &str, arithmetic: Arithmetic, packing: Packing) -> Self {
         let gguf = Gguf::open(golden(&format!("{name}.gguf"))).unwrap();
         let pool = Pool::new(4).unwrap();
         let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: 3 };
-        Self { model: Model::load(gguf, None, arithmetic, Packing::default(), exec).unwrap(), pool }
+        Self { model: Model::load(gguf, None, arithmetic, packing, exec).unwrap(), pool }
     }
 
     /// Logits at every position.
@@ -293,6 +297,25 @@ fn bits_depend_on_the_sequence_alone() {
             check(How { company: true, ..plain });
             check(How { company: true, chunk: 7, n_threads: 3, ..plain });
         }
+    }
+}
+
+#[test]
+fn memory_that_is_short_changes_no_bits() {
+    for name in ["iq1_m", "iq2_xxs", "iq3_s", "tq1_0"] {
+        let name = format!("quantmodels/{name}");
+        let open = |packing| Fixture::open_packed(&name, Arithmetic::Integer, packing);
+        let plenty = open(Packing::Within(u64::MAX));
+        let needed = plenty.model.weight_bytes();
+        let (enough, short) = (open(Packing::Within(needed)), open(Packing::Within(needed - 1)));
+        assert_eq!(enough.model.weight_bytes(), needed, "{name}");
+        assert!(short.model.weight_bytes() < needed, "{name}");
+        let ids = &read::<Expected>(&name).inputs[2].ids;
+        let how = How { chunk: 20, ..How::default() };
+        let [expected, found] = [&enough, &short].map(|fixture| fixture.logits(ids, how));
+        let bits = |logits: Vec<Vec<f32>>| logits.concat().into_iter().map(f32::to_bits).collect();
+        let (expected, found): (Vec<u32>, Vec<u32>) = (bits(expected), bits(found));
+        assert!(expected == found, "{name}: other bits");
     }
 }
 

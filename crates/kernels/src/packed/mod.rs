@@ -36,7 +36,7 @@ use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
-use crate::{Caches, Exec, Worker};
+use crate::{Caches, Exec, Isa, Worker};
 use hurtle_quant::{Array, WeightType};
 use std::ops::Range;
 
@@ -349,6 +349,17 @@ pub enum Books {
     Kept,
 }
 
+/// How weights meet their tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As they come from memory, by vectors.
+    Packed,
+    /// Unpacked once for many tokens, by vectors.
+    Unpacked,
+    /// Unpacked once for many tokens, by tiles (AMX).
+    Tiles,
+}
+
 /// Matrices of one shape and type, repacked for the kernels, in memory of their own.
 pub struct PackedMatrix {
     ty: WeightType,
@@ -480,9 +491,15 @@ impl PackedMatrix {
         with_kernel!(self.ty, self.books, K => K::FORM).expect("packed matrices have a kernel")
     }
 
+    /// How [`matmul_packed`] multiplies with so many tokens.
+    pub fn way(&self, isa: Isa, n_tokens: usize) -> Way {
+        with_kernel!(self.ty, self.books, K => way::<K>(isa, n_tokens))
+            .expect("packed matrices have a kernel")
+    }
+
     /// Which kernels `isa` stands for: the name of the lanes that [`matmul_packed`] runs on, or
     /// `amx`, where tiles serve quantized types for many tokens, and lanes of `avx512vnni` the rest.
-    pub fn kernel_name(isa: crate::Isa) -> &'static str {
+    pub fn kernel_name(isa: Isa) -> &'static str {
         if isa.has_tiles() { isa.name() } else { dispatch_int!(isa, lanes_name()) }
     }
 
@@ -621,22 +638,26 @@ fn some_panels<K: Kernel>(
     x: &QuantizedActivations,
     worker: &mut Worker,
 ) {
-    let n_tokens = product.tokens.len();
+    match way::<K>(exec.isa, product.tokens.len()) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Way::Tiles => {
+            let multiply = K::TILES.expect("a type that goes this way");
+            // SAFETY: the way proves that the processor has them.
+            unsafe { panels_by_tiles::<K>(exec, product, panels, x, multiply, worker) };
+        }
+        Way::Unpacked => panels_by_vectors::<K>(exec, product, panels, x, worker),
+        _ => panels_as::<K>(exec, product, panels, x),
+    }
+}
+
+/// The way that so many tokens of a product take.
+fn way<K: Kernel>(isa: Isa, n_tokens: usize) -> Way {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if exec.isa.has_tiles()
-        && n_tokens >= FROM_OF_TILES
-        && let Some(multiply) = K::TILES
-    {
-        // SAFETY: `Isa::has_tiles` proves that the processor has them.
-        unsafe { panels_by_tiles::<K>(exec, product, panels, x, multiply, worker) };
-        return;
+    if isa.has_tiles() && n_tokens >= FROM_OF_TILES && K::TILES.is_some() {
+        return Way::Tiles;
     }
-    let from = if exec.isa.has_32_registers() { K::FROM } else { K::FROM_OF_16 };
-    if K::UNPACKED > 0 && n_tokens >= from {
-        panels_by_vectors::<K>(exec, product, panels, x, worker);
-    } else {
-        panels_as::<K>(exec, product, panels, x);
-    }
+    let from = if isa.has_32_registers() { K::FROM } else { K::FROM_OF_16 };
+    if K::UNPACKED > 0 && n_tokens >= from { Way::Unpacked } else { Way::Packed }
 }
 
 /// Some panels of a product, as they come.
