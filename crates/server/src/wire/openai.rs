@@ -61,6 +61,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
         template.insert("reasoning_effort".into(), effort.into());
     }
+    options::verbosity(&mut fields, &mut template)?;
     // llama.cpp's: 0 is no reasoning at all, -1 any.
     for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
         match fields.opt::<i64>(name)? {

@@ -207,6 +207,21 @@ pub(super) fn slot(fields: &mut Fields, generate: &mut Generate) -> Result<(), A
     Ok(())
 }
 
+/// How long answers are to be: a variable of the template, as the effort of reasoning is.
+pub(super) fn verbosity(
+    fields: &mut Fields,
+    template: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
+    match fields.opt::<String>("verbosity")? {
+        None => {}
+        Some(verbosity) if ["low", "medium", "high"].contains(&&*verbosity) => {
+            template.insert("verbosity".into(), verbosity.into());
+        }
+        Some(_) => return Err(fields.wrong("verbosity", "expected low, medium or high")),
+    }
+    Ok(())
+}
+
 /// llama.cpp's `n_indent` and `t_max_predict_ms`, with which editors complete code.
 pub(super) fn lines(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
     let lines = &mut generate.params.lines;
