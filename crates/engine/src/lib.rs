@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod budget;
 pub mod constraint;
 mod embed;
 mod generate;
@@ -17,6 +18,7 @@ mod stop;
 mod token_loop;
 
 pub use bench::{Bench, BenchSample, BenchTest};
+pub use budget::ReasoningBudget;
 pub use generate::{
     Arithmetic, Engine, EngineError, EngineOptions, Extras, Generation, GenerationParams, KvType,
     Progress, Session, StopReason, Timings,

@@ -30,8 +30,7 @@ async fn input_tokens(
 }
 
 async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let Asked { chat: request, echo, special } =
-        responses::parse(&body, &shared.options.sampler)?;
+    let Asked { chat: request, echo, special } = responses::parse(&body, &shared.options.sampler)?;
     let stream = request.reply.stream;
     let logprobs = request.generation.logprobs.map(|_| request.generation.distribution);
     let model = shared.model(request.model.as_deref()).await?;

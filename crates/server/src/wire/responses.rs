@@ -443,9 +443,19 @@ pub struct Stream {
 enum Item {
     Message(String),
     Reasoning(String),
-    Call { id: String, name: String, namespace: Option<String>, arguments: String },
+    Call {
+        id: String,
+        name: String,
+        namespace: Option<String>,
+        arguments: String,
+    },
     /// A call of a custom tool, of whose input nothing is told before all of it is there.
-    Custom { id: String, name: String, namespace: Option<String>, arguments: String },
+    Custom {
+        id: String,
+        name: String,
+        namespace: Option<String>,
+        arguments: String,
+    },
 }
 
 impl Item {
