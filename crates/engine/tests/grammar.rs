@@ -218,7 +218,8 @@ fn joined_objects_have_the_properties_that_any_of_them_names() {
     beside["allOf"] = json!([object("b")]);
     let both = json!({"allOf": [object("a"), object("b")]});
     let mut either = object("a");
-    either["anyOf"] = json!([object("b"), object("a")]);
+    let other = json!({"properties": {"b": {"type": "boolean"}}, "required": ["b"]});
+    either["anyOf"] = json!([object("b"), other]);
     // A definition that is joined in one place and stands alone in another.
     let mut inner = object("b");
     inner["allOf"] = json!([{"$ref": "#/$defs/x"}]);

@@ -582,7 +582,7 @@ mod tests {
             "messages[0].content[0]",
         );
         check("messages", json!([{"role": "tool", "content": "x"}]), "messages[0].role");
-        check("tools", json!([{"type": "bash_20250124", "name": "bash"}]), "tools[0]");
+        check("tools", json!([{"type": "computer_20250124", "name": "bash"}]), "tools[0]");
         check("tool_choice", json!({"type": "tool", "name": "f"}), "tool_choice");
         check("mcp_servers", json!([]), "mcp_servers");
         check("thinking", json!({"type": "much"}), "thinking.type");

@@ -734,13 +734,21 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_of_nothing_is_no_reasoning() {
+    fn how_long_to_think_and_to_answer() {
         for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
             let template = |n: i64| chat(with(name, n.into())).map(|chat| chat.template);
             assert_eq!(template(0).expect("read")["enable_thinking"], false);
             assert!(template(-1).expect("read").is_empty());
-            assert_eq!(template(5).expect_err("refused").param.as_deref(), Some(name));
+            assert_eq!(template(-2).expect_err("refused").param.as_deref(), Some(name));
+            let budget = chat(with(name, 5.into())).expect("read").budget.expect("a budget");
+            assert_eq!((budget.tokens, budget.param), (5, Some(name)));
         }
+        for verbosity in ["low", "medium", "high"] {
+            let read = chat(with("verbosity", verbosity.into())).expect("read");
+            assert_eq!(read.template["verbosity"], verbosity);
+        }
+        let refused = chat(with("verbosity", "endless".into())).expect_err("refused");
+        assert_eq!(refused.param.as_deref(), Some("verbosity"));
     }
 
     #[test]
