@@ -292,7 +292,7 @@ mod tests {
 calls:  call  
 call: call0
 value0_0_0: "x" | "y"
-value0_0_1[lazy]: /(?s:.*)\n<\/parameter>/
+value0_0_1[lazy]: /(?s:.*)<\/parameter>/
 value0_1_0: "x" | "y"
 value0_1_1: %json {"type":"integer"}
 call0: "<tool_call>\n<function=f>" ("\n<parameter=k>\n" value0_0_0 "\n</parameter>" "\n<parameter=s>\n" value0_0_1 | "\n<parameter=k>\n" value0_1_0 "\n</parameter>" ("\n<parameter=n>\n" value0_1_1 "\n</parameter>")?) "\n</function>\n</tool_call>"

@@ -217,6 +217,12 @@ impl AnswerParser {
                 }
                 State::Opened(_) | State::Name { .. } => true,
                 State::Json(call) => call.told.is_none(),
+                State::Block { raw, body, .. } => match &self.format.row.calls {
+                    Calls::Tagged(tags) => {
+                        !(raw[*body..].to_owned() + &rest).contains(tags.name_end)
+                    }
+                    _ => false,
+                },
                 _ => false,
             };
         match std::mem::replace(&mut self.state, State::Content) {
@@ -227,8 +233,11 @@ impl AnswerParser {
             }
             State::Json(call) if cut_off => match &call.name {
                 Some(name) if call.json.is_empty() => self.call(&name.clone(), "{}", out),
-                // Models forget the last bracket.
-                None if call.scan.depth() == 1 && !call.scan.in_text() => {
+                // Models forget the last bracket, but not what they call with.
+                None if call.scan.depth() == 1
+                    && !call.scan.in_text()
+                    && members(&call.json).iter().any(|member| is_arguments(&member.key)) =>
+                {
                     self.whole(&call, &(call.json.clone() + "}"), out);
                 }
                 _ => {}
