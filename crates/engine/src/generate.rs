@@ -1,6 +1,7 @@
 //! A loaded model, and sequences that grow on it.
 
 use crate::LineLimits;
+use crate::budget::ReasoningBudget;
 use crate::cgroup::usable_memory;
 use crate::constraint::{Constraint, ConstraintError, Grammar, GrammarConstraint, Grammars};
 use crate::sampler::{Distribution, Sampled, Sampler, SamplerError, SamplerParams};
@@ -344,6 +345,14 @@ pub struct GenerationParams {
     pub n_predict: Option<usize>,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    /// Tokens that end the generation, beside those that the model ends texts with.
+    pub stop_ids: Vec<u32>,
+    /// Let the stop string out, too.
+    pub keep_stop: bool,
+    /// Tokens before which nothing ends the generation but its length, or a grammar.
+    pub min_tokens: usize,
+    /// How long the model may think.
+    pub reasoning_budget: Option<ReasoningBudget>,
     /// Limits to the lines of the text.
     pub lines: LineLimits,
     /// Show control tokens in the text.

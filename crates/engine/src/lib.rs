@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod budget;
 pub mod cgroup;
 pub mod constraint;
 mod embed;
@@ -18,6 +19,7 @@ mod stop;
 mod token_loop;
 
 pub use bench::{Bench, BenchSample, BenchTest};
+pub use budget::ReasoningBudget;
 pub use generate::{
     Arithmetic, Engine, EngineError, EngineOptions, Extras, Generation, GenerationParams, KvType,
     Packing, Progress, Session, StopReason, Timings, default_packing,

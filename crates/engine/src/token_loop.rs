@@ -2,6 +2,7 @@
 //! detokenizer and the stop strings. [`Session`](crate::Session) and [`Service`](crate::Service) both
 //! step it with the logits that their forward passes give, so that their answers cannot differ.
 
+use crate::budget::Spending;
 use crate::constraint::{Constraint, ConstraintError, TokenMask};
 use crate::lines::Lines;
 use crate::sampler::{Distribution, Sampled, Sampler};
@@ -40,6 +41,12 @@ pub(crate) struct TokenLoop<'e> {
     room: usize,
     n_generated: usize,
     ignore_eos: bool,
+    stop_ids: Vec<u32>,
+    keep_stop: bool,
+    /// The budget of reasoning, and a set for the token that it forces.
+    spending: Option<(Spending, TokenMask)>,
+    /// So many tokens at least, and those that may come before; `None` where any number will do.
+    at_least: Option<(usize, TokenMask)>,
 }
 
 impl<'e> TokenLoop<'e> {
@@ -64,6 +71,18 @@ impl<'e> TokenLoop<'e> {
             n_predict: params.n_predict.unwrap_or(usize::MAX),
             room,
             n_generated: 0,
+            stop_ids: params.stop_ids.clone(),
+            keep_stop: params.keep_stop,
+            spending: params.reasoning_budget.clone().map(|budget| {
+                (Spending::new(budget), TokenMask::new(engine.model().hparams().n_vocab))
+            }),
+            at_least: (params.min_tokens > 0).then(|| {
+                let mut mask = TokenMask::new(engine.model().hparams().n_vocab);
+                mask.words_mut().fill(u32::MAX);
+                let ends = engine.tokenizer().end_of_generation().iter().chain(&params.stop_ids);
+                ends.for_each(|&id| mask.forbid(id));
+                (params.min_tokens, mask)
+            }),
         }
     }
 
@@ -99,15 +118,34 @@ impl<'e> TokenLoop<'e> {
     /// Chooses the next token; what can be shown of it is appended to `text`.
     pub(crate) fn step(&mut self, logits: &[f32], text: &mut String) -> Result<Step, EngineError> {
         let end = |stop| Ok(Step { id: None, logprobs: None, stop: Some(stop) });
+        self.at_least.take_if(|(n, _)| self.n_generated >= *n);
         if self.n_generated >= self.n_predict {
             return end(StopReason::Length);
         }
         let mask = match &mut self.constrained {
             Some(Constrained { constraint, mask }) => {
                 constraint.allowed(mask)?;
+                // A grammar's own end counts for more.
+                if let Some((_, early)) = &self.at_least
+                    && mask.words().iter().zip(early.words()).any(|(a, b)| a & b != 0)
+                {
+                    let words = mask.words_mut().iter_mut().zip(early.words());
+                    words.for_each(|(word, early)| *word &= early);
+                }
                 Some(&*mask)
             }
-            None => None,
+            None => self.at_least.as_ref().map(|(_, mask)| mask),
+        };
+        let mask = match &mut self.spending {
+            Some((spending, forced)) => match spending.forced() {
+                Some(id) => {
+                    forced.clear();
+                    forced.allow(id);
+                    Some(&*forced)
+                }
+                None => mask,
+            },
+            None => mask,
         };
         let drawn = self.logprobs.filter(|_| self.distribution == Distribution::Drawn);
         let drawn = drawn.map(|n| self.sampler.sample_with_drawn_logprobs(logits, mask, n));
@@ -124,17 +162,31 @@ impl<'e> TokenLoop<'e> {
             let none = "no token of the vocabulary can continue this answer".to_owned();
             return Err(ConstraintError(none).into());
         }
-        if tok.is_end_of_generation(id) && (!self.ignore_eos || mask.is_some()) {
+        if tok.is_end_of_generation(id) && (!self.ignore_eos || mask.is_some())
+            || self.stop_ids.contains(&id)
+        {
             return end(StopReason::EndOfText);
         }
         let own = |n| self.sampler.logprobs(logits, id, n);
         let logprobs = drawn.or_else(|| self.logprobs.map(own));
         self.sampler.accept(id);
         self.n_generated += 1;
+        if let Some((spending, _)) = &mut self.spending {
+            spending.accept(&tok.token_bytes(id, true));
+        }
         self.decoded.clear();
         self.decoder.push(id, &mut self.decoded);
         let start = text.len();
-        let stopped = self.stop.push(&self.decoded, text);
+        let stopped = match &self.at_least {
+            Some(_) => {
+                text.push_str(&self.decoded);
+                false
+            }
+            None => self.stop.push(&self.decoded, text),
+        };
+        if let Some(found) = self.stop.found().filter(|_| stopped && self.keep_stop) {
+            text.push_str(found);
+        }
         let over = self.lines.push(text, start);
         let finished = match &mut self.constrained {
             Some(Constrained { constraint, .. }) => {

@@ -212,6 +212,42 @@ fn objects_have_no_properties_that_the_schema_does_not_name() {
 }
 
 #[test]
+fn joined_objects_have_the_properties_that_any_of_them_names() {
+    let object = |name: &str| json!({"type": "object", "properties": {name: {"type": "null"}}, "required": [name]});
+    let mut beside = object("a");
+    beside["allOf"] = json!([object("b")]);
+    let both = json!({"allOf": [object("a"), object("b")]});
+    let mut either = object("a");
+    let other = json!({"properties": {"b": {"type": "boolean"}}, "required": ["b"]});
+    either["anyOf"] = json!([object("b"), other]);
+    // A definition that is joined in one place and stands alone in another.
+    let mut inner = object("b");
+    inner["allOf"] = json!([{"$ref": "#/$defs/x"}]);
+    let referring = json!({"$defs": {"x": object("a")}, "type": "object", "required": ["a", "b"],
+        "properties": {"a": inner, "b": {"$ref": "#/$defs/x"}}});
+    for schema in [beside, both, either, referring] {
+        let constraint = compile(&Grammar::JsonSchema(schema.clone()));
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        let mut found = Vec::new();
+        for seed in 0..20 {
+            let answer =
+                generate(&NOISE, &params(seed, 3000), constraint.clone()).expect("an answer");
+            assert_eq!(answer.stop_reason, StopReason::EndOfText, "{schema}\n{}", answer.text);
+            let value = serde_json::from_str(&answer.text).expect("JSON");
+            assert!(validator.is_valid(&value), "{schema}\n{}", answer.text);
+            keys(&value, &mut found);
+        }
+        assert!(found.iter().all(|key| key == "a" || key == "b"), "{schema}\n{found:?}");
+        assert!(found.iter().any(|key| key == "b"), "{schema}\n{found:?}");
+    }
+    // What says that there may be others has them, and so have those that it is joined with.
+    let mut open = object("a");
+    open["allOf"] = json!([{"properties": {"b": {"type": "null"}}, "additionalProperties": true}]);
+    let prepared = hurtle_engine::constraint::prepare_schema(open.clone()).expect("prepared");
+    assert_eq!(prepared.get("additionalProperties"), None, "{prepared}");
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_with_the_reason() {
     let check = |grammar: Grammar, expected: &str| {
         let error = NOISE.constraint(&grammar).expect_err("refused").to_string();

@@ -14,6 +14,8 @@ pub struct Chat {
     /// The conversation as chat templates want it: `role`, `content` (a text), `tool_calls` with their
     /// arguments as objects, `reasoning_content`, `tool_call_id`, `name`.
     pub messages: Vec<Value>,
+    /// Tokens before the prompt, as they are.
+    pub before: Vec<u32>,
     /// Tools in OpenAI's shape; empty if there are none or none may be used.
     pub tools: Vec<Value>,
     /// Which of them must be called.
@@ -26,6 +28,8 @@ pub struct Chat {
     pub unopened: bool,
     /// Where reasoning is told.
     pub reasoning: ReasoningFormat,
+    /// How long the model may think.
+    pub budget: Option<Budget>,
     /// Whether calls of tools are left in the text as the model writes them.
     pub unread_calls: bool,
     /// Whether to tell the prompt and the text as it was written, too.
@@ -36,6 +40,17 @@ pub struct Chat {
     pub generation: Generate,
     /// How to reply.
     pub reply: Reply,
+}
+
+/// A limit to the tokens of reasoning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Budget {
+    /// So many at most.
+    pub tokens: usize,
+    /// What is said before the reasoning is closed.
+    pub message: String,
+    /// The parameter that asks for it, if it has to be honoured.
+    pub param: Option<&'static str>,
 }
 
 /// Where reasoning is told.

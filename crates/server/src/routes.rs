@@ -18,7 +18,7 @@ use crate::messages::{Messages, Reading};
 use crate::models::{Lease, Models};
 use crate::observe::{self, Times};
 use crate::output::{FinishReason, Logprobs, Outcome, Usage};
-use crate::request::{Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
+use crate::request::{Budget, Chat, Completion, Generate, Part, Prompt, Reply, ToolChoice};
 use crate::wire::openai::Head;
 use crate::wire::{self, SSE_DONE, openai};
 use crate::worker::{self, Answers, Event};
@@ -30,7 +30,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hurtle_engine::constraint::{ConstraintError, Grammar, GrammarConstraint, prepare_schema};
-use hurtle_engine::{BATCH_SIZES, Finished, Service, StopReason};
+use hurtle_engine::{BATCH_SIZES, Finished, ReasoningBudget, Service, StopReason};
 use hurtle_text::{
     AnswerFormat, Begun, Encode, ForcedAnswer, Opening, ReadAnswer, Reasoning, RenderInput,
     TemplateError, Tokenizer,
@@ -421,6 +421,8 @@ impl Lease {
     /// The prompt of a conversation, how it is to be answered, and how the answer is to be read.
     async fn render(&self, mut request: Chat) -> Result<(Vec<u32>, Generate, Reading), ApiError> {
         self.check_writes()?;
+        let before = std::mem::take(&mut request.before);
+        self.check_ids("context", &before)?;
         let input = render_input(&mut request);
         let model = self.clone();
         let render = move || {
@@ -437,9 +439,17 @@ impl Lease {
                 true => format.opening_of_calls(prompt.reasoning),
                 false => format.opening(prompt.reasoning),
             };
+            if let Some(budget) = request.budget {
+                generation.params.reasoning_budget =
+                    reasoning_budget(tok, &format, prompt.reasoning, budget)?;
+            }
             let Chat { reasoning, unread_calls, verbose, .. } = request;
             let reading = Reading { format, how, reasoning, unread_calls, verbose, call_end: None };
-            Ok((prompt.ids, generation, reading))
+            let mut ids = before;
+            // A text begins once.
+            let begins = !ids.is_empty() && prompt.ids.first().copied() == tok.bos();
+            ids.extend(prompt.ids.into_iter().skip(usize::from(begins)));
+            Ok((ids, generation, reading))
         };
         rendered(render).await
     }
@@ -529,6 +539,7 @@ impl Lease {
         let mut params = generate.params;
         params.sampler.logit_bias = biases;
         let n_tokens = engine.tokenizer().n_tokens();
+        self.check_ids("stop_token_ids", &params.stop_ids)?;
         if let Some((id, _)) = params.sampler.logit_bias.iter().find(|b| b.0 as usize >= n_tokens) {
             let message = format!("logit_bias: expected token ids below {n_tokens}, found {id}");
             return Err(ApiError::invalid("logit_bias", message));
@@ -591,6 +602,31 @@ impl Shared {
             system_fingerprint: BUILD.into(),
         }
     }
+}
+
+/// How reasoning is closed when its budget is spent; `None` where there will be none.
+fn reasoning_budget(
+    tok: &Tokenizer,
+    format: &AnswerFormat,
+    reasoning: Reasoning,
+    budget: Budget,
+) -> Result<Option<ReasoningBudget>, ApiError> {
+    if !format.can_be_begun() {
+        return budget.param.map_or(Ok(None), |param| {
+            let what = "the reasoning of this model cannot be closed for it";
+            Err(ApiError::invalid(param, format!("{param}: {what}")))
+        });
+    }
+    let (begin, end) = format.reasoning();
+    let begin = match reasoning {
+        Reasoning::Off => return Ok(None),
+        Reasoning::Possible => Some(begin.to_owned()),
+        Reasoning::Opened => None,
+    };
+    let mut closing = fill_in::plain(tok, &budget.message);
+    closing.extend(tok.encode(end, Encode { add_special: false, parse_special: true }));
+    let (tokens, end) = (budget.tokens, end.to_owned());
+    Ok(Some(ReasoningBudget { tokens, begin, end, closing }))
 }
 
 /// Lets an answer be only what `tool_choice` wants, and a call of a tool where only JSON is wanted. False if nothing

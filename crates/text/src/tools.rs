@@ -9,6 +9,7 @@ mod grammar;
 pub(crate) mod history;
 pub(crate) mod parser;
 mod scan;
+mod schema;
 
 pub use format::{AnswerFormat, Opening, Reasoning};
 pub use grammar::ForcedAnswer;

@@ -22,7 +22,7 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
 
 /// An error in the shape that Anthropic's clients read.
 fn in_shape(reply: Result<Response, ApiError>) -> Response {
-    reply.unwrap_or_else(|error| refusal(&error, &error.anthropic()))
+    reply.unwrap_or_else(|error| refusal(&error, &anthropic::error(&error)))
 }
 
 async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {

@@ -55,7 +55,8 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
                 let model = shared.models.lease(name, request.keep_alive).await?;
                 head.load = head.asked.elapsed();
                 let (answers, _) = model.complete(completion).await?;
-                respond(head, Messages::new(answers, None), reply, Shape::Generate).await
+                let messages = Messages::new(answers, None);
+                respond(head, messages, reply, Shape::Generate, Vec::new()).await
             }
         }
     };
@@ -72,7 +73,7 @@ enum Shape {
 impl Shared {
     async fn ask(
         self: &Arc<Self>,
-        chat: Chat,
+        mut chat: Chat,
         keep_alive: Option<KeepAlive>,
         shape: Shape,
     ) -> Result<Response, ApiError> {
@@ -94,8 +95,13 @@ impl Shared {
             let message = format!("think: model '{}' does not support thinking", head.model);
             return Err(ApiError::invalid("think", message));
         }
-        let (messages, _) = model.converse(chat).await?;
-        respond(head, messages, reply, shape).await
+        // The tokens of both are the context of what may follow.
+        let told = shape == Shape::Generate;
+        (chat.verbose, chat.generation.tell.ids) = (told, told);
+        let (ids, generation, reading) = model.render(chat).await?;
+        let context = if told { ids.clone() } else { Vec::new() };
+        let messages = model.begin(ids, generation, reading).await?;
+        respond(head, messages, reply, shape, context).await
     }
 
     fn ollama_head(&self, model: Option<&str>) -> Head {
@@ -109,6 +115,8 @@ async fn respond(
     messages: Messages,
     reply: Reply,
     shape: Shape,
+    // The tokens of the prompt, if they are told.
+    mut context: Vec<u32>,
 ) -> Result<Response, ApiError> {
     let line = move |message: &Message, logprobs: &[_], outcome: Option<&Outcome>| {
         let line = match shape {
@@ -118,8 +126,13 @@ async fn respond(
         ollama::with_logprobs(line, logprobs)
     };
     if !reply.stream {
-        let Answer { message, logprobs, outcome, .. } = messages.one().await?;
-        return Ok(with_json(&line(&message, &logprobs, Some(&outcome))));
+        let Answer { message, logprobs, written, outcome } = messages.one().await?;
+        let mut value = line(&message, &logprobs, Some(&outcome));
+        if let Some(written) = written {
+            context.extend(written.ids);
+            value["context"] = context.into();
+        }
+        return Ok(with_json(&value));
     }
     // A call comes in one piece, and log-probabilities with what their tokens say.
     let (mut call, mut tokens) = (Message::default(), Vec::new());
@@ -141,12 +154,22 @@ async fn respond(
                 call.push(&begin);
                 return None;
             }
-            News::Timings(_) | News::Progress(_) | News::Written(_) => return None,
+            News::Written(written) => {
+                context.extend(written.ids);
+                return None;
+            }
+            News::Timings(_) | News::Progress(_) => return None,
             News::Logprobs(token) => {
                 tokens.push(token);
                 return None;
             }
-            News::Finished(outcome) => line(&message, &std::mem::take(&mut tokens), Some(&outcome)),
+            News::Finished(outcome) => {
+                let mut last = line(&message, &std::mem::take(&mut tokens), Some(&outcome));
+                if !context.is_empty() {
+                    last["context"] = std::mem::take(&mut context).into();
+                }
+                last
+            }
             News::Failed(error) => error.ollama(),
         };
         Some(Ok::<_, std::convert::Infallible>(Bytes::from(format!("{value}\n"))))

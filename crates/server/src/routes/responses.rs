@@ -1,9 +1,10 @@
 //! OpenAI's responses.
 use super::{Shared, server_sent, with_json};
-use crate::error::ApiError;
-use crate::messages::{Answer, News};
+use crate::error::{ApiError, ErrorKind};
+use crate::messages::News;
 use crate::wire::SseEvent;
-use crate::wire::responses::{self, Stream};
+use crate::wire::openai::Head;
+use crate::wire::responses::{self, Asked, Stream};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -25,29 +26,43 @@ async fn input_tokens(
     State(shared): State<Arc<Shared>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    shared.count_input(responses::parse(&body, &shared.options.sampler)?.0).await
+    shared.count_input(responses::parse(&body, &shared.options.sampler)?.chat).await
 }
 
 async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
-    let (request, echo) = responses::parse(&body, &shared.options.sampler)?;
+    let Asked { chat: request, echo, special } = responses::parse(&body, &shared.options.sampler)?;
     let stream = request.reply.stream;
+    let logprobs = request.generation.logprobs.map(|_| request.generation.distribution);
     let model = shared.model(request.model.as_deref()).await?;
     let head = shared.head(&model, "resp");
     let id = head.id.replacen('-', "_", 1);
-    let head = responses::Head { id, created: head.created, model: head.model, echo };
-    let (messages, _) = model.converse(request).await?;
+    let Head { created, model: name, .. } = head;
+    let head = responses::Head { id, created, model: name, echo, special, logprobs };
+    let (mut messages, _) = model.converse(request).await?;
+    let mut encoder = Stream::new(head);
     if !stream {
-        let Answer { message, outcome, .. } = messages.one().await?;
-        return Ok(with_json(&head.response(&message, &outcome)));
+        while let Some((_, news)) = messages.next().await {
+            match news {
+                News::Delta(delta) => drop(encoder.delta(&delta)),
+                News::Logprobs(token) => encoder.logprobs(token),
+                News::Timings(_) | News::Progress(_) | News::Written(_) => {}
+                News::Finished(outcome) => {
+                    let last = encoder.finish(&outcome).pop();
+                    let whole = last.map(|mut event| event.data["response"].take());
+                    return Ok(with_json(&whole.unwrap_or_default()));
+                }
+                News::Failed(error) => return Err(error),
+            }
+        }
+        return Err(ApiError::new(ErrorKind::Internal, "the engine ended without an answer"));
     }
-    let mut stream = Stream::new(head);
-    let start: String = stream.start().iter().map(SseEvent::encode).collect();
+    let start: String = encoder.start().iter().map(SseEvent::encode).collect();
     // How long the answer took so far, if that is told.
     let mut timings = None;
     let pieces = messages.map(move |(_, news)| {
         let events = match news {
             News::Delta(delta) => {
-                let mut events = stream.delta(&delta);
+                let mut events = encoder.delta(&delta);
                 let last = events.pop().map(|event| event.with_timings(timings.as_ref()));
                 events.extend(last);
                 events
@@ -57,11 +72,15 @@ async fn respond(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Respo
                 Vec::new()
             }
             News::Progress(progress) => {
-                vec![stream.progress(progress).with_timings(timings.as_ref())]
+                vec![encoder.progress(progress).with_timings(timings.as_ref())]
             }
-            News::Logprobs(_) | News::Written(_) => Vec::new(),
-            News::Finished(outcome) => stream.finish(&outcome),
-            News::Failed(error) => vec![stream.error(&error)],
+            News::Logprobs(token) => {
+                encoder.logprobs(token);
+                Vec::new()
+            }
+            News::Written(_) => Vec::new(),
+            News::Finished(outcome) => encoder.finish(&outcome),
+            News::Failed(error) => vec![encoder.error(&error)],
         };
         events.iter().map(SseEvent::encode).collect()
     });

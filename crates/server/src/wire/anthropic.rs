@@ -4,7 +4,7 @@ use super::openai::{function_call, read_format, read_tool_choice};
 use super::{SseEvent, arguments_object, arguments_value, content_text, options};
 use crate::error::ApiError;
 use crate::output::{Delta, FinishReason, Message, Outcome, Usage};
-use crate::request::{Chat, Reply};
+use crate::request::{Budget, Chat, Reply};
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
 
@@ -12,6 +12,18 @@ use serde_json::{Map, Value, json};
 /// same reason: prefixes are kept without being asked. Where it is computed is where the server runs.
 pub const IGNORED: &[&str] =
     &["metadata", "service_tier", "container", "cache_control", "inference_geo"];
+
+/// By this code clients know that they have to send whole conversations.
+const NO_THREADS: &str = "thread_unsupported_request";
+
+/// The body of an error that Anthropic's clients expect.
+pub fn error(error: &ApiError) -> Value {
+    let mut body = error.anthropic();
+    if error.code == Some(NO_THREADS) {
+        body["error"]["details"] = json!({"error_code": NO_THREADS, "unsupported": ["thread"]});
+    }
+    body
+}
 
 /// Reads the body of `/v1/messages`, or of `/v1/messages/count_tokens`, which needs no `max_tokens`.
 pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Chat, ApiError> {
@@ -36,6 +48,7 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
     }
 
     let mut template = Map::new();
+    let mut budget = None;
     if let Some(mut thinking) = fields.object("thinking")? {
         let kind: String = thinking.required("type")?;
         let enabled = match kind.as_str() {
@@ -44,8 +57,10 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
             _ => return Err(thinking.wrong("type", "expected enabled, adaptive or disabled")),
         };
         template.insert("enable_thinking".into(), enabled.into());
-        // How long to think is the model's affair: the budget is an aim, max_tokens the limit.
-        thinking.finish(&["budget_tokens", "display"])?;
+        // An aim, as Anthropic has it: there are models whose thoughts nobody else can close.
+        let tokens = thinking.opt::<usize>("budget_tokens")?.filter(|_| enabled);
+        budget = tokens.map(|tokens| Budget { tokens, message: String::new(), param: None });
+        thinking.finish(&["display"])?;
     }
 
     if let Some(mut config) = fields.object("output_config")? {
@@ -92,11 +107,16 @@ pub fn parse(body: &[u8], sampler: &SamplerParams, counting: bool) -> Result<Cha
         tools,
         tool_choice,
         parallel_tool_calls: parallel,
+        budget,
         template,
         generation: generate,
         reply: Reply { stream: fields.opt("stream")?.unwrap_or(false), include_usage: true },
         ..Chat::default()
     };
+    if fields.sent("thread").is_some() {
+        let what = "is not supported: nothing is stored; send the whole conversation as messages";
+        return Err(ApiError { code: Some(NO_THREADS), ..fields.wrong("thread", what) });
+    }
     fields.finish(IGNORED)?;
     Ok(chat)
 }
@@ -124,7 +144,7 @@ fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiErro
             return Err(ApiError::invalid(at.clone(), format!("{at}: expected a text or blocks")));
         }
     };
-    let (mut texts, mut reasoning, mut calls) = (Vec::new(), String::new(), Vec::new());
+    let (mut texts, mut reasoning, mut calls) = (Vec::<String>::new(), String::new(), Vec::new());
     for (k, block) in blocks.iter().enumerate() {
         let at = format!("{at}.content[{k}]");
         let text = |key: &str| {
@@ -133,7 +153,8 @@ fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiErro
             })
         };
         match (role, block["type"].as_str().unwrap_or("missing")) {
-            (_, "text") => texts.push(text("text")?),
+            (_, "text") => texts.push(text("text")?.to_owned()),
+            ("user", "document" | "search_result") => texts.push(document(&at, block)?),
             ("assistant", "thinking") => reasoning.push_str(text("thinking")?),
             ("assistant", "redacted_thinking") => {}
             ("assistant", "tool_use") => {
@@ -144,19 +165,14 @@ fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiErro
                 ));
             }
             ("user", "tool_result") => {
-                let content = content_text(&block["content"], &format!("{at}.content"), &["text"])?;
+                let content = result_text(&format!("{at}.content"), &block["content"])?;
                 out.push(json!({
                     "role": "tool",
                     "tool_call_id": text("tool_use_id")?,
                     "content": content,
                 }));
             }
-            (_, kind @ ("image" | "document")) => {
-                let message = format!(
-                    "{at}: a block of type '{kind}' cannot be read: models are given text only"
-                );
-                return Err(ApiError::invalid(at, message));
-            }
+            (_, kind @ "image") => return Err(no_text(at, kind)),
             (_, kind) => {
                 let message =
                     format!("{at}: a block of type '{kind}' cannot be read in a turn of {role}");
@@ -178,19 +194,100 @@ fn read_turn(at: &str, turn: &Value, out: &mut Vec<Value>) -> Result<(), ApiErro
     Ok(())
 }
 
-fn read_tool((i, tool): (usize, &Value)) -> Result<Value, ApiError> {
-    let at = format!("tools[{i}]");
-    if let Some(kind) = tool["type"].as_str().filter(|kind| *kind != "custom") {
-        let message = format!(
-            "{at}.type: '{kind}' is run by Anthropic's servers; only custom tools can be called here"
-        );
+/// What cannot be given to a model.
+fn no_text(at: String, kind: &str) -> ApiError {
+    let message =
+        format!("{at}: a block of type '{kind}' cannot be read: models are given text only");
+    ApiError::invalid(at, message)
+}
+
+/// The text of a tool's result, which may hold documents.
+fn result_text(at: &str, content: &Value) -> Result<String, ApiError> {
+    let Value::Array(blocks) = content else { return content_text(content, at, &["text"]) };
+    let mut texts = Vec::new();
+    for (i, block) in blocks.iter().enumerate() {
+        texts.push(match block["type"].as_str() {
+            Some("document" | "search_result") => document(&format!("{at}[{i}]"), block)?,
+            _ => content_text(&json!([block]), &format!("{at}[{i}]"), &["text"])?,
+        });
+    }
+    Ok(texts.join("\n"))
+}
+
+/// A document that is a text, or something that was found, with what is known of it in tags around it.
+fn document(at: &str, block: &Value) -> Result<String, ApiError> {
+    if block["citations"]["enabled"] == true {
+        let at = format!("{at}.citations");
+        let message = format!("{at}: models cite nothing here");
         return Err(ApiError::invalid(at, message));
     }
+    let (tag, content) = match (block["type"].as_str(), block["source"]["type"].as_str()) {
+        (Some("search_result"), _) => ("search_result", &block["content"]),
+        (_, Some("text")) => ("document", &block["source"]["data"]),
+        (_, Some("content")) => ("document", &block["source"]["content"]),
+        _ => return Err(no_text(at.to_owned(), "document")),
+    };
+    let text = content_text(content, &format!("{at}.source"), &["text"])?;
+    let known = ["title", "source", "context"].iter().filter_map(|key| {
+        let value = block[*key].as_str().filter(|value| !value.is_empty())?;
+        Some(format!("<{key}>{value}</{key}>\n"))
+    });
+    let known: String = known.collect();
+    Ok(format!("<{tag}>\n{known}{text}\n</{tag}>"))
+}
+
+/// Tools that clients run, and whose description and arguments Anthropic's models know without being told: what
+/// their types begin with.
+fn known_tool(kind: &str) -> Option<(&'static str, Value)> {
+    let text = |what: &str| json!({"type": "string", "description": what});
+    if kind.starts_with("bash_") {
+        let restart = json!({"type": "boolean", "description": "Start the shell anew instead."});
+        let properties = json!({"command": text("The command to run."), "restart": restart});
+        let schema = json!({"type": "object", "properties": properties});
+        return Some(("Runs a command in a shell that stays open between calls.", schema));
+    }
+    if kind.starts_with("text_editor_") {
+        let commands = ["view", "create", "str_replace", "insert"];
+        let lines = json!({"type": "array", "items": {"type": "integer"},
+            "description": "For view: the first line and the last, from 1; -1: to the end."});
+        let insert_line = json!({"type": "integer",
+            "description": "For insert: the number of the line behind which the text comes."});
+        let properties = json!({
+            "command": {"type": "string", "enum": commands, "description": "What to do."},
+            "path": text("The file, or for view also a folder."),
+            "view_range": lines,
+            "file_text": text("For create: the text of the file."),
+            "old_str": text("For str_replace: the text to replace, which must be there once."),
+            "new_str": text("For str_replace, and for insert in earlier versions: the new text."),
+            "insert_line": insert_line,
+            "insert_text": text("For insert: the text."),
+        });
+        let required = ["command", "path"];
+        let schema = json!({"type": "object", "properties": properties, "required": required});
+        return Some(("Views, creates and edits text files.", schema));
+    }
+    None
+}
+
+fn read_tool((i, tool): (usize, &Value)) -> Result<Value, ApiError> {
+    let at = format!("tools[{i}]");
     if !tool["name"].is_string() {
         let message = format!("{at}.name: expected a text");
         return Err(ApiError::invalid(at, message));
     }
     let mut function = Map::from_iter([("name".to_owned(), tool["name"].clone())]);
+    if let Some(kind) = tool["type"].as_str().filter(|kind| *kind != "custom") {
+        let Some((description, schema)) = known_tool(kind) else {
+            let message = format!(
+                "{at}.type: '{kind}' is run by Anthropic's servers, or needs to see; custom tools, bash \
+                 and text_editor can be called here"
+            );
+            return Err(ApiError::invalid(at, message));
+        };
+        function.insert("description".into(), description.into());
+        function.insert("parameters".into(), schema);
+        return Ok(json!({"type": "function", "function": function}));
+    }
     if let Some(description) = tool.get("description") {
         function.insert("description".into(), description.clone());
     }
@@ -317,7 +414,7 @@ impl Stream {
 
     /// What ends the stream where something fails in its midst.
     pub fn error(error: &ApiError) -> SseEvent {
-        SseEvent { event: Some("error"), data: error.anthropic() }
+        SseEvent { event: Some("error"), data: self::error(error) }
     }
 
     fn enter(&mut self, block: Block, content: Value, events: &mut Vec<SseEvent>) {
@@ -353,6 +450,65 @@ mod tests {
         let mut body = json!({"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]});
         body[name] = value;
         read(body)
+    }
+
+    #[test]
+    fn documents_that_are_texts() {
+        let check = |block: Value, expected: Result<&str, &str>| {
+            let chat = with("messages", json!([{"role": "user", "content": [block]}]));
+            let chat = chat.map(|chat| chat.messages[0]["content"].clone());
+            match expected {
+                Ok(text) => assert_eq!(chat.expect("read"), text),
+                Err(param) => {
+                    assert_eq!(chat.expect_err("refused").param.as_deref(), Some(param));
+                }
+            }
+        };
+        let source = json!({"type": "text", "media_type": "text/plain", "data": "Green."});
+        check(
+            json!({"type": "document", "source": source, "title": "Sky", "citations": {"enabled": false}}),
+            Ok("<document>\n<title>Sky</title>\nGreen.\n</document>"),
+        );
+        let content = json!([{"type": "text", "text": "Green."}]);
+        check(
+            json!({"type": "document", "source": {"type": "content", "content": content}}),
+            Ok("<document>\nGreen.\n</document>"),
+        );
+        let found = json!({"type": "search_result", "source": "a.org", "content": content});
+        let text = "<search_result>\n<source>a.org</source>\nGreen.\n</search_result>";
+        check(found.clone(), Ok(text));
+        check(json!({"type": "tool_result", "tool_use_id": "1", "content": [found]}), Ok(text));
+        let pdf = json!({"type": "base64", "media_type": "application/pdf", "data": ""});
+        check(json!({"type": "document", "source": pdf}), Err("messages[0].content[0]"));
+        check(
+            json!({"type": "document", "source": source, "citations": {"enabled": true}}),
+            Err("messages[0].content[0].citations"),
+        );
+    }
+
+    #[test]
+    fn tools_that_clients_run() {
+        let tools = json!([
+            {"type": "bash_20250124", "name": "bash"},
+            {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
+        ]);
+        let chat = with("tools", tools).expect("read");
+        let function = |i: usize| &chat.tools[i]["function"];
+        assert_eq!(function(0)["name"], "bash");
+        assert!(function(0)["parameters"]["properties"]["command"].is_object());
+        assert_eq!(function(1)["parameters"]["required"], json!(["command", "path"]));
+        let search = json!([{"type": "web_search_20250305", "name": "web_search"}]);
+        assert_eq!(with("tools", search).expect_err("refused").param.as_deref(), Some("tools[0]"));
+    }
+
+    #[test]
+    fn threads_are_refused_so_that_clients_do_without() {
+        let refused = with("thread", json!({"type": "create"})).expect_err("refused");
+        let told = error(&refused);
+        assert_eq!(told["error"]["type"], "invalid_request_error");
+        assert_eq!(told["error"]["details"]["error_code"], NO_THREADS);
+        let other = with("max_tokens", json!("x")).expect_err("refused");
+        assert_eq!(error(&other)["error"].get("details"), None);
     }
 
     #[test]
@@ -426,7 +582,7 @@ mod tests {
             "messages[0].content[0]",
         );
         check("messages", json!([{"role": "tool", "content": "x"}]), "messages[0].role");
-        check("tools", json!([{"type": "bash_20250124", "name": "bash"}]), "tools[0]");
+        check("tools", json!([{"type": "computer_20250124", "name": "bash"}]), "tools[0]");
         check("tool_choice", json!({"type": "tool", "name": "f"}), "tool_choice");
         check("mcp_servers", json!([]), "mcp_servers");
         check("thinking", json!({"type": "much"}), "thinking.type");

@@ -1,11 +1,11 @@
 //! Ollama's chat and generate.
 use super::fields::Fields;
-use super::openai::{function_call, read_tools};
+use super::openai::{function_call, read_tool_choice, read_tools};
 use super::{arguments_object, arguments_value, options};
 use crate::error::ApiError;
 use crate::keep_alive::KeepAlive;
 use crate::output::{FinishReason, Logprobs, Message, Outcome, TokenLogprob, ToolCall};
-use crate::request::{Chat, Completion, Generate, Prompt, Reply, ToolChoice};
+use crate::request::{Chat, Completion, Generate, Prompt, Reply};
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::SamplerParams;
 use serde_json::{Map, Value, json};
@@ -63,11 +63,13 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<ChatRequest, A
     let messages: Vec<Value> = fields.opt("messages")?.unwrap_or_default();
     let messages = messages.iter().enumerate().map(read_message).collect::<Result<_, _>>()?;
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
+    // Ollama has none; clients that also speak to others send it all the same.
+    let (tools, tool_choice) = read_tool_choice(tools, fields.opt("tool_choice")?)?;
     let chat = Chat {
         model: Some(model),
         messages,
         tools,
-        tool_choice: ToolChoice::Auto,
+        tool_choice,
         parallel_tool_calls: true,
         template: thinking(&mut fields)?,
         generation,
@@ -88,17 +90,19 @@ pub fn parse_generate(body: &[u8], sampler: &SamplerParams) -> Result<GenerateRe
     let raw = fields.opt("raw")?.unwrap_or(false);
     let template = thinking(&mut fields)?;
     fields.only("template", json!(""), "start the server with --chat-template-file")?;
-    fields.only(
-        "context",
-        json!([]),
-        "send the conversation to /api/chat; what is known of it is not processed again",
-    )?;
+    let before: Vec<u32> = fields.opt("context")?.unwrap_or_default();
     fields.only("images", json!([]), "models are given text only")?;
     fields.finish(&[])?;
     if system.is_some() && (raw || suffix.is_some()) {
         return Err(ApiError::invalid(
             "system",
             "system: a prompt that is raw or has a suffix knows no system message",
+        ));
+    }
+    if !before.is_empty() && (raw || suffix.is_some()) {
+        return Err(ApiError::invalid(
+            "context",
+            "context: a prompt that is raw or has a suffix is all of its context",
         ));
     }
     let ask = if raw || suffix.is_some() {
@@ -118,6 +122,7 @@ pub fn parse_generate(body: &[u8], sampler: &SamplerParams) -> Result<GenerateRe
         Ask::Chat(Chat {
             model: Some(model),
             messages,
+            before,
             template,
             generation,
             reply,
@@ -175,6 +180,9 @@ fn common(fields: &mut Fields, sampler: &SamplerParams) -> Result<Common, ApiErr
         Some(_) => return Err(fields.wrong("format", "expected \"json\" or a JSON schema")),
     }
     generate.format_param = "format";
+    // Ollama knows options only where they have a place of their own, and drops these.
+    options::sampling(fields, &mut generate)?;
+    options::length(fields, &["max_output_tokens"], &mut generate)?;
     if let Some(mut options) = fields.object("options")? {
         options::sampling(&mut options, &mut generate)?;
         options::stop(&mut options, "stop", &mut generate)?;
@@ -384,6 +392,12 @@ mod tests {
         assert!(request.chat.reply.stream);
         let error = chat(body(json!({"tfs_z": 0.5}))).expect_err("refused");
         assert_eq!(error.param.as_deref(), Some("options.tfs_z"));
+        let mut beside = body(json!({"temperature": 0.25}));
+        beside["max_output_tokens"] = 9.into();
+        beside["top_p"] = 0.5.into();
+        let generate = chat(beside).expect("read").chat.generation;
+        let sampler = &generate.params.sampler;
+        assert_eq!((generate.params.n_predict, sampler.top_p, sampler.temp), (Some(9), 0.5, 0.25));
         let unlimited = chat(body(json!({"num_predict": -1}))).expect("read");
         assert_eq!(unlimited.chat.generation.params.n_predict, None);
     }
@@ -402,11 +416,17 @@ mod tests {
             panic!("expected a completion");
         };
         assert_eq!(raw.prompts, [Prompt::Text("x".into())]);
+        let follow = json!({"model": "m", "prompt": "x", "context": [1, 2]});
+        let Ok(Ask::Chat(chat)) = read(follow.clone()) else { panic!("expected a chat") };
+        assert_eq!(chat.before, [1, 2]);
+        let mut raw = follow;
+        raw["raw"] = true.into();
+        assert_eq!(read(raw).expect_err("refused").param.as_deref(), Some("context"));
         let Ok(Ask::Chat(load)) = read(json!({"model": "m"})) else { panic!("expected a chat") };
         assert!(load.messages.is_empty());
         for (key, value) in [
             ("template", json!("{{ .Prompt }}")),
-            ("context", json!([1])),
+            ("context", json!(["a"])),
             ("images", json!(["x"])),
         ] {
             let mut body = json!({"model": "m", "prompt": "x"});

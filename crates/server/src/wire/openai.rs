@@ -7,7 +7,7 @@ use crate::output::{
     Delta, FinishReason, Logprobs, Message, Outcome, Progress, TokenLogprob, ToolCall, Usage,
 };
 use crate::request::{
-    Chat, Completion, Generate, Part, Prompt, ReasoningFormat, Reply, ToolChoice,
+    Budget, Chat, Completion, Generate, Part, Prompt, ReasoningFormat, Reply, ToolChoice,
 };
 use hurtle_engine::constraint::Grammar;
 use hurtle_engine::sampler::{Distribution, SamplerParams};
@@ -39,6 +39,7 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
         &["max_completion_tokens", "max_tokens", "n_predict"],
         &mut generate,
     )?;
+    options::ends(&mut fields, &mut generate)?;
     let wanted = fields.opt::<bool>("logprobs")?.unwrap_or(false);
     let top = fields.opt::<usize>("top_logprobs")?;
     generate.logprobs = match (wanted, top) {
@@ -61,20 +62,26 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     if let Some(effort) = fields.opt::<String>("reasoning_effort")? {
         template.insert("reasoning_effort".into(), effort.into());
     }
+    options::verbosity(&mut fields, &mut template)?;
     // llama.cpp's: 0 is no reasoning at all, -1 any.
+    let message: String = fields.opt("reasoning_budget_message")?.unwrap_or_default();
+    let mut budget = None;
     for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
         match fields.opt::<i64>(name)? {
             None | Some(-1) => {}
             Some(0) => drop(template.insert("enable_thinking".into(), false.into())),
-            Some(_) => {
-                let what = "expected 0 or -1: how long to think is the model's affair";
-                return Err(fields.wrong(name, what));
+            Some(n) => {
+                let wrong = |_| fields.wrong(name, &format!("expected at least -1, found {n}"));
+                let tokens = usize::try_from(n).map_err(wrong)?;
+                budget = Some(Budget { tokens, message: message.clone(), param: Some(name) });
             }
         }
     }
     let tools = read_tools(fields.opt("tools")?.unwrap_or_default())?;
     let choice = fields.opt("tool_choice")?;
     let (tools, tool_choice) = read_tool_choice(tools, choice)?;
+    let shown = "control tokens are no part of an answer; /v1/completions can show them";
+    fields.only("skip_special_tokens", json!(true), shown)?;
     fields.only("modalities", json!(["text"]), "models answer with text only")?;
     let verbose = fields.opt("verbose")?.unwrap_or(false);
     let unread_calls = !fields.opt("parse_tool_calls")?.unwrap_or(true);
@@ -98,12 +105,14 @@ pub fn parse_chat(body: &[u8], sampler: &SamplerParams) -> Result<Chat, ApiError
     let chat = Chat {
         model: fields.opt("model")?,
         messages,
+        before: Vec::new(),
         tools,
         tool_choice,
         parallel_tool_calls: fields.opt("parallel_tool_calls")?.unwrap_or(true),
         continues,
         unopened,
         reasoning,
+        budget,
         unread_calls,
         verbose,
         template,
@@ -156,6 +165,9 @@ pub fn parse_completion(body: &[u8], sampler: &SamplerParams) -> Result<Completi
     common(&mut fields, &mut generate)?;
     // OpenAI answers with 16 tokens where nothing is said; llama.cpp, and hurtle, until the end.
     options::length(&mut fields, &["max_tokens", "n_predict"], &mut generate)?;
+    options::ends(&mut fields, &mut generate)?;
+    // Of a conversation's answer, only those that structure it are shown.
+    generate.params.special = !fields.opt("skip_special_tokens")?.unwrap_or(true);
     generate.logprobs = fields.opt("logprobs")?;
     if generate.logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
         return Err(fields.wrong("logprobs", &format!("expected at most {MAX_LOGPROBS}")));
@@ -722,13 +734,21 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_of_nothing_is_no_reasoning() {
+    fn how_long_to_think_and_to_answer() {
         for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
             let template = |n: i64| chat(with(name, n.into())).map(|chat| chat.template);
             assert_eq!(template(0).expect("read")["enable_thinking"], false);
             assert!(template(-1).expect("read").is_empty());
-            assert_eq!(template(5).expect_err("refused").param.as_deref(), Some(name));
+            assert_eq!(template(-2).expect_err("refused").param.as_deref(), Some(name));
+            let budget = chat(with(name, 5.into())).expect("read").budget.expect("a budget");
+            assert_eq!((budget.tokens, budget.param), (5, Some(name)));
         }
+        for verbosity in ["low", "medium", "high"] {
+            let read = chat(with("verbosity", verbosity.into())).expect("read");
+            assert_eq!(read.template["verbosity"], verbosity);
+        }
+        let refused = chat(with("verbosity", "endless".into())).expect_err("refused");
+        assert_eq!(refused.param.as_deref(), Some("verbosity"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 4096;
 /// Most log-probabilities beside the chosen token's.
 pub(super) const MAX_LOGPROBS: usize = 100;
+/// The same for `n_probs`, which llama.cpp's clients have other uses for.
+const MAX_PROBS: usize = 1000;
 
 /// One or several.
 #[derive(Debug, Deserialize)]
@@ -207,6 +209,21 @@ pub(super) fn slot(fields: &mut Fields, generate: &mut Generate) -> Result<(), A
     Ok(())
 }
 
+/// How long answers are to be: a variable of the template, as the effort of reasoning is.
+pub(super) fn verbosity(
+    fields: &mut Fields,
+    template: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
+    match fields.opt::<String>("verbosity")? {
+        None => {}
+        Some(verbosity) if ["low", "medium", "high"].contains(&&*verbosity) => {
+            template.insert("verbosity".into(), verbosity.into());
+        }
+        Some(_) => return Err(fields.wrong("verbosity", "expected low, medium or high")),
+    }
+    Ok(())
+}
+
 /// llama.cpp's `n_indent` and `t_max_predict_ms`, with which editors complete code.
 pub(super) fn lines(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
     let lines = &mut generate.params.lines;
@@ -242,7 +259,27 @@ pub(super) fn length(
     Ok(())
 }
 
-/// llama.cpp's `grammar` and `json_schema`, and vLLM's `guided_regex`. A grammar may also be an object with
+/// What vLLM has beside: tokens that end an answer, how many come at least, and what is shown.
+pub(super) fn ends(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
+    let params = &mut generate.params;
+    params.stop_ids = fields.opt("stop_token_ids")?.unwrap_or_default();
+    if params.stop_ids.len() > MAX_STOPS {
+        let n = params.stop_ids.len();
+        let what = format!("expected at most {MAX_STOPS} tokens, found {n}");
+        return Err(fields.wrong("stop_token_ids", &what));
+    }
+    params.min_tokens = fields.opt("min_tokens")?.unwrap_or(0);
+    params.keep_stop = fields.opt("include_stop_str_in_output")?.unwrap_or(false);
+    if let (Some(most), least) = (params.n_predict, params.min_tokens)
+        && least > most
+    {
+        let what = format!("expected at most max_tokens, {most}, found {least}");
+        return Err(fields.wrong("min_tokens", &what));
+    }
+    Ok(())
+}
+
+/// llama.cpp's `grammar` and `json_schema`, and vLLM's `structured_outputs` and `guided_...`. A grammar may also be an object with
 /// `type` and `value`, as mistral.rs has it.
 pub(super) fn grammar(fields: &mut Fields, generate: &mut Generate) -> Result<(), ApiError> {
     let grammar = match fields.opt::<Value>("grammar")? {
@@ -253,17 +290,67 @@ pub(super) fn grammar(fields: &mut Fields, generate: &mut Generate) -> Result<()
         Some(_) => return Err(fields.wrong("grammar", "expected a text, or an object")),
     };
     let schema = fields.opt::<Value>("json_schema")?.map(Grammar::JsonSchema);
-    let regex = fields.opt::<String>("guided_regex")?.map(Grammar::Regex);
-    for (name, grammar) in [("grammar", grammar), ("json_schema", schema), ("guided_regex", regex)]
-    {
+    let mut all = vec![("grammar", grammar), ("json_schema", schema)];
+    all.extend(guided(fields, ["guided_json", "guided_regex", "guided_choice", "guided_grammar"])?);
+    if let Some(mut outputs) = fields.object("structured_outputs")? {
+        all.extend(guided(&mut outputs, ["json", "regex", "choice", "grammar"])?);
+        let object = outputs.opt::<bool>("json_object")?.filter(|&wanted| wanted);
+        all.push(("json_object", object.map(|_| Grammar::JsonObject)));
+        // How to compile it is for the server to say, and white space is what JSON allows.
+        outputs.finish(&["_backend", "_backend_was_auto"])?;
+    }
+    for (name, grammar) in all {
         let Some(grammar) = grammar else { continue };
         if generate.format.is_some() {
-            let what = "only one of grammar, json_schema, guided_regex and response_format can hold at a time";
+            let what = "only one form can hold at a time, of grammar, json_schema, guided_json, guided_regex, \
+                guided_choice, guided_grammar, structured_outputs and response_format";
             return Err(fields.wrong(name, what));
         }
         (generate.format, generate.format_param) = (Some(grammar), name);
     }
     Ok(())
+}
+
+/// The forms that vLLM has, under these names: of a schema, a regular expression, one of several texts, and a grammar.
+fn guided(
+    fields: &mut Fields,
+    [json, regex, choice, grammar]: [&'static str; 4],
+) -> Result<[(&'static str, Option<Grammar>); 4], ApiError> {
+    let schema = match fields.opt::<Value>(json)? {
+        // As a text, too.
+        Some(Value::String(text)) => Some(
+            serde_json::from_str(&text)
+                .map_err(|e| fields.wrong(json, &format!("the schema is not JSON: {e}")))?,
+        ),
+        schema => schema,
+    };
+    let one_of = match fields.opt::<Vec<String>>(choice)? {
+        Some(texts) if texts.is_empty() => {
+            return Err(fields.wrong(choice, "expected at least one text"));
+        }
+        texts => texts.map(|texts| {
+            let texts: Vec<String> = texts.iter().map(|text| regex_escape(text)).collect();
+            Grammar::Regex(texts.join("|"))
+        }),
+    };
+    Ok([
+        (json, schema.map(Grammar::JsonSchema)),
+        (regex, fields.opt::<String>(regex)?.map(Grammar::Regex)),
+        (choice, one_of),
+        (grammar, fields.opt::<String>(grammar)?.map(Grammar::from_text)),
+    ])
+}
+
+/// A text as a regular expression.
+fn regex_escape(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$#&-~".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// `{"type": "regex" | "lark" | "json_schema", "value": ...}`.
@@ -289,8 +376,8 @@ pub(super) fn n_probs(
     generate: &mut Generate,
 ) -> Result<Option<usize>, ApiError> {
     let n_probs = fields.opt::<usize>("n_probs")?.filter(|&n| n > 0);
-    if n_probs.is_some_and(|n| n > MAX_LOGPROBS) {
-        return Err(fields.wrong("n_probs", &format!("expected at most {MAX_LOGPROBS}")));
+    if let Some(n) = n_probs.filter(|&n| n > MAX_PROBS) {
+        return Err(fields.wrong("n_probs", &format!("expected at most {MAX_PROBS}, found {n}")));
     }
     if fields.opt("post_sampling_probs")?.unwrap_or(false) {
         generate.distribution = Distribution::Drawn;
@@ -320,6 +407,7 @@ pub(super) fn defaults(sampler: &SamplerParams) -> Generate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn read(body: &str) -> Result<Generate, ApiError> {
         let mut fields = Fields::parse(body.as_bytes())?;
@@ -329,8 +417,37 @@ mod tests {
         n(&mut fields, &["n"], &mut generate)?;
         length(&mut fields, &["max_tokens", "num_predict"], &mut generate)?;
         grammar(&mut fields, &mut generate)?;
+        ends(&mut fields, &mut generate)?;
+        n_probs(&mut fields, &mut generate)?;
         fields.finish(&[])?;
         Ok(generate)
+    }
+
+    #[test]
+    fn forms_as_vllm_has_them() {
+        let check = |body: Value, expected: Grammar, param: &str| {
+            let generate = read(&body.to_string()).expect("read");
+            assert_eq!((generate.format, generate.format_param), (Some(expected), param), "{body}");
+        };
+        let schema = || json!({"type": "object"});
+        check(json!({"guided_json": schema()}), Grammar::JsonSchema(schema()), "guided_json");
+        let text = schema().to_string();
+        check(json!({"guided_json": text}), Grammar::JsonSchema(schema()), "guided_json");
+        let choice = || Grammar::Regex(r"a\.b|c".into());
+        check(json!({"guided_choice": ["a.b", "c"]}), choice(), "guided_choice");
+        let outputs = |form: Value| json!({"structured_outputs": form});
+        check(outputs(json!({"choice": ["a.b", "c"]})), choice(), "choice");
+        check(outputs(json!({"json": schema()})), Grammar::JsonSchema(schema()), "json");
+        check(outputs(json!({"json_object": true})), Grammar::JsonObject, "json_object");
+        check(outputs(json!({"regex": "a+"})), Grammar::Regex("a+".into()), "regex");
+    }
+
+    #[test]
+    fn ends_as_vllm_has_them() {
+        let body =
+            r#"{"stop_token_ids": [5], "min_tokens": 3, "include_stop_str_in_output": true}"#;
+        let params = read(body).expect("read").params;
+        assert_eq!((params.stop_ids, params.min_tokens, params.keep_stop), (vec![5], 3, true));
     }
 
     #[test]
@@ -403,5 +520,15 @@ mod tests {
         check(r#"{"logit_bias": {"99999999999": 1}}"#, "logit_bias");
         check(r#"{"grammar": "root ::= \"a\"", "json_schema": {}}"#, "json_schema");
         check(r#"{"best_of": 2}"#, "best_of");
+        check(r#"{"guided_choice": []}"#, "guided_choice");
+        check(r#"{"guided_json": "{"}"#, "guided_json");
+        check(r#"{"guided_json": {}, "guided_regex": "a"}"#, "guided_regex");
+        check(
+            r#"{"structured_outputs": {"structural_tag": "x"}}"#,
+            "structured_outputs.structural_tag",
+        );
+        check(r#"{"min_tokens": 4, "max_tokens": 3}"#, "min_tokens");
+        check(r#"{"stop_token_ids": ["x"]}"#, "stop_token_ids");
+        check(r#"{"n_probs": 1001}"#, "n_probs");
     }
 }

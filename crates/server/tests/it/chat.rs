@@ -90,3 +90,65 @@ async fn log_probabilities_have_the_numbers_of_tokens() {
     let token = &drawn["choices"][0]["logprobs"]["content"][0];
     assert_eq!((&token["prob"], &token["top_probs"][0]["id"]), (&json!(1.0), &token["id"]));
 }
+
+#[tokio::test]
+async fn answers_end_as_vllms_clients_ask() {
+    let server = server("llama");
+    let path = "/v1/completions";
+    let ask_for = async |name: &str, value: Value| {
+        let mut body =
+            json!({"prompt": "a", "max_tokens": 8, "temperature": 0, "ignore_eos": true});
+        body["logprobs"] = 0.into();
+        body[name] = value;
+        let whole = ask(&server, path, body).await;
+        let choice = &whole["choices"][0];
+        let n = whole["usage"]["completion_tokens"].as_u64().expect("a number");
+        (choice["text"].as_str().expect("a text").to_owned(), n, choice["finish_reason"].clone())
+    };
+    let (all, n, reason) = ask_for("n", json!(1)).await;
+    assert_eq!((n, &reason), (8, &json!("length")));
+
+    // The third token ends the answer, unless more have to come.
+    let mut body = json!({"prompt": "a", "n_predict": 8, "temperature": 0, "ignore_eos": true});
+    body["return_tokens"] = true.into();
+    let ids = ask(&server, "/completion", body).await["tokens"].clone();
+    let ids: Vec<u64> = serde_json::from_value(ids).expect("ids");
+    let end = (1..8).find(|&at| !ids[..at].contains(&ids[at])).expect("a new token");
+    let (text, n, reason) = ask_for("stop_token_ids", json!([ids[end]])).await;
+    assert_eq!((n, &reason), (end as u64, &json!("stop")));
+    assert!(all.starts_with(&text), "{text}");
+    let body = json!({"prompt": "a", "max_tokens": 8, "temperature": 0, "ignore_eos": true,
+        "stop_token_ids": [ids[end]], "min_tokens": 8});
+    let whole = ask(&server, path, body).await;
+    assert_eq!(whole["usage"]["completion_tokens"], 8, "{whole}");
+
+    let stop: String = all.chars().filter(|c| c.is_ascii_graphic()).take(1).collect();
+    let before = all.split(&stop).next().expect("a part");
+    let mut body =
+        json!({"prompt": "a", "max_tokens": 8, "temperature": 0, "ignore_eos": true, "stop": stop});
+    for (keep, expected) in [(false, before.to_owned()), (true, format!("{before}{stop}"))] {
+        body["include_stop_str_in_output"] = keep.into();
+        let whole = ask(&server, path, body.clone()).await;
+        assert_eq!(whole["choices"][0]["text"], expected, "{whole}");
+    }
+    for (name, value) in [
+        ("stop_token_ids", json!([4_000_000_000_u32])),
+        ("min_tokens", json!(9)),
+        ("guided_choice", json!([])),
+    ] {
+        let mut body = json!({"prompt": "a", "max_tokens": 8});
+        body[name] = value;
+        refused(&server, path, body, 400, &[name]).await;
+    }
+    let forms = [
+        ("guided_choice", json!(["x.y", "z"])),
+        ("structured_outputs", json!({"choice": ["x.y", "z"]})),
+    ];
+    for (name, value) in forms {
+        let mut body = with(name, value);
+        body["max_tokens"] = 20.into();
+        let whole = ask(&server, CHATS, body).await;
+        let content = whole["choices"][0]["message"]["content"].as_str().expect("a text");
+        assert!(["x.y", "z"].contains(&content), "{whole}");
+    }
+}

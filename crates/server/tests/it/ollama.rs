@@ -110,3 +110,43 @@ async fn times_of_an_answer() {
     assert!(times.is_sorted() && times.first() < times.last(), "{times:?}");
     assert_eq!(get(&server, "/api/version").await["version"], env!("CARGO_PKG_VERSION"));
 }
+
+#[tokio::test]
+async fn a_context_is_told_and_goes_on() {
+    for name in ["llama", "gemma2"] {
+        context_of(name).await;
+    }
+}
+
+async fn context_of(name: &str) {
+    let server = server(name);
+    let begins = json!({"content": "", "add_special": true});
+    let begins = ask(&server, "/tokenize", begins).await["tokens"].as_array().map_or(0, Vec::len);
+    let options = json!({"num_predict": 4, "temperature": 0, "ignore_eos": true});
+    let body = json!({"model": "tiny", "prompt": "a", "stream": false, "options": options});
+    let first = ask(&server, "/api/generate", body.clone()).await;
+    let context = first["context"].as_array().expect("a context");
+    let n = |reply: &Value| reply["prompt_eval_count"].as_u64().expect("a number") as usize;
+    assert_eq!(context.len(), n(&first) + 4, "{first}");
+
+    let mut next = body.clone();
+    (next["prompt"], next["context"]) = ("b".into(), first["context"].clone());
+    let second = ask(&server, "/api/generate", next.clone()).await;
+    let longer = second["context"].as_array().expect("a context");
+    assert!(longer.starts_with(context), "{second}");
+    // What it has alone follows, but for the beginning of a text: that is there once.
+    assert_eq!(n(&second), context.len() + n(&first) - begins, "{second}");
+
+    next["stream"] = true.into();
+    let (_, text) = post(&server, "/api/generate", &next).await;
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<_> = lines.iter().filter_map(|line| line.get("context")).collect();
+    assert_eq!(told, [&second["context"]]);
+
+    next["context"] = json!([4_000_000_000_u32]);
+    refused(&server, "/api/generate", next, 400, &["context: expected token ids below"]).await;
+    let mut raw = body;
+    raw["raw"] = true.into();
+    assert_eq!(ask(&server, "/api/generate", raw).await.get("context"), None);
+}

@@ -146,3 +146,33 @@ async fn a_model_may_think_before_a_form_unless_it_is_told_not_to() {
         }
     }
 }
+
+#[tokio::test]
+async fn reasoning_ends_when_its_budget_is_spent() {
+    // Thoughts of nothing but an `h`, without an end.
+    let bias = json!({"104": 90, THINK.0.to_string(): 60, THINK.1.to_string(): -100});
+    let open = json!({"104": 60, THINK.0.to_string(): 90, THINK.1.to_string(): -100});
+    let user = json!([{"role": "user", "content": "u"}]);
+    let server = server(3);
+    for bias in [bias, open] {
+        let ask_with = async |name: &str, tokens: i64| {
+            let mut body = json!({"messages": user, "logit_bias": bias, "max_tokens": 100, "seed": SEED,
+                "json_schema": schema()});
+            body[name] = tokens.into();
+            ask(&server, "/v1/chat/completions", body).await
+        };
+        let endless = ask_with("reasoning_budget_tokens", -1).await;
+        let reasons = endless["choices"][0]["message"]["reasoning_content"].is_string();
+        for name in ["reasoning_budget_tokens", "thinking_budget_tokens"] {
+            let whole = ask_with(name, 5).await;
+            let message = &whole["choices"][0]["message"];
+            check_form(message["content"].as_str().expect("a text"));
+            let n = &whole["usage"]["completion_tokens_details"]["reasoning_tokens"];
+            let n = n.as_u64().expect("a number");
+            assert!(!reasons || (1..=6).contains(&n), "{whole}");
+        }
+        if reasons {
+            assert_eq!(endless["choices"][0]["finish_reason"], "length", "{endless}");
+        }
+    }
+}

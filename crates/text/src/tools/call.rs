@@ -1,5 +1,6 @@
 //! Calls that are written otherwise than in JSON, read when they are complete.
 use super::format::Tags;
+use super::schema::{argument, typed};
 use serde_json::{Map, Number, Value};
 
 /// How deep lists and objects may nest.
@@ -74,22 +75,11 @@ pub(super) fn tagged<'a>(
         let value = value.strip_prefix('\n').unwrap_or(value);
         let value = value.strip_suffix('\n').unwrap_or(value);
         let key = key.trim();
-        arguments.insert(key.to_owned(), typed(value, schema.map(|s| &s["properties"][key])));
+        arguments.insert(
+            key.to_owned(),
+            typed(value, schema.and_then(|schema| argument(schema, key)).as_ref()),
+        );
         rest = after;
-    }
-}
-
-fn typed(value: &str, schema: Option<&Value>) -> Value {
-    let kind = schema.and_then(|schema| schema["type"].as_str());
-    let text = || Value::String(value.to_owned());
-    match kind {
-        Some("string") => text(),
-        _ => serde_json::from_str(value.trim()).unwrap_or_else(|_| match value.trim() {
-            "True" => true.into(),
-            "False" => false.into(),
-            "None" => Value::Null,
-            _ => text(),
-        }),
     }
 }
 

@@ -1,7 +1,8 @@
 //! A grammar of the calls that a model may make, for answers that have to call a tool.
 use super::format::{AnswerFormat, Calls, HARMONY, Tags};
+use super::schema::{Argument, any_object, arguments, is_text, texts};
 use crate::Tokenizer;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// What an answer must be.
 #[derive(Debug, Clone, Copy)]
@@ -155,79 +156,104 @@ impl Lark<'_> {
 
     fn tagged(&mut self, i: usize, tags: &Tags, (tool, schema): (&str, &Value)) {
         let ([a, b, c], end) = tags.around();
-        let mut body = self.text(&[a, b, c, tool, tags.name_end]);
         let (line, line_end) = tags.line();
         let space = if line.is_empty() { "\n" } else { "" };
-        for (k, (key, schema, required)) in properties(schema).into_iter().enumerate() {
-            let value = format!("value{i}_{k}");
-            let head = self.text(&["\n", tags.key, &key, tags.key_end, space, tags.value, line]);
-            let argument = if is_text(schema) {
-                self.until(&value, tags.value_end);
-                format!("{head} {value}")
-            } else {
-                self.rule(&value, &format!("%json {schema}"));
-                format!("{head} {value} {}", self.text(&[line_end, tags.value_end]))
-            };
-            body += &if required { format!(" {argument}") } else { format!(" ({argument})?") };
+        let mut ways = Vec::new();
+        for (way, arguments) in arguments(schema).into_iter().enumerate() {
+            let mut body = Vec::new();
+            for (k, Argument { name, schema, required }) in arguments.into_iter().enumerate() {
+                let value = format!("value{i}_{way}_{k}");
+                let head =
+                    self.text(&["\n", tags.key, &name, tags.key_end, space, tags.value, line]);
+                let argument = if is_text(&schema) {
+                    self.until(&value, tags.value_end);
+                    format!("{head} {value}")
+                } else {
+                    self.value(&value, &schema);
+                    format!("{head} {value} {}", self.text(&[line_end, tags.value_end]))
+                };
+                body.push(if required { argument } else { format!("({argument})?") });
+            }
+            ways.push(body.join(" "));
         }
-        let end = self.text(&end);
-        self.rule(&format!("call{i}"), &format!("{body} {end}"));
+        let (head, end) = (self.text(&[a, b, c, tool, tags.name_end]), self.text(&end));
+        let body = alternatives(&ways);
+        self.rule(&format!("call{i}"), &format!("{head} {body} {end}"));
+    }
+
+    /// A value that stands by itself: one of several texts, or JSON.
+    fn value(&mut self, name: &str, schema: &Value) {
+        let body = match texts(schema) {
+            Some(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
+                texts.join(" | ")
+            }
+            None => format!("%json {schema}"),
+        };
+        self.rule(name, &body);
     }
 
     fn gemma(&mut self, i: usize, marks: (&str, &str, &str), (tool, schema): (&str, &Value)) {
         let (open, close, quote) = marks;
-        let (mut required, mut optional) = (Vec::new(), Vec::new());
-        for (k, (key, schema, needed)) in properties(schema).into_iter().enumerate() {
-            let value = format!("value{i}_{k}");
-            let argument = if is_text(schema) {
-                self.until(&value, quote);
-                format!("{} {value}", self.text(&[&key, ":", quote]))
+        let mut ways = Vec::new();
+        for (way, arguments) in arguments(schema).into_iter().enumerate() {
+            let (mut required, mut optional) = (Vec::new(), Vec::new());
+            for (k, Argument { name, schema, required: needed }) in
+                arguments.into_iter().enumerate()
+            {
+                let value = format!("value{i}_{way}_{k}");
+                let argument = if is_text(&schema) {
+                    self.until(&value, quote);
+                    format!("{} {value}", self.text(&[&name, ":", quote]))
+                } else if texts(&schema).is_some() {
+                    self.value(&value, &schema);
+                    format!("{} {value} {}", self.text(&[&name, ":", quote]), self.text(&[quote]))
+                } else {
+                    self.value(&value, &schema);
+                    format!("{} {value}", self.text(&[&name, ":"]))
+                };
+                if needed { &mut required } else { &mut optional }.push(argument);
+            }
+            // Commas stand between arguments only.
+            let rest = |k: usize| format!("rest{i}_{way}_{k}");
+            for (k, argument) in optional.iter().enumerate() {
+                self.rule(&rest(k), &format!("(\",\" {argument})? {}", rest(k + 1)));
+            }
+            self.rule(&rest(optional.len()), "\"\"");
+            ways.push(if required.is_empty() {
+                let first = |(k, argument): (usize, &String)| format!("{argument} {}", rest(k + 1));
+                let any: Vec<String> = optional.iter().enumerate().map(first).collect();
+                if any.is_empty() { String::new() } else { format!("({})?", any.join(" | ")) }
             } else {
-                self.rule(&value, &format!("%json {schema}"));
-                format!("{} {value}", self.text(&[&key, ":"]))
-            };
-            if needed { &mut required } else { &mut optional }.push(argument);
+                required.join(" \",\" ") + " " + &rest(0)
+            });
         }
-        // Commas stand between arguments only.
-        let rest = |k: usize| format!("rest{i}_{k}");
-        for (k, argument) in optional.iter().enumerate() {
-            self.rule(&rest(k), &format!("(\",\" {argument})? {}", rest(k + 1)));
-        }
-        self.rule(&rest(optional.len()), "\"\"");
-        let body = if required.is_empty() {
-            let first = |(k, argument): (usize, &String)| format!("{argument} {}", rest(k + 1));
-            let any: Vec<String> = optional.iter().enumerate().map(first).collect();
-            if any.is_empty() { String::new() } else { format!("({})?", any.join(" | ")) }
-        } else {
-            required.join(" \",\" ") + " " + &rest(0)
-        };
         let head = self.text(&[open, "call:", tool, "{"]);
         let foot = self.text(&["}", close]);
+        let body = alternatives(&ways);
         self.rule(&format!("call{i}"), &format!("{head} {body} {foot}"));
+    }
+}
+
+/// One of several bodies of a rule.
+fn alternatives(ways: &[String]) -> String {
+    match ways {
+        [one] => one.clone(),
+        ways => {
+            // Nothing is a text of no length.
+            let body = |way: &String| if way.is_empty() { "\"\"".to_owned() } else { way.clone() };
+            let bodies: Vec<String> = ways.iter().map(body).collect();
+            format!("({})", bodies.join(" | "))
+        }
     }
 }
 
 /// Name and schema of a tool.
 fn name_and_schema(tool: &Value) -> (&str, &Value) {
-    static ANY: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| json!({"type": "object"}));
+    static ANY: std::sync::LazyLock<Value> = std::sync::LazyLock::new(any_object);
     let function = &tool["function"];
     let schema = function.get("parameters").filter(|schema| schema.is_object());
     (function["name"].as_str().unwrap_or_default(), schema.unwrap_or(&ANY))
-}
-
-/// The properties of an object's schema, and whether they must be there.
-fn properties(schema: &Value) -> Vec<(String, &Value, bool)> {
-    static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
-    let required = |key: &str| {
-        schema["required"].as_array().is_some_and(|required| required.iter().any(|r| r == key))
-    };
-    let properties = schema["properties"].as_object().unwrap_or(&NONE);
-    properties.iter().map(|(key, schema)| (key.clone(), schema, required(key))).collect()
-}
-
-/// Whether a value is any text.
-fn is_text(schema: &Value) -> bool {
-    schema["type"] == "string" && schema.get("enum").is_none() && schema.get("pattern").is_none()
 }
 
 /// A text as a regular expression between slashes.
@@ -246,6 +272,33 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::tools::format::tests::by_name;
+
+    #[test]
+    fn a_grammar_of_arguments_one_by_one() {
+        let schema = json!({
+            "properties": {"k": {"enum": ["x", "y"]}},
+            "required": ["k"],
+            "anyOf": [{"$ref": "#/$defs/a"}, {"properties": {"n": {"$ref": "#/$defs/n"}}}],
+            "$defs": {
+                "a": {"properties": {"s": {"type": "string"}}, "required": ["s"]},
+                "n": {"type": "integer"},
+            },
+        });
+        let tools = [json!({"function": {"name": "f", "parameters": schema}})];
+        let answer = ForcedAnswer { tools: &tools, single_call: true, or_schema: None };
+        assert_eq!(
+            by_name("qwen3-coder").lark(&|_| None, answer),
+            r#"start: calls
+calls:  call  
+call: call0
+value0_0_0: "x" | "y"
+value0_0_1[lazy]: /(?s:.*)<\/parameter>/
+value0_1_0: "x" | "y"
+value0_1_1: %json {"type":"integer"}
+call0: "<tool_call>\n<function=f>" ("\n<parameter=k>\n" value0_0_0 "\n</parameter>" "\n<parameter=s>\n" value0_0_1 | "\n<parameter=k>\n" value0_1_0 "\n</parameter>" ("\n<parameter=n>\n" value0_1_1 "\n</parameter>")?) "\n</function>\n</tool_call>"
+"#
+        );
+    }
 
     #[test]
     fn a_grammar_of_calls() {

@@ -209,7 +209,40 @@ impl AnswerParser {
     /// The text has ended: appends what was held back.
     pub fn finish(&mut self, out: &mut Vec<AnswerPiece>) {
         let rest = self.held.split_off(self.pos);
+        // Behind a call, what begins like another one is the beginning of one that was cut off, and no text.
+        let cut_off = self.n_calls > 0
+            && match &self.state {
+                State::Content => {
+                    self.markers.iter().any(|(text, _)| text.starts_with(rest.trim()))
+                }
+                State::Opened(_) | State::Name { .. } => true,
+                State::Json(call) => call.told.is_none(),
+                State::Block { raw, body, .. } => match &self.format.row.calls {
+                    Calls::Tagged(tags) => {
+                        !(raw[*body..].to_owned() + &rest).contains(tags.name_end)
+                    }
+                    _ => false,
+                },
+                _ => false,
+            };
         match std::mem::replace(&mut self.state, State::Content) {
+            State::Name { name, part: NamePart::Name, .. }
+                if cut_off && self.is_tool((name.clone() + &rest).trim()) =>
+            {
+                self.call((name + &rest).trim(), "{}", out);
+            }
+            State::Json(call) if cut_off => match &call.name {
+                Some(name) if call.json.is_empty() => self.call(&name.clone(), "{}", out),
+                // Models forget the last bracket, but not what they call with.
+                None if call.scan.depth() == 1
+                    && !call.scan.in_text()
+                    && members(&call.json).iter().any(|member| is_arguments(&member.key)) =>
+                {
+                    self.whole(&call, &(call.json.clone() + "}"), out);
+                }
+                _ => {}
+            },
+            _ if cut_off => {}
             State::Start | State::Content => self.content(&rest, out),
             State::Message(Last::Reasoning) | State::Reasoning => self.reasoning(&rest, out),
             State::Message(_) => self.content(&rest, out),

@@ -52,6 +52,28 @@ fn check(name: &str, answer: &str, expected: &str) {
 }
 
 #[test]
+fn a_further_call_that_is_cut_off_early_is_no_text() {
+    let hermes = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 1}}\n</tool_call>";
+    for n in 1..=hermes.find("\"arg").expect("arguments") {
+        check("hermes", &format!("{hermes}\n{}", &hermes[..n]), "[f {\"n\": 1}]");
+    }
+    // What is no beginning of a call is text.
+    check("hermes", &format!("{hermes}\n<tool_x"), "[f {\"n\": 1}]\n<tool_x");
+    // A bracket that is forgotten is no cut.
+    let open = hermes.replace("}}\n</tool_call>", "}");
+    check("hermes", &format!("{hermes}\n{open}"), "[f {\"n\": 1}][f {\"n\": 1}]");
+    let mistral = "[TOOL_CALLS]f[ARGS]{\"n\": 1}";
+    for n in 1.."[TOOL_CALLS]".len() {
+        check("mistral", &format!("{mistral}{}", &mistral[..n]), "[f {\"n\": 1}]");
+    }
+    let coder =
+        "<tool_call>\n<function=f>\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>";
+    for n in 1..="<tool_call>\n<function=".len() {
+        check("qwen3-coder", &format!("{coder}\n{}", &coder[..n]), "[f {\"n\":1}]");
+    }
+}
+
+#[test]
 fn calls_of_every_format() {
     let hermes = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"n\": 1}}\n</tool_call>";
     check("hermes", hermes, "[f {\"n\": 1}]");
