@@ -99,7 +99,7 @@ pub fn usable_memory(root: &Path) -> Option<u64> {
 }
 
 /// The text of a file under `root`, if it can be read.
-fn read(root: &Path, path: impl AsRef<Path>) -> Option<String> {
+pub fn read(root: &Path, path: impl AsRef<Path>) -> Option<String> {
     let path = path.as_ref();
     std::fs::read_to_string(root.join(path.strip_prefix("/").unwrap_or(path))).ok()
 }

@@ -58,9 +58,8 @@ impl Block for Q2_0<'_> {
     fn decode(bytes: &[u8; 18], out: &mut [f32; 64]) {
         let block = Q2_0::split(bytes);
         let d = read_f16(block.d);
-        let quants: [u8; 64] = unpack::<2, 1, _, _>(block.qs);
-        for (y, q) in out.iter_mut().zip(quants) {
-            *y = (f32::from(q) - 1.0) * d;
+        for (y, q) in out.iter_mut().zip(block.quants()) {
+            *y = f32::from(q) * d;
         }
     }
 }

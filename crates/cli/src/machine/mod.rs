@@ -4,7 +4,7 @@ pub(crate) mod memory;
 
 pub(crate) use hurtle_engine::cgroup::Limit;
 
-use hurtle_engine::cgroup::{Limits, limits, usable_memory};
+use hurtle_engine::cgroup::{Limits, limits, read, usable_memory};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -83,12 +83,6 @@ impl Machine {
         let part = self.usable_memory.map_or(256 << 20, |usable| usable / 4);
         part.clamp(16 << 20, 1 << 30) as usize
     }
-}
-
-/// The text of a file under `root`, if it can be read.
-fn read(root: &Path, path: impl AsRef<Path>) -> Option<String> {
-    let path = path.as_ref();
-    std::fs::read_to_string(root.join(path.strip_prefix("/").unwrap_or(path))).ok()
 }
 
 /// What follows `NAME:` in the first line that has it.
