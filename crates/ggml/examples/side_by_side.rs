@@ -12,7 +12,7 @@
 use hurtle_ggml::{Error, Ggml, GgmlMatrix, Layout, features, missing_features, version};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, Weights, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType;
 use std::time::{Duration, Instant};
@@ -165,7 +165,8 @@ fn compare(args: &Args, exec: Exec<'_>, ty: WeightType) -> Result<(), Box<dyn st
             contenders.push(Contender::new("hurtle", |copy| {
                 activations.quantize(exec, &x, [&packed[copy]]);
                 let tokens = 0..activations.n_tokens();
-                let product = Product::new(&packed[copy], 0, tokens, None, out_packed);
+                let product =
+                    Product::new(Weights::new(&packed[copy], 0, None), tokens, out_packed);
                 matmul_packed(exec, &activations, &[product]);
             }));
         }

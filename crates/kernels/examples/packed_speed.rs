@@ -7,7 +7,7 @@
 
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{Books, PackedMatrix, Product, Weights, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType as T;
 use std::hint::black_box;
@@ -83,7 +83,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let [one, two] = [1, 2].map(|n_threads| {
                 activations.quantize(exec(n_threads), &x, &copies[..1]);
                 let seconds = best(used, |i| {
-                    let product = Product::new(&copies[i], 0, 0..n_tokens, None, &mut out);
+                    let product =
+                        Product::new(Weights::new(&copies[i], 0, None), 0..n_tokens, &mut out);
                     matmul_packed(exec(n_threads), &activations, &[product]);
                 });
                 copies[0].n_bytes() as f64 / seconds / 1e9

@@ -24,6 +24,9 @@ pub(crate) struct SuperBlock {
     /// The sum of each 32 quants, in the same order: groups 4q and 4q + 2, 4q + 1 and 4q + 3.
     pub(crate) sums_32: [u32; 4],
     pub(crate) d: f32,
+    /// -32 times the sums of each group of 16: of the first two quants of its dwords, and of the last two. What
+    /// [`start_sums`](crate::arch::IntLanes::start_sums) takes.
+    pub(crate) starts: [u32; 16],
 }
 
 /// 32 activations, `d * qs[i]` each.
@@ -66,7 +69,23 @@ impl From<&Q8KSuperBlock> for SuperBlock {
             let g = 4 * (i / 2) + i % 2;
             *sums = half_32(g) | half_32(g + 2) << 16;
         }
-        Self { qs: dwords(&block.qs), sums, sums_32, d: block.d }
+        let qs: [u32; 64] = dwords(&block.qs);
+        // Each quant as 127 - q, which needs no sign; the first two of a dword and the last two are added in
+        // 16 bits, 8 in all in a group.
+        let mut pairs = [0; 64];
+        for (pair, q) in pairs.iter_mut().zip(qs) {
+            let q = !q ^ 0x8080_8080;
+            *pair = (q & 0x00ff_00ff) + (q >> 8 & 0x00ff_00ff);
+        }
+        let mut starts = [0; 16];
+        for (start, pairs) in starts.iter_mut().zip(pairs.as_chunks::<4>().0) {
+            let sums = pairs.iter().sum::<u32>();
+            // 32 * (8 * 127 - sum of quants), without the first part.
+            let down = 0_u16.wrapping_sub(32 * 8 * 127);
+            let first = (sums << 5).wrapping_add(down.into()) & 0xffff;
+            *start = first | ((sums << 5) & 0xffff_0000).wrapping_add(u32::from(down) << 16);
+        }
+        Self { qs, sums, sums_32, d: block.d, starts }
     }
 }
 
@@ -195,27 +214,56 @@ impl QuantizedActivations {
 
     /// Makes a form, unless it is there.
     fn fill(&mut self, exec: Exec<'_>, form: Form, source: &Source<'_>) {
-        let n_tokens = self.n_tokens;
-        if std::mem::replace(&mut self.forms[form as usize], true) {
+        /// Values that are computed and quantized before the next ones: whole blocks of every form.
+        const NEAR: usize = 512;
+        if self.forms[form as usize] {
             return;
         }
-        match form {
+        let n_cols = self.n_cols;
+        let pieces = n_cols.div_ceil(NEAR);
+        let n = self.n_tokens * pieces;
+        let n_threads = if source.len() < PARALLEL { 1 } else { exec.n_threads.max(1) };
+        let room = self.room(form);
+        Exec { n_threads, ..exec }.for_chunks(n, n.div_ceil(2 * n_threads), |items, _| {
+            for item in items {
+                let (token, first) = (item / pieces, item % pieces * NEAR);
+                let last = n_cols.min(first + NEAR);
+                // SAFETY: chunks do not overlap.
+                let x =
+                    unsafe { source.range(exec, token * n_cols + first..token * n_cols + last) };
+                // SAFETY: each item has its own place.
+                unsafe { room.put(exec, token, first, x) };
+            }
+        });
+    }
+
+    /// Replaces the content by `n_tokens` tokens in the form that `matrix` needs, still to be filled in.
+    pub(crate) fn make_room(&mut self, n_tokens: usize, matrix: &PackedMatrix) -> Room<'_> {
+        self.clear();
+        (self.n_tokens, self.n_cols) = (n_tokens, matrix.n_cols());
+        self.room(matrix.form())
+    }
+
+    fn room(&mut self, form: Form) -> Room<'_> {
+        /// The blocks of all tokens.
+        fn blocks<B: Copy>(blocks: &mut Vec<B>, n: usize, zero: B) -> Shared<'_, B> {
+            blocks.resize(n, zero);
+            Shared::new(blocks)
+        }
+        self.forms[form as usize] = true;
+        let n = self.n_tokens * self.n_cols;
+        let blocks = match form {
             Form::SuperBlocks => {
                 let zero = SuperBlock::from(&Q8KSuperBlock::ZERO);
-                fill(exec, source, n_tokens, &mut self.super_blocks, zero, |x, out| {
-                    dispatch!(exec.isa, quantize_super_block(x, out))
-                });
+                Blocks::Super(blocks(&mut self.super_blocks, n / 256, zero))
             }
             Form::Blocks => {
                 let zero = Block::from(&Q8_1Block::ZERO);
-                fill(exec, source, n_tokens, &mut self.blocks, zero, |x, out| {
-                    dispatch!(exec.isa, quantize_block(x, out))
-                });
+                Blocks::Of32(blocks(&mut self.blocks, n / 32, zero))
             }
-            Form::Floats => {
-                fill(exec, source, n_tokens, &mut self.floats, [0.0; FLOATS], |x, out| *out = *x);
-            }
-        }
+            Form::Floats => Blocks::Floats(blocks(&mut self.floats, n / FLOATS, [0.0; FLOATS])),
+        };
+        Room { n_tokens: self.n_tokens, blocks }
     }
 
     /// Tokens.
@@ -280,37 +328,53 @@ impl Source<'_> {
     }
 }
 
-/// Quantizes the values (`[n_tokens, n_blocks, LEN]`) to `out` (`[n_blocks, n_tokens]`), on all
-/// threads if there is enough to do.
-fn fill<const LEN: usize, B: Copy + Send>(
-    exec: Exec<'_>,
-    source: &Source<'_>,
+/// Blocks of one form, `[n_blocks, n_tokens]`, that several threads fill in.
+pub(crate) struct Room<'a> {
     n_tokens: usize,
-    out: &mut Vec<B>,
-    zero: B,
-    quantize: impl Fn(&[f32; LEN], &mut B) + Sync,
-) {
-    /// Values that are computed and quantized before the next ones.
-    const NEAR: usize = 512;
-    let n = source.len() / LEN;
-    out.resize(n, zero);
-    if n == 0 {
-        return;
-    }
-    let n_blocks = n / n_tokens;
-    let n_threads = if source.len() < PARALLEL { 1 } else { exec.n_threads.max(1) };
-    let out = Shared::new(out);
-    Exec { n_threads, ..exec }.for_chunks(n, n.div_ceil(2 * n_threads), |items, _| {
-        for first in items.clone().step_by(NEAR / LEN) {
-            let near = first..items.end.min(first + NEAR / LEN);
-            // SAFETY: chunks do not overlap.
-            let x = unsafe { source.range(exec, near.start * LEN..near.end * LEN) };
-            for (i, x) in near.zip(x.as_chunks::<LEN>().0) {
-                let (token, block) = (i / n_blocks, i % n_blocks);
-                // SAFETY: each item has its own place.
-                let out = unsafe { out.range(block * n_tokens + token, 1) };
-                quantize(x, &mut out[0]);
+    blocks: Blocks<'a>,
+}
+
+enum Blocks<'a> {
+    Super(Shared<'a, SuperBlock>),
+    Of32(Shared<'a, Block>),
+    Floats(Shared<'a, [f32; FLOATS]>),
+}
+
+impl Room<'_> {
+    /// Quantizes values of a token, whole blocks from column `first` on.
+    ///
+    /// # Safety
+    /// Nobody else fills in these.
+    pub(crate) unsafe fn put(&self, exec: Exec<'_>, token: usize, first: usize, x: &[f32]) {
+        let super_block = |x: &_, out: &mut _| dispatch!(exec.isa, quantize_super_block(x, out));
+        let of_32 = |x: &_, out: &mut _| dispatch!(exec.isa, quantize_block(x, out));
+        // SAFETY: the caller's promise, of all three.
+        unsafe {
+            match &self.blocks {
+                Blocks::Super(blocks) => self.put_blocks(blocks, token, first, x, super_block),
+                Blocks::Of32(blocks) => self.put_blocks(blocks, token, first, x, of_32),
+                Blocks::Floats(blocks) => {
+                    self.put_blocks(blocks, token, first, x, |x, out| *out = *x);
+                }
             }
         }
-    });
+    }
+
+    /// # Safety
+    /// As for [`put`](Self::put).
+    unsafe fn put_blocks<const LEN: usize, B>(
+        &self,
+        blocks: &Shared<'_, B>,
+        token: usize,
+        first: usize,
+        x: &[f32],
+        quantize: impl Fn(&[f32; LEN], &mut B),
+    ) {
+        let (x, rest) = x.as_chunks();
+        debug_assert!(first.is_multiple_of(LEN) && rest.is_empty(), "whole blocks");
+        for (b, x) in (first / LEN..).zip(x) {
+            // SAFETY: the caller's promise.
+            quantize(x, unsafe { &mut blocks.range(b * self.n_tokens + token, 1)[0] });
+        }
+    }
 }

@@ -37,6 +37,7 @@ pub struct Worker {
     /// Index of the thread, below the number of threads that take part.
     index: usize,
     scratch: Vec<Line>,
+    results: Vec<Line>,
 }
 
 /// Values that a thread's buffer holds from the start, so that no task has to make room for what
@@ -48,7 +49,8 @@ const LINE_VALUES: usize = size_of::<Line>() / size_of::<f32>();
 
 impl Worker {
     fn new(index: usize) -> Self {
-        Self { index, scratch: Vec::with_capacity(SCRATCH / LINE_VALUES) }
+        let scratch = Vec::with_capacity(SCRATCH / LINE_VALUES);
+        Self { index, scratch, results: Vec::new() }
     }
 
     /// Index of this thread, 0 for the caller of the pool.
@@ -59,12 +61,25 @@ impl Worker {
     /// A buffer of `len` values with arbitrary content, which begins with a cache line; allocates only when
     /// it has to grow.
     pub fn scratch(&mut self, len: usize) -> &mut [f32] {
-        let n_lines = len.div_ceil(LINE_VALUES);
-        if self.scratch.len() < n_lines {
-            self.scratch.resize(n_lines, Line([0; 64]));
-        }
-        &mut bytemuck::cast_slice_mut(&mut self.scratch[..n_lines])[..len]
+        values(&mut self.scratch, len)
     }
+
+    /// Another buffer like [`scratch`](Self::scratch), for what outlives the use of that one.
+    pub fn with_results<R>(&mut self, len: usize, f: impl FnOnce(&mut [f32], &mut Self) -> R) -> R {
+        let mut results = std::mem::take(&mut self.results);
+        let result = f(values(&mut results, len), self);
+        self.results = results;
+        result
+    }
+}
+
+/// The first `len` values of some lines, of which there will be enough.
+fn values(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
+    let n_lines = len.div_ceil(LINE_VALUES);
+    if lines.len() < n_lines {
+        lines.resize(n_lines, Line([0; 64]));
+    }
+    &mut bytemuck::cast_slice_mut(&mut lines[..n_lines])[..len]
 }
 
 type Task = *const (dyn Fn(&mut Worker) + Sync);

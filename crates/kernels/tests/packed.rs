@@ -2,8 +2,11 @@
 //! (F32, F16 and BF16: against plain loops), bit for bit.
 
 use hurtle_kernels::activations::{Form, QuantizedActivations};
+use hurtle_kernels::elementwise::Activation;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{Books, PackedMatrix, Product, Way, matmul_packed};
+use hurtle_kernels::packed::{
+    Books, PackedMatrix, Product, Way, Weights, matmul_gated, matmul_packed,
+};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::{Q8_0Block, Q8_1Block, Q8KSuperBlock, WeightType as T};
 
@@ -153,7 +156,7 @@ fn books_of(ty: T) -> &'static [Books] {
 
 /// Products of all tokens with one matrix.
 fn multiply(exec: Exec<'_>, weights: &PackedMatrix, x: &QuantizedActivations, out: &mut [f32]) {
-    matmul_packed(exec, x, &[Product::new(weights, 0, 0..x.n_tokens(), None, out)]);
+    matmul_packed(exec, x, &[Product::new(Weights::new(weights, 0, None), 0..x.n_tokens(), out)]);
 }
 
 /// Each instruction set of this machine.
@@ -434,7 +437,7 @@ fn a_group_of_products_is_each_of_them() {
                 .zip(&mut outs)
                 .map(|((m, part, tokens), out)| {
                     let bias = (*part != 1).then_some(&bias[..rows[*m]]);
-                    Product::new(&packed[*m], *part, tokens.clone(), bias, out)
+                    Product::new(Weights::new(&packed[*m], *part, bias), tokens.clone(), out)
                 })
                 .collect();
             matmul_packed(exec, &activations, &products);
@@ -487,4 +490,123 @@ fn packing_tells_what_it_reads() {
         });
         assert_eq!(end, bytes.len());
     }
+}
+
+/// Gate and up in one go are two products, the function between them and quantizing, one after the other.
+#[test]
+fn gated_products_are_those_of_each_matrix() {
+    let pool = Pool::new(3).unwrap();
+    // The last thread's rows are fewer than the others'; the forms are super-blocks, blocks of 32 and floats.
+    let cases = [
+        (T::Q4_K, T::Q6_K, T::Q4_K, 256, 512, [48, 133]),
+        (T::Q8_0, T::Q8_0, T::Q4_0, 288, 544, [50, 70]),
+        (T::F16, T::Q4_0, T::BF16, 64, 272, [1, 64]),
+    ];
+    for isa in Isa::available() {
+        for (gate, up, down, n_cols, n_rows, token_counts) in cases {
+            let exec = |n_threads| Exec { isa, pool: &pool, n_threads };
+            let [gate_bytes, up_bytes] =
+                [(gate, 1), (up, 2)].map(|(ty, seed)| encoded(ty, seed, n_rows * n_cols));
+            let gate = pack(exec(3), Matrix::new(gate, n_rows, n_cols, &gate_bytes).unwrap());
+            let up = pack(exec(3), Matrix::new(up, n_rows, n_cols, &up_bytes).unwrap());
+            let down_bytes = encoded(down, 3, 40 * n_rows);
+            let down = pack(exec(3), Matrix::new(down, 40, n_rows, &down_bytes).unwrap());
+            let bias = noise(4, n_rows);
+            let weights = [Weights::new(&gate, 0, Some(&bias)), Weights::new(&up, 0, None)];
+            for n_tokens in token_counts {
+                let x = noise(5, n_tokens * n_cols);
+                let mut quantized = QuantizedActivations::new();
+                quantized.quantize(exec(1), &x, [&gate, &up]);
+                let mut outs = [(); 2].map(|()| vec![f32::NAN; n_tokens * n_rows]);
+                let [gates, ups] = &mut outs;
+                let products = [(weights[0], &mut *gates), (weights[1], &mut *ups)]
+                    .map(|(weights, out)| Product::new(weights, 0..n_tokens, out));
+                matmul_packed(exec(1), &quantized, &products);
+                drop(products);
+                let mut activations = QuantizedActivations::new();
+                activations.quantize_gated(exec(1), Activation::Silu, gates, ups, &down);
+                let mut expected = vec![f32::NAN; n_tokens * 40];
+                multiply(exec(1), &down, &activations, &mut expected);
+                assert!(expected.iter().all(|x| x.is_finite()), "the test has ordinary numbers");
+                for n_threads in [1, 3] {
+                    // With less room in caches, tokens come in more groups.
+                    for l2 in [128 << 10, 1 << 20] {
+                        let pool = Pool::new(3).unwrap();
+                        let caches = hurtle_kernels::Caches { l2, ..pool.caches() };
+                        let pool = pool.with_caches(caches);
+                        let exec = Exec { isa, pool: &pool, n_threads };
+                        let mut found = QuantizedActivations::new();
+                        // What was there before does not shine through.
+                        found.quantize(exec, &noise(6, 2 * n_rows), [&down]);
+                        let silu = Activation::Silu;
+                        matmul_gated(exec, &quantized, weights, silu, &down, &mut found);
+                        assert_eq!((found.n_tokens(), found.n_cols()), (n_tokens, n_rows));
+                        let mut products = vec![f32::NAN; n_tokens * 40];
+                        multiply(exec, &down, &found, &mut products);
+                        let what = format!("{n_tokens} tokens, {n_threads} threads, {l2}, {isa}");
+                        assert_bits(&products, &expected, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quants and activations as large as they can be: sums of 16 bits wrap around on the way, and come out right.
+#[test]
+fn the_largest_sums_fit() {
+    let pool = Pool::new(1).unwrap();
+    let (n_rows, n_cols, n_tokens) = (17, 256, 40);
+    // All of one sign, or as neighbours and pairs differ.
+    let x: Vec<f32> = (0..n_tokens * n_cols)
+        .map(|i| match i / n_cols % 4 {
+            0 => 127.0,
+            1 => -127.0,
+            2 => [127.0, -127.0][i % 2],
+            _ => [127.0, -127.0][i / 2 % 2],
+        })
+        .collect();
+    for_each_isa(|isa| {
+        let exec = Exec { isa, pool: &pool, n_threads: 1 };
+        for ty in supported() {
+            for (seed, fill) in [(0, 0_u8), (1, 0xff), (2, 0x0f), (3, 0xf0), (4, 0x55), (5, 0xaa)] {
+                // Scales are those of ordinary weights; of the types below, the quants are all the same.
+                let mut bytes = encoded(ty, seed, n_rows * n_cols);
+                for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                    match ty {
+                        T::Q6_K => block[..192].fill(fill),
+                        T::Q3_K => block[..96].fill(fill),
+                        T::Q2_K => block[16..80].fill(fill),
+                        T::Q4_K => block[16..].fill(fill),
+                        T::Q5_K => block[16..].fill(fill),
+                        T::Q4_0 | T::Q5_0 | T::Q8_0 | T::IQ4_NL => block[2..].fill(fill),
+                        _ => {}
+                    }
+                }
+                for books in books_of(ty) {
+                    let matrix = Matrix::new(ty, n_rows, n_cols, &bytes).unwrap();
+                    let packed = pack_with(exec, matrix, *books);
+                    for n in [1, 5, n_tokens] {
+                        let x = &x[..n * n_cols];
+                        let mut activations = QuantizedActivations::new();
+                        activations.quantize(exec, x, [&packed]);
+                        let mut found = vec![f32::NAN; n * n_rows];
+                        multiply(exec, &packed, &activations, &mut found);
+                        let mut expected = Vec::new();
+                        for x in x.chunks_exact(n_cols) {
+                            let x = Token::new(x);
+                            for row in bytes.chunks_exact(bytes.len() / n_rows) {
+                                expected.push(dot(ty, row, &x) + 0.0);
+                            }
+                        }
+                        assert_bits(
+                            &found,
+                            &expected,
+                            &format!("{ty} {fill:#x}, {n} tokens, {isa}"),
+                        );
+                    }
+                }
+            }
+        }
+    });
 }

@@ -18,7 +18,7 @@ use hurtle_kernels::Exec;
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::attention::{self, Token, attention};
 use hurtle_kernels::elementwise::{self, layer_norm_row, rms_norm, rms_norm_row, rope};
-use hurtle_kernels::packed::{Product, matmul_packed};
+use hurtle_kernels::packed::{Product, Weights, matmul_gated, matmul_packed, multiplies_gated};
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::time::Instant;
@@ -58,6 +58,8 @@ pub struct Scratch {
     /// Rows of embeddings that were read since the file's pages were let go of.
     n_embedded: usize,
     quantized: QuantizedActivations,
+    /// The input of a feed-forward network's last projection, where it is computed without `gate` and `up`.
+    gated: QuantizedActivations,
     moe: MoeScratch,
     /// Where costs are added to, if they are wanted.
     pub profile: Option<Profile>,
@@ -72,6 +74,7 @@ struct Buffers<'a> {
     gate: &'a mut Vec<f32>,
     up: &'a mut Vec<f32>,
     quantized: &'a mut QuantizedActivations,
+    gated: &'a mut QuantizedActivations,
 }
 
 #[derive(Debug, Default)]
@@ -487,8 +490,8 @@ impl Model {
             return;
         }
         let n_embd = self.hparams().n_embd;
-        let Scratch { hidden, normed, added, gate, up, quantized, moe, .. } = scratch;
-        let mut buffers = Buffers { gate, up, quantized };
+        let Scratch { hidden, normed, added, gate, up, quantized, gated, moe, .. } = scratch;
+        let mut buffers = Buffers { gate, up, quantized, gated };
         let hidden = &mut hidden[..n * n_embd];
         let x = sized(normed, n * n_embd);
         // Side by side with attention, the feed-forward has the same input, which lies there.
@@ -498,7 +501,7 @@ impl Model {
         }
         let added = sized(added, n * n_embd);
         match &layer.ffn {
-            Ffn::Dense(ffn) => self.gated(exec, &[(ffn, 0..n)], x, added, &mut buffers, record),
+            Ffn::Dense(ffn) => self.dense(exec, ffn, x, added, &mut buffers, record),
             Ffn::Plain { up, down } => {
                 let Buffers { up: middle, quantized, .. } = buffers;
                 let middle = sized(middle, n * up.weight.n_rows());
@@ -515,7 +518,7 @@ impl Model {
                     let weights = sized(&mut moe.router, n);
                     shared.router.matmul(exec, &self.gguf, x, weights);
                     let out = sized(&mut moe.output, n * n_embd);
-                    self.gated(exec, &[(&shared.expert, 0..n)], x, out, &mut buffers, record);
+                    self.dense(exec, &shared.expert, x, out, &mut buffers, record);
                     for ((added, out), weight) in
                         added.chunks_exact_mut(n_embd).zip(out.chunks_exact(n_embd)).zip(weights)
                     {
@@ -629,6 +632,40 @@ impl Model {
         });
     }
 
+    /// `out = down · (activation(gate · x) * (up · x))`.
+    fn dense(
+        &self,
+        exec: Exec<'_>,
+        ffn: &Gated,
+        x: &[f32],
+        out: &mut [f32],
+        buffers: &mut Buffers<'_>,
+        record: &mut Recorder,
+    ) {
+        let n = x.len() / self.hparams().n_embd;
+        let [gate, up] = [&ffn.gate, &ffn.up];
+        let packed = |linear: &Linear| linear.weight.packed().is_some();
+        let Some(down) = ffn.down.weight.packed().filter(|_| packed(gate) && packed(up)) else {
+            return self.gated(exec, &[(ffn, 0..n)], x, out, buffers, record);
+        };
+        if !multiplies_gated(exec, n, gate.weight.n_rows()) {
+            return self.gated(exec, &[(ffn, 0..n)], x, out, buffers, record);
+        }
+        let Buffers { quantized, gated, .. } = buffers;
+        self.quantize(exec, x, quantized, [gate, up], record);
+        let work = || {
+            let [gate, up] = [gate, up].map(|linear| work_of(linear, n));
+            (gate.0 + up.0, gate.1 + up.1)
+        };
+        record.time(exec, Op::GateUp, work, || {
+            let weights = [gate, up].map(|linear| weights_of(linear).expect("they are packed"));
+            let activation = self.spec().activation;
+            matmul_gated(exec, quantized, weights, activation, &down.matrix, gated);
+        });
+        let down = Projection { linear: &ffn.down, rows: 0..n, out };
+        self.project(exec, Op::Down, &[], gated, false, [down].into_iter().collect(), record);
+    }
+
     /// `out = down · (activation(gate · x) * (up · x))` for networks of one shape, each for its own
     /// rows of `x`, which follow one another.
     fn gated(
@@ -692,17 +729,14 @@ impl Model {
         record: &mut Recorder,
     ) {
         if quantize {
-            let packed = projections.iter().filter_map(|projection| {
-                projection.linear.weight.packed().map(|packed| &*packed.matrix)
-            });
-            record.time(exec, Op::Quantize, no_work, || quantized.quantize(exec, x, packed));
+            let linears = projections.iter().map(|projection| projection.linear);
+            self.quantize(exec, x, quantized, linears, record);
         }
         let mut work = (0, 0);
         if record.profile.is_some() {
             for Projection { linear, rows, .. } in &projections {
-                let weight = &linear.weight;
-                work.0 += weight.n_bytes();
-                work.1 += 2 * rows.len() * weight.n_rows() * weight.n_cols();
+                let (bytes, flops) = work_of(linear, rows.len());
+                work = (work.0 + bytes, work.1 + flops);
             }
         }
         record.time(
@@ -712,11 +746,11 @@ impl Model {
             || {
                 let mut products: SmallVec<[Product<'_>; 32]> = SmallVec::new();
                 for Projection { linear, rows, out } in projections {
-                    let bias = linear.bias.as_deref();
-                    if let Some(packed) = linear.weight.packed() {
-                        products.push(Product::new(&packed.matrix, packed.part, rows, bias, out));
+                    if let Some(weights) = weights_of(linear) {
+                        products.push(Product::new(weights, rows, out));
                         continue;
                     }
+                    let bias = linear.bias.as_deref();
                     let n_cols = linear.weight.n_cols();
                     let x = &x[rows.start * n_cols..rows.end * n_cols];
                     linear.weight.matmul(exec, &self.gguf, x, out);
@@ -731,6 +765,20 @@ impl Model {
                 }
             },
         );
+    }
+
+    /// Quantizes the input of some projections for those that need it.
+    fn quantize<'a>(
+        &self,
+        exec: Exec<'_>,
+        x: &[f32],
+        quantized: &mut QuantizedActivations,
+        linears: impl IntoIterator<Item = &'a Linear>,
+        record: &mut Recorder,
+    ) {
+        let packed = linears.into_iter().filter_map(|linear| linear.weight.packed());
+        let matrices = packed.map(|packed| &*packed.matrix);
+        record.time(exec, Op::Quantize, no_work, || quantized.quantize(exec, x, matrices));
     }
 
     /// `hidden = sum_norm(hidden + post_norm(added) * residual_scale)`.
@@ -751,6 +799,18 @@ impl Model {
             self.normalize_row(exec, hidden, sum_norm);
         });
     }
+}
+
+/// A projection's weights as the kernels take them, if they are packed.
+fn weights_of(linear: &Linear) -> Option<Weights<'_>> {
+    let packed = linear.weight.packed()?;
+    Some(Weights::new(&packed.matrix, packed.part, linear.bias.as_deref()))
+}
+
+/// Bytes that a projection of `n` rows reads, and numbers that it multiplies and adds.
+fn work_of(linear: &Linear, n: usize) -> (usize, usize) {
+    let weight = &linear.weight;
+    (weight.n_bytes(), 2 * n * weight.n_rows() * weight.n_cols())
 }
 
 /// A projection of each of some networks, of rows that follow one another; `out` is `[n_rows, width]`.

@@ -24,9 +24,9 @@ pub enum Op {
     AttnOutput,
     /// Choosing experts.
     Router,
-    /// The first two projections of a feed-forward network.
+    /// The first two projections of a feed-forward network; of prompts, with the function between them.
     GateUp,
-    /// The function between gate and up.
+    /// The function between gate and up, where it is computed by itself.
     Activation,
     /// The last projection of a feed-forward network.
     Down,

@@ -277,7 +277,8 @@ fn packed_matrix_products_are_ggmls() {
             let mut activations = QuantizedActivations::default();
             activations.quantize(exec, &product.x, [&packed]);
             let tokens = 0..activations.n_tokens();
-            let of_packed = packed::Product::new(&packed, 0, tokens, None, &mut found);
+            let of_packed =
+                packed::Product::new(packed::Weights::new(&packed, 0, None), tokens, &mut found);
             matmul_packed(exec, &activations, &[of_packed]);
             let of_ggml = product.by_ggml(&ggml, Layout::File, 2);
 

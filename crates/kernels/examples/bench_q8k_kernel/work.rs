@@ -3,7 +3,7 @@
 use crate::kernels::{Activations, Block, Form, Kernel, Rows};
 use hurtle_kernels::activations::QuantizedActivations;
 use hurtle_kernels::matmul::Matrix;
-use hurtle_kernels::packed::{Books, PackedMatrix, Product, matmul_packed};
+use hurtle_kernels::packed::{self, Books, PackedMatrix, Product, matmul_packed};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_quant::WeightType;
 use memmap2::MmapMut;
@@ -150,7 +150,11 @@ pub(crate) fn multiply_packed(
     x: &QuantizedActivations,
     out: &mut [f32],
 ) {
-    matmul_packed(exec, x, &[Product::new(matrix, 0, 0..x.n_tokens(), None, out)]);
+    matmul_packed(
+        exec,
+        x,
+        &[Product::new(packed::Weights::new(matrix, 0, None), 0..x.n_tokens(), out)],
+    );
 }
 
 impl Weights {

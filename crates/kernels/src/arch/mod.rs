@@ -119,6 +119,8 @@ pub(crate) trait IntLanes: Copy {
     type Sums: Copy;
     /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
     const LIMIT: usize;
+    /// Whether sums are of 16 bits, and have [`start_sums`](Self::start_sums).
+    const SHORT_SUMS: bool = false;
     unsafe fn load(line: &Line) -> Self;
     unsafe fn load_dwords(dwords: &[u32; LANES]) -> Self;
     unsafe fn store(self, line: &mut Line);
@@ -165,6 +167,13 @@ pub(crate) trait IntLanes: Copy {
     }
     /// No products yet.
     unsafe fn no_sums() -> Self::Sums;
+    /// What sums of 16 bits start with where bytes are stored `32 >> shift` higher than they are, for activations
+    /// with these `starts`. Sums wrap around, so the bytes as they are have to keep to the limit, no matter how
+    /// they are stored.
+    #[inline(always)]
+    unsafe fn start_sums(_starts: u32, _shift: i32) -> Self::Sums {
+        unreachable!("only sums of 16 bits start low");
+    }
     /// Adds sums of products.
     unsafe fn add_sums(self, sums: Self::Sums) -> Self;
     /// Byte `i < 4` of each lane, with its sign, in the form that [`add_scaled`](Self::add_scaled)

@@ -140,6 +140,17 @@ macro_rules! ymm_pair_sums {
         type Sums = Self;
         // A pair of products with activations of at most 127 stays below 2^15.
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
+        const SHORT_SUMS: bool = true;
+
+        #[inline(always)]
+        unsafe fn start_sums(starts: u32, shift: i32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let starts = _mm256_set1_epi32(starts as i32);
+                let starts = _mm256_sra_epi16(starts, _mm_cvtsi32_si128(shift));
+                Self(starts, starts)
+            }
+        }
 
         #[inline(always)]
         unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
@@ -197,7 +208,16 @@ macro_rules! zmm_pair_sums {
     () => {
         type Sums = Self;
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
+        const SHORT_SUMS: bool = true;
 
+        #[inline(always)]
+        unsafe fn start_sums(starts: u32, shift: i32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let starts = _mm512_set1_epi32(starts as i32);
+                Self(_mm512_sra_epi16(starts, _mm_cvtsi32_si128(shift)))
+            }
+        }
         #[inline(always)]
         unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
             // SAFETY: see `load`.

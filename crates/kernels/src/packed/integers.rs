@@ -169,7 +169,13 @@ impl<W: ScaledIntegers> Kernel for Integers<W> {
                     super_blocks::store_excess(scales, q, &mut excess);
                 }
                 Self::factors::<L>(block, &mut factors);
-                super_blocks::add_finished::<L, Self, T>(products, &excess, &factors, x, &mut sums);
+                super_blocks::add_finished::<L, Self, T>(
+                    products,
+                    Some(&excess),
+                    &factors,
+                    x,
+                    &mut sums,
+                );
             }
             for t in 0..T {
                 out[t] = sums[t].to_array();

@@ -22,6 +22,7 @@ mod affine;
 mod blocks;
 mod coded;
 mod floats;
+mod gated;
 mod integers;
 mod iq4_xs;
 mod nvfp4;
@@ -30,6 +31,8 @@ pub(crate) mod super_blocks;
 pub(crate) mod swept;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod tiles;
+
+pub use gated::{matmul_gated, multiplies_gated};
 
 use crate::activations::{Form, QuantizedActivations};
 use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
@@ -503,6 +506,11 @@ impl PackedMatrix {
         if isa.has_tiles() { isa.name() } else { dispatch_int!(isa, lanes_name()) }
     }
 
+    /// Panels of a matrix.
+    fn n_panels(&self) -> usize {
+        self.n_rows.div_ceil(PANEL_ROWS)
+    }
+
     /// The lines of panel `panel` of matrix `part`.
     fn panel(&self, part: usize, panel: usize) -> &[Line] {
         self.panels(part, panel, 1)
@@ -510,7 +518,7 @@ impl PackedMatrix {
 
     /// The lines of `n` panels of matrix `part`, from panel `first` on.
     fn panels(&self, part: usize, first: usize, n: usize) -> &[Line] {
-        let first = part * self.n_rows.div_ceil(PANEL_ROWS) + first;
+        let first = part * self.n_panels() + first;
         &self.lines[first * self.panel_lines..][..n * self.panel_lines]
     }
 }
@@ -535,66 +543,83 @@ fn pack_panel<K: Kernel>(matrix: &Matrix<'_>, rows: Range<usize>, mut lines: &mu
     }
 }
 
-/// One of several products that share their activations.
-pub struct Product<'a> {
-    weights: &'a PackedMatrix,
+/// A matrix of some, and what is added to its products.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a> {
+    matrix: &'a PackedMatrix,
     part: usize,
-    tokens: Range<usize>,
     bias: Option<&'a [f32]>,
-    out: Shared<'a, f32>,
 }
 
-impl<'a> Product<'a> {
-    /// `out[token, row] = weights[part][row] · x[token] + bias[row]` for the tokens `tokens` of the
-    /// activations; `out` is `[tokens.len(), n_rows]`.
+impl<'a> Weights<'a> {
+    /// Matrix `part`, and `bias` for its rows.
     ///
     /// # Panics
-    /// If there is no such part, or a length does not fit.
-    pub fn new(
-        weights: &'a PackedMatrix,
-        part: usize,
-        tokens: Range<usize>,
-        bias: Option<&'a [f32]>,
-        out: &'a mut [f32],
-    ) -> Self {
-        assert!(part < weights.n_parts, "part {part} of {}", weights.n_parts);
-        assert_eq!(out.len(), tokens.len() * weights.n_rows, "output");
-        assert!(bias.is_none_or(|bias| bias.len() == weights.n_rows), "bias");
-        Self { weights, part, tokens, bias, out: Shared::new(out) }
+    /// If there is no such part, or the bias has another length.
+    pub fn new(matrix: &'a PackedMatrix, part: usize, bias: Option<&'a [f32]>) -> Self {
+        assert!(part < matrix.n_parts, "part {part} of {}", matrix.n_parts);
+        assert!(bias.is_none_or(|bias| bias.len() == matrix.n_rows), "bias");
+        Self { matrix, part, bias }
     }
 
     /// The activations, in the form that the weights meet.
     fn activations<'x, K: Kernel>(&self, x: &'x QuantizedActivations) -> &'x [K::Activations] {
         let blocks = K::activations(x);
-        let n_blocks = self.weights.n_cols / K::LEN;
-        assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {}", self.weights.ty);
+        let n_blocks = self.matrix.n_cols / K::LEN;
+        assert_eq!(blocks.len(), x.n_tokens() * n_blocks, "activations for {}", self.matrix.ty);
         blocks
     }
 
-    /// Writes the results of a panel for a token, with the bias.
-    ///
-    /// # Safety
-    /// No other thread writes those of this panel.
+    /// Writes the results of a panel, with the bias, to `out`, which is shorter behind the last row.
     #[inline(always)]
-    unsafe fn write(&self, panel: usize, token: usize, dots: &[f32; LANES]) {
-        let n_rows = self.weights.n_rows;
-        let first = panel * PANEL_ROWS;
-        let rows = PANEL_ROWS.min(n_rows - first);
-        // SAFETY: a panel's rows have outputs of their own in each token.
-        let out = unsafe { self.out.range((token - self.tokens.start) * n_rows + first, rows) };
+    fn write(&self, panel: usize, dots: &[f32; LANES], out: &mut [f32]) {
         match (self.bias, out.first_chunk_mut::<PANEL_ROWS>()) {
             (None, Some(out)) => *out = *dots,
-            (None, None) => out.copy_from_slice(&dots[..rows]),
+            (None, None) => out.copy_from_slice(&dots[..out.len()]),
             (Some(bias), _) => {
-                for ((out, dot), bias) in out.iter_mut().zip(dots).zip(&bias[first..]) {
+                let bias = &bias[panel * PANEL_ROWS..];
+                for ((out, dot), bias) in out.iter_mut().zip(dots).zip(bias) {
                     *out = dot + bias;
                 }
             }
         }
     }
+}
+
+/// One of several products that share their activations.
+pub struct Product<'a> {
+    weights: Weights<'a>,
+    tokens: Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl<'a> Product<'a> {
+    /// `out[token, row] = weights[row] · x[token] + bias[row]` for the tokens `tokens` of the activations;
+    /// `out` is `[tokens.len(), n_rows]`.
+    ///
+    /// # Panics
+    /// If the length does not fit.
+    pub fn new(weights: Weights<'a>, tokens: Range<usize>, out: &'a mut [f32]) -> Self {
+        assert_eq!(out.len(), tokens.len() * weights.matrix.n_rows, "output");
+        Self { weights, tokens, out: Shared::new(out) }
+    }
+
+    /// Writes the results of a panel for a token.
+    ///
+    /// # Safety
+    /// No other thread writes those of this panel.
+    #[inline(always)]
+    unsafe fn write(&self, panel: usize, token: usize, dots: &[f32; LANES]) {
+        let n_rows = self.weights.matrix.n_rows;
+        let first = panel * PANEL_ROWS;
+        let at = (token - self.tokens.start) * n_rows + first;
+        // SAFETY: a panel's rows have outputs of their own in each token.
+        let out = unsafe { self.out.range(at, PANEL_ROWS.min(n_rows - first)) };
+        self.weights.write(panel, dots, out);
+    }
 
     fn n_panels(&self) -> usize {
-        if self.tokens.is_empty() { 0 } else { self.weights.n_rows.div_ceil(PANEL_ROWS) }
+        if self.tokens.is_empty() { 0 } else { self.weights.matrix.n_panels() }
     }
 }
 
@@ -608,7 +633,7 @@ impl<'a> Product<'a> {
 pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Product<'_>]) {
     let mut n_panels = 0;
     for product in products {
-        assert_eq!(x.n_cols(), product.weights.n_cols, "columns");
+        assert_eq!(x.n_cols(), product.weights.matrix.n_cols, "columns");
         assert!(product.tokens.end <= x.n_tokens(), "tokens");
         n_panels += product.n_panels();
     }
@@ -619,34 +644,56 @@ pub fn matmul_packed(exec: Exec<'_>, x: &QuantizedActivations, products: &[Produ
             let last = first + product.n_panels();
             let (start, end) = (taken.start.max(first), taken.end.min(last));
             if start < end {
-                let PackedMatrix { ty, books, .. } = *product.weights;
-                let panels = start - first..end - first;
-                let done = with_kernel!(ty, books, K =>
-                    some_panels::<K>(exec, product, panels, x, worker));
-                done.expect("packed matrices have a kernel");
+                let task = Task { weights: product.weights, panels: start - first..end - first };
+                task.run(exec, x, product.tokens.clone(), worker, |panel, token, dots| {
+                    // SAFETY: each panel is visited by one thread.
+                    unsafe { product.write(panel, token, dots) }
+                });
             }
             first = last;
         }
     });
 }
 
-/// Some panels of a product, in the way that suits the number of tokens.
-fn some_panels<K: Kernel>(
-    exec: Exec<'_>,
-    product: &Product<'_>,
+/// Some panels of weights for one thread.
+struct Task<'a> {
+    weights: Weights<'a>,
     panels: Range<usize>,
-    x: &QuantizedActivations,
-    worker: &mut Worker,
-) {
-    match way::<K>(exec.isa, product.tokens.len()) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Way::Tiles => {
-            let multiply = K::TILES.expect("a type that goes this way");
-            // SAFETY: the way proves that the processor has them.
-            unsafe { panels_by_tiles::<K>(exec, product, panels, x, multiply, worker) };
+}
+
+impl Task<'_> {
+    /// The products with tokens `tokens` of `x`, in the way that suits their number: `out(panel, token, rows)`.
+    fn run(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        worker: &mut Worker,
+        out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        let PackedMatrix { ty, books, .. } = *self.weights.matrix;
+        let done = with_kernel!(ty, books, K => self.run_as::<K>(exec, x, tokens, worker, out));
+        done.expect("packed matrices have a kernel");
+    }
+
+    fn run_as<K: Kernel>(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        worker: &mut Worker,
+        out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        match way::<K>(exec.isa, tokens.len()) {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Way::Tiles => {
+                let multiply = K::TILES.expect("a type that goes this way");
+                // SAFETY: the way proves that the processor has them.
+                unsafe { self.by_tiles::<K>(exec, x, tokens, multiply, worker, out) };
+            }
+            Way::Unpacked => self.by_vectors::<K>(exec, x, tokens, worker, out),
+            _ => self.as_packed::<K>(exec, x, tokens, out),
         }
-        Way::Unpacked => panels_by_vectors::<K>(exec, product, panels, x, worker),
-        _ => panels_as::<K>(exec, product, panels, x),
     }
 }
 
@@ -660,128 +707,135 @@ fn way<K: Kernel>(isa: Isa, n_tokens: usize) -> Way {
     if K::UNPACKED > 0 && n_tokens >= from { Way::Unpacked } else { Way::Packed }
 }
 
-/// Some panels of a product, as they come.
-fn panels_as<K: Kernel>(
-    exec: Exec<'_>,
-    product: &Product<'_>,
-    panels: Range<usize>,
-    x: &QuantizedActivations,
-) {
-    let Product { weights, part, ref tokens, .. } = *product;
-    let blocks = product.activations::<K>(x);
-    // A prompt has too many activations to read them all for every panel, so some panels and some
-    // tokens, a quarter of L2 each, meet there. A whole number of tiles each time.
-    let in_cache = exec.pool.caches().l2 / 4;
-    let token_bytes = weights.n_cols / K::LEN * size_of::<K::Activations>();
-    let panel_bytes = weights.panel_lines * size_of::<Line>();
-    let group = (in_cache / token_bytes).next_multiple_of(8).max(8);
-    let few_panels = (in_cache / panel_bytes.max(1)).max(1);
-    for first in panels.clone().step_by(few_panels) {
-        for token in tokens.clone().step_by(group) {
-            for panel in first..panels.end.min(first + few_panels) {
-                let group = token..tokens.end.min(token + group);
-                let mut write = |token: usize, dots: &[f32; LANES]| {
-                    // SAFETY: each panel is visited by one thread.
-                    unsafe { product.write(panel, token, dots) }
-                };
-                let (lines, n_tokens) = (weights.panel(part, panel), x.n_tokens());
-                dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut write));
+impl Task<'_> {
+    /// As the weights come from memory.
+    fn as_packed<K: Kernel>(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        mut out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        let Weights { matrix, part, .. } = self.weights;
+        let blocks = self.weights.activations::<K>(x);
+        // A prompt has too many activations to read them all for every panel, so some panels and some
+        // tokens, a quarter of L2 each, meet there. A whole number of tiles each time.
+        let in_cache = exec.pool.caches().l2 / 4;
+        let token_bytes = matrix.n_cols / K::LEN * size_of::<K::Activations>();
+        let panel_bytes = matrix.panel_lines * size_of::<Line>();
+        let group = (in_cache / token_bytes).next_multiple_of(8).max(8);
+        let few_panels = (in_cache / panel_bytes.max(1)).max(1);
+        for first in self.panels.clone().step_by(few_panels) {
+            for token in tokens.clone().step_by(group) {
+                for panel in first..self.panels.end.min(first + few_panels) {
+                    let group = token..tokens.end.min(token + group);
+                    let mut out = |token: usize, dots: &[f32; LANES]| out(panel, token, dots);
+                    let (lines, n_tokens) = (matrix.panel(part, panel), x.n_tokens());
+                    dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut out));
+                }
             }
         }
     }
-}
 
-/// Some panels of a product, by tiles.
-///
-/// # Safety
-/// The instructions of `multiply` are present.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-unsafe fn panels_by_tiles<K: Kernel>(
-    exec: Exec<'_>,
-    product: &Product<'_>,
-    panels: Range<usize>,
-    x: &QuantizedActivations,
-    multiply: MultiplyTiles<K::Activations>,
-    worker: &mut Worker,
-) {
-    unpacked_panels::<K>(
-        exec,
-        product,
-        panels,
-        x,
-        worker,
-        Blocking { few: 64, panels: 8, buffer_lines: tiles::buffer_lines },
-        |lines, n_panels, x, n_tokens, tokens, buffer, out| {
-            // SAFETY: the caller has the instructions.
-            unsafe { multiply(lines, n_panels, x, n_tokens, tokens, buffer, out) }
-        },
-    );
-}
+    /// By tiles.
+    ///
+    /// # Safety
+    /// The instructions of `multiply` are present.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    unsafe fn by_tiles<K: Kernel>(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        multiply: MultiplyTiles<K::Activations>,
+        worker: &mut Worker,
+        out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        let blocking = Blocking { few: 64, panels: 8, buffer_lines: tiles::buffer_lines };
+        self.unpacked::<K>(
+            exec,
+            x,
+            tokens,
+            worker,
+            blocking,
+            |lines, n_panels, x, n_tokens, tokens, buffer, out| {
+                // SAFETY: the caller has the instructions.
+                unsafe { multiply(lines, n_panels, x, n_tokens, tokens, buffer, out) }
+            },
+            out,
+        );
+    }
 
-/// Some panels of a product with many tokens, by vectors.
-fn panels_by_vectors<K: Kernel>(
-    exec: Exec<'_>,
-    product: &Product<'_>,
-    panels: Range<usize>,
-    x: &QuantizedActivations,
-    worker: &mut Worker,
-) {
-    unpacked_panels::<K>(
-        exec,
-        product,
-        panels,
-        x,
-        worker,
-        Blocking { few: 32, panels: 4, buffer_lines: swept::buffer_lines::<K> },
-        |lines, n_panels, x, n_tokens, tokens, buffer, out| {
-            dispatch_int!(exec.isa, sweep[K](lines, n_panels, x, n_tokens, tokens, buffer, out));
-        },
-    );
-}
+    /// Unpacked, by vectors.
+    fn by_vectors<K: Kernel>(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        worker: &mut Worker,
+        out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        let blocking = Blocking { few: 32, panels: 4, buffer_lines: swept::buffer_lines::<K> };
+        self.unpacked::<K>(
+            exec,
+            x,
+            tokens,
+            worker,
+            blocking,
+            |lines, n_panels, x, n_tokens, tokens, buffer, out| {
+                dispatch_int!(
+                    exec.isa,
+                    sweep[K](lines, n_panels, x, n_tokens, tokens, buffer, out)
+                );
+            },
+            out,
+        );
+    }
 
-/// Some panels of a product, a few at a time, whose weights `multiply` unpacks.
-fn unpacked_panels<K: Kernel>(
-    exec: Exec<'_>,
-    product: &Product<'_>,
-    panels: Range<usize>,
-    x: &QuantizedActivations,
-    worker: &mut Worker,
-    blocking: Blocking,
-    multiply: impl Fn(
-        &[Line],
-        usize,
-        &[K::Activations],
-        usize,
-        Range<usize>,
-        &mut [Line],
-        &mut dyn FnMut(usize, usize, &[f32; LANES]),
-    ),
-) {
-    let Product { weights, part, ref tokens, .. } = *product;
-    let blocks = product.activations::<K>(x);
-    let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
-    let steps = panels.len().div_ceil(at_once).max(1);
-    let n_panels = panels.len().div_ceil(steps);
-    let n_tokens = blocking.tokens::<K>(exec.pool.caches(), n_panels);
-    for first in panels.clone().step_by(n_panels.max(1)) {
-        let n_panels = n_panels.min(panels.end - first);
-        for token in tokens.clone().step_by(n_tokens) {
-            let group = token..tokens.end.min(token + n_tokens);
-            let scratch = worker.scratch((blocking.buffer_lines)(n_panels, group.len()) * LANES);
-            let buffer = bytemuck::cast_slice_mut::<f32, Line>(scratch);
-            let lines = weights.panels(part, first, n_panels);
-            multiply(
-                lines,
-                n_panels,
-                blocks,
-                x.n_tokens(),
-                group,
-                buffer,
-                &mut |p, token, dots| {
-                    // SAFETY: each panel is visited by one thread.
-                    unsafe { product.write(first + p, token, dots) }
-                },
-            );
+    /// A few panels at a time, whose weights `multiply` unpacks.
+    #[expect(clippy::too_many_arguments, reason = "what to multiply, with what, how, and where to")]
+    fn unpacked<K: Kernel>(
+        &self,
+        exec: Exec<'_>,
+        x: &QuantizedActivations,
+        tokens: Range<usize>,
+        worker: &mut Worker,
+        blocking: Blocking,
+        multiply: impl Fn(
+            &[Line],
+            usize,
+            &[K::Activations],
+            usize,
+            Range<usize>,
+            &mut [Line],
+            &mut dyn FnMut(usize, usize, &[f32; LANES]),
+        ),
+        mut out: impl FnMut(usize, usize, &[f32; LANES]),
+    ) {
+        let Self { weights, ref panels } = *self;
+        let blocks = weights.activations::<K>(x);
+        let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
+        let steps = panels.len().div_ceil(at_once).max(1);
+        let n_panels = panels.len().div_ceil(steps);
+        let n_tokens = blocking.tokens::<K>(exec.pool.caches(), n_panels);
+        for first in panels.clone().step_by(n_panels.max(1)) {
+            let n_panels = n_panels.min(panels.end - first);
+            for token in tokens.clone().step_by(n_tokens) {
+                let group = token..tokens.end.min(token + n_tokens);
+                let scratch =
+                    worker.scratch((blocking.buffer_lines)(n_panels, group.len()) * LANES);
+                let buffer = bytemuck::cast_slice_mut::<f32, Line>(scratch);
+                let lines = weights.matrix.panels(weights.part, first, n_panels);
+                multiply(
+                    lines,
+                    n_panels,
+                    blocks,
+                    x.n_tokens(),
+                    group,
+                    buffer,
+                    &mut |p, token, dots| out(first + p, token, dots),
+                );
+            }
         }
     }
 }

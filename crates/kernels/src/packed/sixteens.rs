@@ -258,12 +258,13 @@ impl<W: Type> Kernel for Sixteens<W> {
                 let mut products = [L::splat(0); T];
                 // Sums of the activations, times minima or scales.
                 let mut offsets = [L::splat(0); T];
+                let low = super_blocks::starts_low::<L>(W::OFFSET, Some(W::MAX), 4);
                 // Dots that sums have room for.
-                let room = (L::LIMIT / W::MAX).min(4);
+                let room = if low { 4 } else { (L::LIMIT / W::MAX).min(4) };
                 // With one token, groups G and G + 4 share their lines.
                 let at_once = if T == 1 { 2 } else { 1 };
                 for h in 0..2 {
-                    for q in 2 * h..2 * h + 2 {
+                    for q in if low { 0..0 } else { 2 * h..2 * h + 2 } {
                         let factors = W::factors::<L>(header, q).halves();
                         for t in 0..T {
                             let sums = &x[t].sums[2 * q..2 * q + 2];
@@ -281,6 +282,12 @@ impl<W: Type> Kernel for Sixteens<W> {
                                 scale[1] = scales[1].scale(G % 4);
                             }
                             let mut dots = [[L::no_sums(); T]; 2];
+                            if low {
+                                for j in 0..at_once {
+                                    let g = 8 * h + G + 4 * j;
+                                    dots[j] = super_blocks::low_sums::<L, T>(W::OFFSET, x, g);
+                                }
+                            }
                             for i in 0..4 {
                                 for j in 0..at_once {
                                     let g = G + 4 * j;
@@ -313,8 +320,11 @@ impl<W: Type> Kernel for Sixteens<W> {
                         xd.mul(d.mul(products[t].to_floats()).add(offset))
                     } else {
                         let d = L::Floats::load(bytemuck::cast_slice(&header[0].0));
-                        let excess = offsets[t].mul(L::splat(-W::OFFSET));
-                        xd.mul(d).mul(products[t].add(excess).to_floats())
+                        let mut products = products[t];
+                        if !low {
+                            products = products.add(offsets[t].mul(L::splat(-W::OFFSET)));
+                        }
+                        xd.mul(d).mul(products.to_floats())
                     };
                     sums[t] = sums[t].add(value);
                 }

@@ -68,9 +68,35 @@ const fn n_groups<K: SuperBlocks>() -> usize {
     QUANT_LINES / K::GROUP_LINES
 }
 
+/// Whether quants are stored higher than they are, and their sums start so much lower that nothing has to come
+/// off at the end: 16-bit sums hold the products of a whole group then, since quants as they are are smaller.
+#[inline(always)]
+pub(super) const fn starts_low<L: IntLanes>(
+    offset: i32,
+    max: Option<usize>,
+    group_lines: usize,
+) -> bool {
+    let Some(max) = max else { return false };
+    let offset = offset as usize;
+    let largest = if offset > max - offset { offset } else { max - offset };
+    L::SHORT_SUMS && offset > 0 && offset <= 32 && group_lines == 4 && 4 * largest <= L::LIMIT
+}
+
+/// The sums of each token that quants `OFFSET` higher than they are start with in group `g` of 16.
+#[inline(always)]
+pub(super) unsafe fn low_sums<L: IntLanes, const T: usize>(
+    offset: i32,
+    x: &[SuperBlock; T],
+    g: usize,
+) -> [L::Sums; T] {
+    // SAFETY: the caller has the lanes' instruction set.
+    std::array::from_fn(|t| unsafe { L::start_sums(x[t].starts[g], 5 - offset.ilog2() as i32) })
+}
+
 /// Whether sums of stored quants have an excess that comes off at the end.
-const fn has_excess<K: SuperBlocks>() -> bool {
-    K::OFFSET != 0 && K::MAX.is_some()
+#[inline(always)]
+const fn has_excess<L: IntLanes, K: SuperBlocks>() -> bool {
+    K::OFFSET != 0 && K::MAX.is_some() && !starts_low::<L>(K::OFFSET, K::MAX, K::GROUP_LINES)
 }
 
 /// See [`Kernel::unpack`]; `block` is header and quants.
@@ -90,7 +116,7 @@ pub(crate) unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mu
                 let scale = if K::MAX.is_some() { bytes.scale(i) } else { lanes() };
                 scale.store(&mut scales[4 * q + i]);
             }
-            if has_excess::<K>() {
+            if has_excess::<L, K>() {
                 store_excess(bytes, q, excess);
             }
         }
@@ -136,9 +162,10 @@ pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
                 }
                 continue;
             };
+            let low = starts_low::<L>(K::OFFSET, K::MAX, K::GROUP_LINES);
             // Dots that sums have room for.
-            let room = (L::LIMIT / max).min(K::GROUP_LINES);
-            let mut dots = [L::no_sums(); T];
+            let room = if low { K::GROUP_LINES } else { (L::LIMIT / max).min(K::GROUP_LINES) };
+            let mut dots = if low { low_sums::<L, T>(K::OFFSET, x, g) } else { [L::no_sums(); T] };
             unroll8!(I => {
                 if I < K::GROUP_LINES {
                     let w = L::load(&lines[I]);
@@ -156,6 +183,7 @@ pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
             });
         }
         let factors = factors.first_chunk().expect("an unpacked super-block");
+        let excess = has_excess::<L, K>().then_some(excess);
         add_finished::<L, K, T>(products, excess, factors, x, sums);
     }
 }
@@ -171,18 +199,19 @@ pub(crate) unsafe fn store_excess<L: IntLanes>(scales: L, q: usize, excess: &mut
     }
 }
 
-/// Adds a super-block to the results, given its products with stored quants.
+/// Adds a super-block to the results, given its products with quants as they are, or as they are stored and the
+/// scales that what is too much comes off by.
 #[inline(always)]
 pub(crate) unsafe fn add_finished<L: IntLanes, K: SuperBlocks, const T: usize>(
     mut products: [L; T],
-    excess: &[Line],
+    excess: Option<&[Line]>,
     factors: &Factors,
     x: &[SuperBlock; T],
     sums: &mut [L::Floats; T],
 ) {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        if has_excess::<K>() {
+        if let Some(excess) = excess {
             for t in 0..T {
                 let mut sum = L::splat(0);
                 for (i, scales) in excess[..n_groups::<K>() / 2].iter().enumerate() {

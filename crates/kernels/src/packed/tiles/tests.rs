@@ -6,10 +6,8 @@ use crate::arch::amx::{self, Amx};
 use crate::arch::{scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
-use crate::packed::{Books, MOST_TOKENS, MultiplyTiles, PackedMatrix, Product};
-use crate::packed::{
-    affine, blocks, coded, integers, iq4_xs, matmul_packed, panels_by_tiles, sixteens,
-};
+use crate::packed::{Books, MOST_TOKENS, MultiplyTiles, PackedMatrix, Product, Task, Weights};
+use crate::packed::{affine, blocks, coded, integers, iq4_xs, matmul_packed, sixteens};
 use crate::{Exec, Isa, Pool, Worker};
 use hurtle_quant::WeightType as T;
 
@@ -122,7 +120,11 @@ impl Case {
         let mut x = QuantizedActivations::new();
         x.quantize(exec, &self.x, [&weights]);
         let mut expected = vec![f32::NAN; tokens.len() * self.n_rows];
-        matmul_packed(exec, &x, &[Product::new(&weights, 0, tokens.clone(), None, &mut expected)]);
+        matmul_packed(
+            exec,
+            &x,
+            &[Product::new(Weights::new(&weights, 0, None), tokens.clone(), &mut expected)],
+        );
 
         for isa in Isa::available() {
             let multiply: MultiplyTiles<K::Activations> = match isa.level() {
@@ -132,12 +134,20 @@ impl Case {
                 _ => continue,
             };
             let mut found = vec![f32::NAN; expected.len()];
-            let product = Product::new(&weights, 0, tokens.clone(), None, &mut found);
-            let panels = 0..product.n_panels();
+            let weights = Weights::new(&weights, 0, None);
+            let task = Task { weights, panels: 0..self.n_rows.div_ceil(PANEL_ROWS) };
+            let product = Product::new(weights, tokens.clone(), &mut found);
             let mut worker = Worker::default();
-            // SAFETY: the lanes are available; the tiles are, or are emulated.
+            // SAFETY: the lanes are available; the tiles are, or are emulated. One thread writes.
             unsafe {
-                panels_by_tiles::<K>(exec, &product, panels, &x, multiply, &mut worker);
+                task.by_tiles::<K>(
+                    exec,
+                    &x,
+                    tokens.clone(),
+                    multiply,
+                    &mut worker,
+                    |panel, token, dots| product.write(panel, token, dots),
+                );
             }
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
