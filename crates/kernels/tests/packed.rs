@@ -522,7 +522,6 @@ fn gated_products_are_those_of_each_matrix() {
                 let products = [(weights[0], &mut *gates), (weights[1], &mut *ups)]
                     .map(|(weights, out)| Product::new(weights, 0..n_tokens, out));
                 matmul_packed(exec(1), &quantized, &products);
-                drop(products);
                 let mut activations = QuantizedActivations::new();
                 activations.quantize_gated(exec(1), Activation::Silu, gates, ups, &down);
                 let mut expected = vec![f32::NAN; n_tokens * 40];
