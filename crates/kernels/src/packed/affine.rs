@@ -99,9 +99,9 @@ impl<Q: Quants> Kernel for Affine<Q> {
     // Zen 5, Gop/s of 2 threads as it comes and unpacked: Q4_K 1273 and 1205 with 128 tokens; Q5_K 1076 and
     // 1003 with 64, 1100 and 1185 with 128.
     const FROM: usize = if Q::HIGH_LINES > 0 { 128 } else { usize::MAX };
-    // Gop/s of one thread as it comes, and unpacked with 16, 24, 32 and 64 tokens: Q4_K 176, and 138, 156, 166,
-    // 188; Q5_K 103, and 116, 132, 144, 170.
-    const FROM_OF_16: usize = if Q::HIGH_LINES > 0 { 16 } else { 40 };
+    // As it comes, and unpacked with 8, 12, 16 and 32 tokens: Q4_K 175 to 181, and 150, 171, 183, 198; Q5_K 105, and
+    // 121, 144, 156, 177.
+    const FROM_OF_16: usize = if Q::HIGH_LINES > 0 { 8 } else { 16 };
 
     fn activations(x: &QuantizedActivations) -> &[SuperBlock] {
         x.super_blocks()

@@ -41,6 +41,10 @@ pub(crate) trait Quants {
     const LINES: usize;
     /// The largest stored quant, if it is small. `None`: they are signed bytes, stored 128 higher.
     const MAX: Option<usize>;
+    /// See [`Kernel::FROM_OF_16`]. As it comes, and unpacked with 12, 16, 32 and 48 tokens: Q8_0 98, and 88, 92, 96, 96;
+    /// Q4_0 179, and 160, 163, 174, 176; Q4_1 170, and 154, 157, 167, 171; Q1_0 189, and 163, 168, 177, 179; Q2_0 182,
+    /// and 163, 165, 176, 177.
+    const FROM_OF_16: usize = 48;
 
     /// Packs `high` (fifth bits, or nothing) and `low` (the other bits).
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]);
@@ -124,6 +128,8 @@ pub(crate) struct FiveBits;
 impl Quants for FiveBits {
     const LINES: usize = 5;
     const MAX: Option<usize> = Some(31);
+    /// With 8, 12 and 16 tokens: Q5_0 138, and 135, 146, 155; Q5_1 135, and 130, 148, 151.
+    const FROM_OF_16: usize = 12;
 
     fn pack(high: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         let bits = high.first_chunk().map_or(0, |high| u32::from_le_bytes(*high));
@@ -201,6 +207,8 @@ pub(crate) struct Indices<T>(T);
 impl<V: Levels> Quants for Indices<V> {
     const LINES: usize = 4;
     const MAX: Option<usize> = V::MAX;
+    /// With 8, 12 and 16 tokens: IQ4_NL 89, and 89, 93, 93; MXFP4 150, and 143, 154, 161.
+    const FROM_OF_16: usize = 12;
 
     fn pack(_: &[u8], low: &[u8], row: usize, lines: &mut [Line]) {
         FourBits::pack(&[], low, row, lines);
@@ -428,10 +436,7 @@ impl<W: Type> Kernel for Blocks<W> {
     const TILES: Option<super::MultiplyTiles<Block>> =
         Some(crate::arch::x86_64::avx512vnni::multiply_tiles::<Self, crate::arch::amx::Amx>);
     const UNPACKED: usize = UNPACKED;
-    // Gop/s of one thread as it comes, and unpacked with 16, 24, 32 and 64 tokens: Q8_0 93, and 75, 80, 84, 92;
-    // Q4_0 168, and 146, 157, 162, 170; Q4_1 161, and 136, 149, 150, 163; Q5_0 139, and 133, 145, 148, 161; Q5_1 136,
-    // and 134, 146, 148, 156; IQ4_NL 88, and 83, 89, 91, 94; MXFP4 146, and 144, 153, 153, 163.
-    const FROM_OF_16: usize = 48;
+    const FROM_OF_16: usize = W::Quants::FROM_OF_16;
 
     fn activations(x: &QuantizedActivations) -> &[Block] {
         x.blocks()

@@ -65,9 +65,11 @@ pub fn matmul_gated(
             worker.with_results(2 * tokens.len() * ROWS, |results, worker| {
                 let (gates, ups) = results.split_at_mut(tokens.len() * ROWS);
                 for (weights, results) in [(gate, &mut *gates), (up, &mut *ups)] {
-                    let task = Task { weights, panels: panels.clone() };
-                    task.run(exec, x, tokens.clone(), worker, |panel, token, dots| {
-                        let at = (token - tokens.start) * ROWS + panel * PANEL_ROWS - first;
+                    let (tokens, panels) = (tokens.clone(), panels.clone());
+                    let first_token = tokens.start;
+                    let task = Task { exec, x, tokens, weights, panels };
+                    task.run(worker, |panel, token, dots| {
+                        let at = (token - first_token) * ROWS + panel * PANEL_ROWS - first;
                         let rows = PANEL_ROWS.min(n_rows - panel * PANEL_ROWS);
                         weights.write(panel, dots, &mut results[at..at + rows]);
                     });

@@ -41,9 +41,9 @@ pub(crate) trait Type {
     /// See [`Kernel::FROM`]. Zen 5, Gop/s of 2 threads as it comes and unpacked: Q2_K 777 and 901, Q3_K 445
     /// and 718 with 16 tokens; Q6_K 679 and 503 with 16, 713 and 711 with 32, 690 and 854 with 64.
     const FROM: usize;
-    /// See [`Kernel::FROM_OF_16`]. Gop/s of one thread as it comes, and unpacked with 16, 24, 32 and 64 tokens:
-    /// Q2_K 143, and 145, 150, 153, 156; Q3_K 110, and 130, 145, 150, 165; Q6_K 105, and 98, 107, 123, 140.
-    const FROM_OF_16: usize = 16;
+    /// See [`Kernel::FROM_OF_16`]. As it comes, and unpacked with 8, 12 and 16 tokens: Q2_K 122 to 151, and 129, 141,
+    /// 148; Q3_K 116, and 115, 135, 145; Q6_K 127 to 140, and 107, 132, 147.
+    const FROM_OF_16: usize = 12;
 
     fn pack(
         block: &<Self::Weights as WeightBlock>::Bytes,
@@ -176,7 +176,6 @@ impl Type for TypeQ6K {
     const MAX: usize = 63;
     const MINIMA: bool = false;
     const FROM: usize = 32;
-    const FROM_OF_16: usize = 24;
 
     fn pack(bytes: &[u8; 210], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q6K::split(bytes);

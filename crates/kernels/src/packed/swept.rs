@@ -12,7 +12,7 @@
 //! The arithmetic is that of [`Kernel::tile`]: exact integers within a block, blocks added up in ascending
 //! order. So the bits are the same.
 
-use super::{Kernel, Tile, UNIT};
+use super::{Kernel, Next, Tile, UNIT};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
@@ -54,24 +54,24 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
         {
             for (b, to) in blocks.clone().zip(to.chunks_exact_mut(K::UNPACKED)) {
                 let lines = &panel[b / K::SHARE * (K::HEADER + K::SHARE * K::LINES)..];
-                let slot = b % K::SHARE;
                 // SAFETY: the caller has the lanes' instruction set.
-                unsafe {
-                    super::prefetch::<L>(&lines[slot * K::LINES..][..K::HEADER + K::LINES]);
-                    K::unpack::<L>(lines, slot, to);
-                }
+                unsafe { K::unpack::<L>(lines, b % K::SHARE, to) };
             }
         }
-        for (unit, results) in
-            unpacked.chunks_exact(unit_lines::<K>()).zip(results.chunks_exact_mut(n))
+        for (p, (unit, results)) in
+            unpacked.chunks_exact(unit_lines::<K>()).zip(results.chunks_exact_mut(n)).enumerate()
         {
+            let next = Next::behind::<K>(panels, n_panels, p, blocks.end, n_blocks);
             let mut t = 0;
             macro_rules! step {
                 ($tokens:literal) => {{
                     let x = Tile { blocks: x, n_tokens, first: tokens.start + t };
                     let results = results[t..].first_chunk_mut().expect("within the tokens");
                     // SAFETY: the caller has the lanes' instruction set.
-                    unsafe { add_unit::<L, K, $tokens>(unit, x, blocks.clone(), results) };
+                    unsafe {
+                        next.fetch::<L>(t..t + $tokens, n);
+                        add_unit::<L, K, $tokens>(unit, x, blocks.clone(), results);
+                    }
                     t += $tokens;
                 }};
             }

@@ -20,8 +20,7 @@
 //! by; the results so far wait in L2. Between the products, vectors turn the sums of the step before into
 //! results, since they would otherwise take as long again.
 
-use super::UNIT;
-use super::{Kernel, PANEL_ROWS};
+use super::{Kernel, Next, PANEL_ROWS, UNIT};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
@@ -236,7 +235,9 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Tiled, M: Tiles>(
                     configured = at_once;
                 }
                 for p in 0..n_panels {
+                    let next = Next::behind::<K>(panels, n_panels, p, blocks.end, n_blocks);
                     for t in near.clone().step_by(AT_ONCE) {
+                        next.fetch::<L>(t..t + at_once, n);
                         for (step, b) in blocks.clone().step_by(K::BLOCKS).enumerate() {
                             let weights = unpacked.add(p * unit_steps::<K>() + step);
                             let first_token = tokens.start + t;

@@ -17,8 +17,8 @@ use super::{Tiled, Tiles};
 use crate::activations::Block;
 use crate::arch::{IntLanes, Lanes};
 use crate::memory::Line;
+use crate::packed::Kernel;
 use crate::packed::blocks::{Blocks, QUANT_LINES, Type, UNPACKED};
-use crate::packed::{Kernel, prefetch};
 use std::mem::offset_of;
 
 impl<W: Type> Tiled for Blocks<W> {
@@ -27,14 +27,12 @@ impl<W: Type> Tiled for Blocks<W> {
     const PARTS: usize = 2;
     type Unpacked = [[Line; UNPACKED]; 2];
 
-    /// Fetches as many lines of those to come.
     #[inline(always)]
     unsafe fn unpack_block<L: IntLanes>(panel: &[Line], b: usize, to: &mut Self::Unpacked) {
         let lines = &panel[b / Self::SHARE * (Self::HEADER + Self::SHARE * Self::LINES)..];
         let (slot, to) = (b % Self::SHARE, &mut to[b % 2]);
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            prefetch::<L>(&lines[slot * Self::LINES..][..Self::HEADER + Self::LINES]);
             Self::unpack::<L>(lines, slot, to);
             if let Some(offset) = W::OFFSET {
                 let less = L::splat(i32::from_le_bytes([(-offset) as u8; 4]));

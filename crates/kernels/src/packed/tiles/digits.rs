@@ -10,7 +10,7 @@
 
 use super::{Tiled, Tiles};
 use crate::activations::SuperBlock;
-use crate::arch::{IntLanes, Lanes};
+use crate::arch::IntLanes;
 use crate::memory::Line;
 use crate::packed::super_blocks::{Factors, QUANT_LINES as DIGIT_LINES, SuperBlocks};
 use std::mem::offset_of;
@@ -74,14 +74,13 @@ impl<K: SuperBlocks> Tiled for K {
     }
 }
 
-/// Unpacks a super-block to digits, and fetches the one after the next of the panel.
+/// Unpacks a super-block to digits.
 #[inline(always)]
 unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut Unpacked) {
     let (high_lines, low_lines) = to.digits.split_at_mut(DIGIT_LINES);
     let n_groups = DIGIT_LINES / K::GROUP_LINES;
-    let ahead = block.as_ptr().wrapping_add(2 * block.len());
     let mut room = [Line([0; 64]); DIGIT_LINES];
-    // SAFETY: the caller has the lanes' instruction set; any address may be fetched.
+    // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         let opened = K::open::<L>(block, &mut room);
         K::factors::<L>(block, &mut to.factors);
@@ -93,9 +92,6 @@ unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut Unpacked)
         let (bias, excess) = (L::splat(0x2000_2000), L::splat(-0x3f3f_3f40));
         let offset = L::splat(-K::OFFSET & 0xffff).or(L::splat(-K::OFFSET << 16));
         for g in 0..n_groups {
-            for i in block.len() * g / n_groups..block.len() * (g + 1) / n_groups {
-                L::Floats::prefetch(ahead.wrapping_add(i).cast());
-            }
             let scale = K::scales::<L>(block, g / 4).scale_halves(g % 4);
             let start = bias.add_halves(scale.mul_halves(offset));
             for i in K::GROUP_LINES * g..K::GROUP_LINES * (g + 1) {

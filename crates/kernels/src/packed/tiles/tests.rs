@@ -135,19 +135,15 @@ impl Case {
             };
             let mut found = vec![f32::NAN; expected.len()];
             let weights = Weights::new(&weights, 0, None);
-            let task = Task { weights, panels: 0..self.n_rows.div_ceil(PANEL_ROWS) };
+            let panels = 0..self.n_rows.div_ceil(PANEL_ROWS);
+            let task = Task { exec, x: &x, tokens: tokens.clone(), weights, panels };
             let product = Product::new(weights, tokens.clone(), &mut found);
             let mut worker = Worker::default();
             // SAFETY: the lanes are available; the tiles are, or are emulated. One thread writes.
             unsafe {
-                task.by_tiles::<K>(
-                    exec,
-                    &x,
-                    tokens.clone(),
-                    multiply,
-                    &mut worker,
-                    |panel, token, dots| product.write(panel, token, dots),
-                );
+                task.by_tiles::<K>(multiply, &mut worker, |panel, token, dots| {
+                    product.write(panel, token, dots);
+                });
             }
             for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
                 let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
