@@ -24,9 +24,11 @@ pub(crate) struct SuperBlock {
     /// The sum of each 32 quants, in the same order: groups 4q and 4q + 2, 4q + 1 and 4q + 3.
     pub(crate) sums_32: [u32; 4],
     pub(crate) d: f32,
-    /// -32 times the sums of each group of 16: of the first two quants of its dwords, and of the last two. What
-    /// [`start_sums`](crate::arch::IntLanes::start_sums) takes.
+    /// -32 times the sums of each group of 16: of the first two quants of its dwords, and of the last two. For
+    /// [`start_sums`](crate::arch::IntLanes::start_sums) of 16 bits.
     pub(crate) starts: [u32; 16],
+    /// -32 times the sum of each group of 16, for those of 32 bits.
+    pub(crate) lane_starts: [i32; 16],
 }
 
 /// 32 activations, `d * qs[i]` each.
@@ -85,7 +87,8 @@ impl From<&Q8KSuperBlock> for SuperBlock {
             let first = (sums << 5).wrapping_add(down.into()) & 0xffff;
             *start = first | ((sums << 5) & 0xffff_0000).wrapping_add(u32::from(down) << 16);
         }
-        Self { qs, sums, sums_32, d: block.d, starts }
+        let lane_starts = block.sums.map(|sum| -32 * i32::from(sum));
+        Self { qs, sums, sums_32, d: block.d, starts, lane_starts }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The vector trait, the algorithms written over it, and one shell per instruction set.
 
+use crate::activations::SuperBlock;
 use crate::memory::Line;
 
 pub(crate) mod all;
@@ -113,14 +114,14 @@ pub(crate) trait IntLanes: Copy {
     const NAME: &'static str;
     /// Most tokens of a register tile: 1, 2, 4 or 8.
     const TILE_TOKENS: usize;
+    /// Panels that a register tile of unpacked weights meets its tokens with: 1 or 2.
+    const TILE_PANELS: usize = 1;
     /// Sums of products of bytes that have not met their scale yet. Where an instruction adds 4
     /// products in 32 bits, these are the lanes; elsewhere pairs are kept in 16 bits, which halves
     /// the work, and the instruction that joins them multiplies with the scale, too.
     type Sums: Copy;
     /// How large the bytes of a lane may be that [`Sums`](Self::Sums) hold the products of, added up.
     const LIMIT: usize;
-    /// Whether sums are of 16 bits, and have [`start_sums`](Self::start_sums).
-    const SHORT_SUMS: bool = false;
     unsafe fn load(line: &Line) -> Self;
     unsafe fn load_dwords(dwords: &[u32; LANES]) -> Self;
     unsafe fn store(self, line: &mut Line);
@@ -167,13 +168,9 @@ pub(crate) trait IntLanes: Copy {
     }
     /// No products yet.
     unsafe fn no_sums() -> Self::Sums;
-    /// What sums of 16 bits start with where bytes are stored `32 >> shift` higher than they are, for activations
-    /// with these `starts`. Sums wrap around, so the bytes as they are have to keep to the limit, no matter how
-    /// they are stored.
-    #[inline(always)]
-    unsafe fn start_sums(_starts: u32, _shift: i32) -> Self::Sums {
-        unreachable!("only sums of 16 bits start low");
-    }
+    /// What the sums of group `g < 16` start with where bytes are stored `offset`, a power of two, higher than they
+    /// are. Sums wrap around, so the bytes as they are have to keep to the limit, no matter how they are stored.
+    unsafe fn start_sums(x: &SuperBlock, g: usize, offset: i32) -> Self::Sums;
     /// Adds sums of products.
     unsafe fn add_sums(self, sums: Self::Sums) -> Self;
     /// Byte `i < 4` of each lane, with its sign, in the form that [`add_scaled`](Self::add_scaled)

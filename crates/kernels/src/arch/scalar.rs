@@ -1,6 +1,7 @@
 //! The portable shell: plain Rust that every target compiles.
 
 use super::{IntLanes, LANES, Lanes};
+use crate::activations::SuperBlock;
 use crate::memory::Line;
 use half::f16;
 
@@ -224,6 +225,10 @@ impl IntLanes for Dwords {
     #[inline(always)]
     unsafe fn no_sums() -> Self {
         Self([0; LANES])
+    }
+    #[inline(always)]
+    unsafe fn start_sums(x: &SuperBlock, g: usize, offset: i32) -> Self {
+        Self([(x.lane_starts[g] / 32 * offset) as u32; LANES])
     }
     #[inline(always)]
     unsafe fn add_sums(self, sums: Self) -> Self {

@@ -102,6 +102,18 @@ macro_rules! lane_sums {
         const LIMIT: usize = usize::MAX;
 
         #[inline(always)]
+        unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
+            // SAFETY: see `load`.
+            unsafe {
+                let starts = Self::splat(x.lane_starts[g]);
+                match offset.ilog2() {
+                    5 => starts,
+                    log @ ..5 => starts.sar(5 - log),
+                    log => starts.shl(log - 5),
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn dot_each(sums: Self, bytes: Self, x: Self) -> Self {
             // SAFETY: see `load`.
             unsafe { sums.dot_lanes(bytes, x) }
@@ -140,13 +152,13 @@ macro_rules! ymm_pair_sums {
         type Sums = Self;
         // A pair of products with activations of at most 127 stays below 2^15.
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
-        const SHORT_SUMS: bool = true;
 
         #[inline(always)]
-        unsafe fn start_sums(starts: u32, shift: i32) -> Self {
+        unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
+            let shift = 5 - offset.ilog2() as i32;
             // SAFETY: see `load`.
             unsafe {
-                let starts = _mm256_set1_epi32(starts as i32);
+                let starts = _mm256_set1_epi32(x.starts[g] as i32);
                 let starts = _mm256_sra_epi16(starts, _mm_cvtsi32_si128(shift));
                 Self(starts, starts)
             }
@@ -208,13 +220,13 @@ macro_rules! zmm_pair_sums {
     () => {
         type Sums = Self;
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
-        const SHORT_SUMS: bool = true;
 
         #[inline(always)]
-        unsafe fn start_sums(starts: u32, shift: i32) -> Self {
+        unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
+            let shift = 5 - offset.ilog2() as i32;
             // SAFETY: see `load`.
             unsafe {
-                let starts = _mm512_set1_epi32(starts as i32);
+                let starts = _mm512_set1_epi32(x.starts[g] as i32);
                 Self(_mm512_sra_epi16(starts, _mm_cvtsi32_si128(shift)))
             }
         }
@@ -491,6 +503,7 @@ macro_rules! zmm_ints {
             type Floats = Zmm;
             const NAME: &'static str = $isa;
             const TILE_TOKENS: usize = 8;
+            const TILE_PANELS: usize = 2;
 
             #[inline(always)]
             unsafe fn load(line: &$crate::memory::Line) -> Self {

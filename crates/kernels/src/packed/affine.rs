@@ -83,6 +83,84 @@ impl<Q: Quants> Affine<Q> {
     const fn low_line(k: usize) -> usize {
         if Q::HIGH_LINES > 0 && k < 8 { 2 * k + 1 } else { Q::HIGH_LINES + k }
     }
+
+    /// Dword `i` of group `2 * pair + HALF` of the quants in `lines`.
+    #[inline(always)]
+    unsafe fn dword<L: IntLanes, const HALF: usize>(lines: &[Line], pair: usize, i: usize) -> L {
+        // SAFETY: the caller has the lanes' instruction set, here and below.
+        unsafe {
+            let low = L::load(&lines[Self::low_line(8 * pair + i)]).shr(4 * HALF as u32);
+            let low = low.and(L::splat(0x0f0f_0f0f));
+            if Q::HIGH_LINES == 0 {
+                return low;
+            }
+            let fifth = L::load(&lines[Self::high_line(i)]).shr((2 * pair + HALF) as u32).shl(4);
+            low.or(fifth.and(L::splat(0x1010_1010)))
+        }
+    }
+
+    /// The minima of groups `4q` to `4q + 3`, a byte each.
+    #[inline(always)]
+    unsafe fn minima<L: IntLanes>(block: &[Line], q: usize) -> L {
+        // SAFETY: see `dword`.
+        unsafe {
+            let upper = L::load(&block[3]).shr(2 + 4 * q as u32).shl(4);
+            let lower = L::load(&block[1 + q]).shr(4).and(L::splat(0x0f0f_0f0f));
+            lower.or(upper.and(L::splat(0x3030_3030)))
+        }
+    }
+
+    /// Adds the products of `N` groups from `2 * pair + FIRST` on, times their scales. Lines to come are fetched with
+    /// the first of the pair.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "indices name groups and tokens")]
+    unsafe fn add_groups<L: IntLanes, const FIRST: usize, const N: usize, const T: usize>(
+        block: &[Line],
+        pair: usize,
+        x: &[SuperBlock; T],
+        products: &mut [L; T],
+    ) {
+        let lines = &block[HEADER..];
+        // Dots that sums have room for.
+        let room = (L::LIMIT / Q::MAX).min(8);
+        // SAFETY: see `dword`.
+        unsafe {
+            let scales = <Self as SuperBlocks>::scales::<L>(block, pair / 2);
+            let mut scale = [L::splat(0); N];
+            for n in 0..N {
+                scale[n] = scales.scale((2 * pair + FIRST + n) % 4);
+            }
+            let mut dots = [[L::no_sums(); T]; N];
+            unroll8!(I => {
+                if FIRST == 0 {
+                    // With the high bits.
+                    let low = Self::low_line(8 * pair + I);
+                    let first = if pair == 0 { Self::high_line(I) } else { low };
+                    prefetch::<L>(&lines[first..low + 1]);
+                }
+                for n in 0..N {
+                    let w = if FIRST + n == 0 {
+                        Self::dword::<L, 0>(lines, pair, I)
+                    } else {
+                        Self::dword::<L, 1>(lines, pair, I)
+                    };
+                    for t in 0..T {
+                        let x = x[t].qs[8 * (2 * pair + FIRST + n) + I];
+                        dots[n][t] = L::dot(dots[n][t], w, x);
+                        L::pin_sums(&mut dots[n][t]);
+                    }
+                }
+                if (I + 1).is_multiple_of(room) || I == 7 {
+                    for n in 0..N {
+                        for t in 0..T {
+                            products[t] = products[t].add_scaled(dots[n][t], scale[n]);
+                            dots[n][t] = L::no_sums();
+                        }
+                    }
+                }
+            });
+        }
+    }
 }
 
 impl<Q: Quants> Kernel for Affine<Q> {
@@ -96,9 +174,9 @@ impl<Q: Quants> Kernel for Affine<Q> {
     const SHARE: usize = 1;
     const HEADER: usize = HEADER;
     const LINES: usize = Q::HIGH_LINES + 32;
-    // Zen 5, Gop/s of 2 threads as it comes and unpacked: Q4_K 1273 and 1205 with 128 tokens; Q5_K 1076 and
-    // 1003 with 64, 1100 and 1185 with 128.
-    const FROM: usize = if Q::HIGH_LINES > 0 { 128 } else { usize::MAX };
+    // As it comes and unpacked: Q4_K 1284 and 1159 with 64 tokens, 1222 and 1195 with 512; Q5_K 961 and 824 with 16, 979
+    // and 988 with 24, 975 and 1069 with 32.
+    const FROM: usize = if Q::HIGH_LINES > 0 { 32 } else { usize::MAX };
     // As it comes, and unpacked with 8, 12, 16 and 32 tokens: Q4_K 175 to 181, and 150, 171, 183, 198; Q5_K 105, and
     // 121, 144, 156, 177.
     const FROM_OF_16: usize = if Q::HIGH_LINES > 0 { 8 } else { 16 };
@@ -129,7 +207,6 @@ impl<Q: Quants> Kernel for Affine<Q> {
     }
 
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "indices name groups and tokens")]
     unsafe fn tile<L: IntLanes, const T: usize>(
         panel: &[Line],
         tokens: Tile<'_, SuperBlock, T>,
@@ -137,70 +214,30 @@ impl<Q: Quants> Kernel for Affine<Q> {
         let mut out = [[0.0; LANES]; T];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let zero = L::splat(0);
-            let (nibble, upper) = (L::splat(0x0f0f_0f0f), L::splat(0x3030_3030));
-            let fifth = L::splat(0x1010_1010);
             let mut sums = [L::Floats::splat(0.0); T];
             for (b, block) in panel.chunks_exact(Self::HEADER + Self::LINES).enumerate() {
                 prefetch::<L>(&block[..HEADER]);
                 let x = tokens.block(b);
-
-                let (l0, l1) = (L::load(&block[1]), L::load(&block[2]));
-                let h = L::load(&block[3]);
-                let scales =
-                    [l0.and(nibble).or(h.shl(4).and(upper)), l1.and(nibble).or(h.and(upper))];
-                let minima = [
-                    l0.shr(4).and(nibble).or(h.shl(2).and(upper)),
-                    l1.shr(4).and(nibble).or(h.shr(2).and(upper)),
-                ];
-                let mut products = [zero; T];
-                let lines = &block[HEADER..];
-                // Dots that sums have room for.
-                let room = (L::LIMIT / Q::MAX).min(8);
-                // With one token, two groups share their lines; the sums of two groups of several tokens
-                // would not fit the registers.
-                let at_once = if T == 1 { 2 } else { 1 };
-                for g in (0..8).step_by(at_once) {
-                    let low = |i| Self::low_line(8 * (g / 2) + i);
-                    let last = g + at_once - 1;
-                    let scale = [scales[g / 4].scale(g % 4), scales[last / 4].scale(last % 4)];
-                    let mut dots = [[L::no_sums(); T]; 2];
-                    unroll8!(I => {
-                        if g % 2 == 0 {
-                            // With the high bits.
-                            let first = if g == 0 { Self::high_line(I) } else { low(I) };
-                            prefetch::<L>(&lines[first..low(I) + 1]);
-                        }
-                        for i in 0..at_once {
-                            let g = g + i;
-                            let mut w = L::load(&lines[low(I)]).shr(4 * (g % 2) as u32).and(nibble);
-                            if Q::HIGH_LINES > 0 {
-                                w = w.or(L::load(&lines[Self::high_line(I)]).shr(g as u32).shl(4).and(fifth));
-                            }
-                            for t in 0..T {
-                                dots[i][t] = L::dot(dots[i][t], w, x[t].qs[8 * g + I]);
-                                L::pin_sums(&mut dots[i][t]);
-                            }
-                        }
-                        if (I + 1).is_multiple_of(room) || I == 7 {
-                            for i in 0..at_once {
-                                for t in 0..T {
-                                    products[t] = products[t].add_scaled(dots[i][t], scale[i]);
-                                    dots[i][t] = L::no_sums();
-                                }
-                            }
-                        }
-                    });
-                }
-
-                let minima = [minima[0].halves(), minima[1].halves()];
-                let mut offsets = [zero; T];
-                for t in 0..T {
-                    for (i, sums) in x[t].sums_32.into_iter().enumerate() {
-                        offsets[t] = offsets[t].dot_halves(minima[i / 2][i % 2], sums);
+                let mut products = [L::splat(0); T];
+                for pair in 0..4 {
+                    // With one token, both groups share their lines. With 8, the sums of one group would wait for
+                    // each other; those of both leave no registers for the results, which hardly matters.
+                    if T == 1 || T == 8 {
+                        Self::add_groups::<L, 0, 2, T>(block, pair, x, &mut products);
+                    } else {
+                        Self::add_groups::<L, 0, 1, T>(block, pair, x, &mut products);
+                        Self::add_groups::<L, 1, 1, T>(block, pair, x, &mut products);
                     }
                 }
 
+                let mut offsets = [L::splat(0); T];
+                for q in 0..2 {
+                    let minima = Self::minima::<L>(block, q).halves();
+                    for t in 0..T {
+                        offsets[t] = offsets[t].dot_halves(minima[0], x[t].sums_32[2 * q]);
+                        offsets[t] = offsets[t].dot_halves(minima[1], x[t].sums_32[2 * q + 1]);
+                    }
+                }
                 let d = L::Floats::load_f16(halves(&block[0], 0));
                 let minus_dmin = L::Floats::load_f16(halves(&block[0], 1));
                 for t in 0..T {
@@ -226,18 +263,15 @@ impl<Q: Quants> SuperBlocks for Affine<Q> {
 
     #[inline(always)]
     unsafe fn quants<L: IntLanes>(block: &[Line], i: usize) -> L {
-        let g = i / 8;
+        let (pair, i) = (i / 16, i % 16);
         let lines = &block[HEADER..];
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let nibble = L::splat(0x0f0f_0f0f);
-            let low = L::load(&lines[Self::low_line(8 * (g / 2) + i % 8)]);
-            let mut quants = low.shr(4 * (g % 2) as u32).and(nibble);
-            if Q::HIGH_LINES > 0 {
-                let fifth = L::load(&lines[Self::high_line(i % 8)]).shr(g as u32).shl(4);
-                quants = quants.or(fifth.and(L::splat(0x1010_1010)));
+            if i < 8 {
+                Self::dword::<L, 0>(lines, pair, i)
+            } else {
+                Self::dword::<L, 1>(lines, pair, i - 8)
             }
-            quants
         }
     }
 
@@ -257,9 +291,7 @@ impl<Q: Quants> SuperBlocks for Affine<Q> {
             L::Floats::load_f16(halves(&block[0], 0)).store(factors[0].floats_mut());
             L::Floats::load_f16(halves(&block[0], 1)).store(factors[1].floats_mut());
             for q in 0..2 {
-                let upper = L::load(&block[3]).shr(2 + 4 * q as u32).shl(4);
-                let lower = L::load(&block[1 + q]).shr(4).and(L::splat(0x0f0f_0f0f));
-                let minima = lower.or(upper.and(L::splat(0x3030_3030))).halves();
+                let minima = Self::minima::<L>(block, q).halves();
                 minima[0].store(&mut factors[2 + 2 * q]);
                 minima[1].store(&mut factors[3 + 2 * q]);
             }

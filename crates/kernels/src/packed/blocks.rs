@@ -275,52 +275,74 @@ pub(crate) trait Type {
         }
     }
 
-    /// The sums of quants times activations of a block, whose lines may be unpacked. Where they are not, those
-    /// to come are fetched one at a time: with all of a block at once, a Zen 4 read Q8_0 from memory at 20
-    /// instead of 26 GB/s a thread, for four tokens at 16 instead of 23.
+    /// The sums of quants times activations of a block of `P` panels, whose lines may be unpacked. Where they are
+    /// not, those to come are fetched one at a time: with all of a block at once, a Zen 4 read Q8_0 from memory at
+    /// 20 instead of 26 GB/s a thread, for four tokens at 16 instead of 23.
     #[inline(always)]
-    unsafe fn dots<L: IntLanes, const T: usize, const UNPACKED: bool>(
-        lines: &[Line],
+    #[expect(clippy::needless_range_loop, reason = "indices name panels and tokens")]
+    unsafe fn dots<L: IntLanes, const P: usize, const T: usize, const UNPACKED: bool>(
+        lines: [&[Line]; P],
         x: &[Block; T],
-    ) -> [L; T] {
+    ) -> [[L; T]; P] {
         // SAFETY: see `scale`.
         unsafe {
-            let mut dots = [L::splat(0); T];
+            let mut dots = [[L::splat(0); T]; P];
+            let mut w = [L::splat(0); P];
+            macro_rules! load {
+                ($i:expr) => {
+                    for p in 0..P {
+                        if !UNPACKED && $i < Self::Quants::LINES {
+                            prefetch::<L>(&lines[p][$i..$i + 1]);
+                        }
+                        w[p] = if UNPACKED {
+                            L::load(&lines[p][$i])
+                        } else {
+                            Self::Quants::quants(lines[p], $i)
+                        };
+                    }
+                };
+            }
             if let Some(max) = Self::Quants::MAX {
                 for t in 0..T {
-                    dots[t] = L::splat(-Self::OFFSET.unwrap_or(0) * x[t].sum);
+                    let start = L::splat(-Self::OFFSET.unwrap_or(0) * x[t].sum);
+                    for p in 0..P {
+                        dots[p][t] = start;
+                    }
                 }
                 // Dots that sums have room for.
                 let room = (L::LIMIT / max).min(8);
-                let mut parts = [L::no_sums(); T];
+                let mut parts = [[L::no_sums(); T]; P];
                 unroll8!(I => {
-                    if !UNPACKED && I < Self::Quants::LINES {
-                        prefetch::<L>(&lines[I..I + 1]);
-                    }
-                    let w = if UNPACKED { L::load(&lines[I]) } else { Self::Quants::quants(lines, I) };
+                    load!(I);
                     for t in 0..T {
-                        parts[t] = L::dot(parts[t], w, x[t].qs[I]);
-                        L::pin_sums(&mut parts[t]);
+                        for p in 0..P {
+                            parts[p][t] = L::dot(parts[p][t], w[p], x[t].qs[I]);
+                            L::pin_sums(&mut parts[p][t]);
+                        }
                     }
                     if (I + 1).is_multiple_of(room) || I == 7 {
-                        for t in 0..T {
-                            dots[t] = dots[t].add_sums(parts[t]);
-                            parts[t] = L::no_sums();
+                        for p in 0..P {
+                            for t in 0..T {
+                                dots[p][t] = dots[p][t].add_sums(parts[p][t]);
+                                parts[p][t] = L::no_sums();
+                            }
                         }
                     }
                 });
             } else {
                 for t in 0..T {
-                    dots[t] = L::start_biased(x[t].sum);
+                    let start = L::start_biased(x[t].sum);
+                    for p in 0..P {
+                        dots[p][t] = start;
+                    }
                 }
                 unroll8!(I => {
-                    if !UNPACKED && I < Self::Quants::LINES {
-                        prefetch::<L>(&lines[I..I + 1]);
-                    }
-                    let w = if UNPACKED { L::load(&lines[I]) } else { Self::Quants::quants(lines, I) };
+                    load!(I);
                     for t in 0..T {
-                        dots[t] = dots[t].dot_biased(w, x[t].qs[I]);
-                        dots[t].pin();
+                        for p in 0..P {
+                            dots[p][t] = dots[p][t].dot_biased(w[p], x[t].qs[I]);
+                            dots[p][t].pin();
+                        }
                     }
                 });
             }
@@ -474,7 +496,7 @@ impl<W: Type> Kernel for Blocks<W> {
                 for (slot, lines) in quants.chunks_exact(Self::LINES).enumerate() {
                     let b = u * Self::SHARE + slot;
                     let x = tokens.block(b);
-                    let dots = W::dots::<L, T, false>(lines, x);
+                    let [dots] = W::dots::<L, 1, T, false>([lines], x);
                     let d = W::scale::<L>(&header[0], slot);
                     let minima = W::minima::<L>(&header[0]);
                     for t in 0..T {
@@ -504,20 +526,23 @@ impl<W: Type> Kernel for Blocks<W> {
     }
 
     #[inline(always)]
-    unsafe fn add_products<L: IntLanes, const T: usize>(
-        unpacked: &[Line],
+    unsafe fn products<L: IntLanes, const P: usize, const T: usize>(
+        unpacked: [&[Line]; P],
         x: &[Block; T],
-        sums: &mut [L::Floats; T],
-    ) {
-        let (quants, factors) = unpacked.split_at(QUANT_LINES);
+    ) -> [[L::Floats; T]; P] {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe {
-            let dots = W::dots::<L, T, true>(quants, x);
-            let d = L::Floats::load(factors[0].floats());
-            let minima = L::Floats::load(factors[1].floats());
-            for t in 0..T {
-                sums[t] = sums[t].add(W::value::<L>(d, minima, &x[t], dots[t]));
+            let mut products = [[L::Floats::splat(0.0); T]; P];
+            let dots = W::dots::<L, P, T, true>(unpacked, x);
+            for p in 0..P {
+                let factors = &unpacked[p][QUANT_LINES..];
+                let d = L::Floats::load(factors[0].floats());
+                let minima = L::Floats::load(factors[1].floats());
+                for t in 0..T {
+                    products[p][t] = W::value::<L>(d, minima, &x[t], dots[p][t]);
+                }
             }
+            products
         }
     }
 }

@@ -169,13 +169,11 @@ impl<W: ScaledIntegers> Kernel for Integers<W> {
                     super_blocks::store_excess(scales, q, &mut excess);
                 }
                 Self::factors::<L>(block, &mut factors);
-                super_blocks::add_finished::<L, Self, T>(
-                    products,
-                    Some(&excess),
-                    &factors,
-                    x,
-                    &mut sums,
-                );
+                let finished =
+                    super_blocks::finish::<L, Self, T>(products, Some(&excess), &factors, x);
+                for t in 0..T {
+                    sums[t] = sums[t].add(finished[t]);
+                }
             }
             for t in 0..T {
                 out[t] = sums[t].to_array();

@@ -69,7 +69,7 @@ pub(crate) trait Kernel {
     const UNPACKED: usize = 0;
     /// Tokens from which unpacking is won back where there are 32 registers, which let 8 tokens share what
     /// is unpacked on the way. The figures beside its values are those of `packed_speed avx512vnni TYPE 4480
-    /// 1536 TOKENS`.
+    /// 1536 TOKENS` on a Zen 5, in Gop/s of two threads.
     const FROM: usize = usize::MAX;
     /// The same with 16 registers, which let 4 tokens share it. The figures beside its values are those of
     /// `packed_speed avx2 TYPE 8960 1536 TOKENS` on a Zen 4, in Gop/s of one thread.
@@ -102,16 +102,15 @@ pub(crate) trait Kernel {
         unreachable!("these blocks are not unpacked");
     }
 
-    /// Adds the products of an unpacked block with `T` tokens to their sums, in the arithmetic of `tile`.
+    /// What an unpacked block of `P` panels adds to the results of `T` tokens, in the arithmetic of `tile`.
     ///
     /// # Safety
     /// The lanes' instruction set is present.
     #[inline(always)]
-    unsafe fn add_products<L: IntLanes, const T: usize>(
-        _unpacked: &[Line],
+    unsafe fn products<L: IntLanes, const P: usize, const T: usize>(
+        _unpacked: [&[Line]; P],
         _x: &[Self::Activations; T],
-        _sums: &mut [L::Floats; T],
-    ) {
+    ) -> [[L::Floats; T]; P] {
         unreachable!("these blocks are not unpacked");
     }
 }
@@ -131,8 +130,9 @@ type MultiplyTiles<A> = unsafe fn(
 /// How many tokens and panels meet at a time where weights are unpacked first.
 #[derive(Clone, Copy)]
 struct Blocking {
-    /// Up to so many tokens meet one panel after the other, as it comes from memory.
+    /// Up to so many tokens meet the `least` panels at a time, as they come from memory.
     few: usize,
+    least: usize,
     /// Most panels.
     panels: usize,
     /// Lines of unpacked weights and of results, of some panels with some tokens.
@@ -769,7 +769,7 @@ impl Task<'_> {
         worker: &mut Worker,
         out: impl FnMut(usize, usize, &[f32; LANES]),
     ) {
-        let blocking = Blocking { few: 64, panels: 8, buffer_lines: tiles::buffer_lines };
+        let blocking = Blocking { few: 64, least: 1, panels: 8, buffer_lines: tiles::buffer_lines };
         self.unpacked::<K>(
             worker,
             blocking,
@@ -787,7 +787,10 @@ impl Task<'_> {
         worker: &mut Worker,
         out: impl FnMut(usize, usize, &[f32; LANES]),
     ) {
-        let blocking = Blocking { few: 32, panels: 4, buffer_lines: swept::buffer_lines::<K> };
+        // Registers enough for two panels meet the tokens two at a time.
+        let least = if self.exec.isa.has_32_registers() { 2 } else { 1 };
+        let blocking =
+            Blocking { few: 32, least, panels: 4, buffer_lines: swept::buffer_lines::<K> };
         self.unpacked::<K>(
             worker,
             blocking,
@@ -819,9 +822,9 @@ impl Task<'_> {
     ) {
         let Self { exec, x, ref tokens, weights, ref panels } = *self;
         let blocks = weights.activations::<K>(x);
-        let at_once = if tokens.len() <= blocking.few { 1 } else { blocking.panels };
+        let at_once = if tokens.len() <= blocking.few { blocking.least } else { blocking.panels };
         let steps = panels.len().div_ceil(at_once).max(1);
-        let n_panels = panels.len().div_ceil(steps);
+        let n_panels = panels.len().div_ceil(steps).next_multiple_of(blocking.least);
         let n_tokens = blocking.tokens::<K>(exec.pool.caches(), n_panels);
         for first in panels.clone().step_by(n_panels.max(1)) {
             let n_panels = n_panels.min(panels.end - first);

@@ -38,8 +38,8 @@ pub(crate) trait Type {
     const MAX: usize;
     /// Whether there are minima.
     const MINIMA: bool;
-    /// See [`Kernel::FROM`]. Zen 5, Gop/s of 2 threads as it comes and unpacked: Q2_K 777 and 901, Q3_K 445
-    /// and 718 with 16 tokens; Q6_K 679 and 503 with 16, 713 and 711 with 32, 690 and 854 with 64.
+    /// See [`Kernel::FROM`]. As it comes and unpacked: Q2_K 922 and 944 with 32 tokens, 938 and 990 with 64; Q3_K 911
+    /// and 830 with 16, 921 and 955 with 24; Q6_K 964 and 752 with 16, 1016 and 986 with 32, 1018 and 1121 with 64.
     const FROM: usize;
     /// See [`Kernel::FROM_OF_16`]. As it comes, and unpacked with 8, 12 and 16 tokens: Q2_K 122 to 151, and 129, 141,
     /// 148; Q3_K 116, and 115, 135, 145; Q6_K 127 to 140, and 107, 132, 147.
@@ -89,7 +89,7 @@ impl Type for TypeQ2K {
     const OFFSET: i32 = 0;
     const MAX: usize = 3;
     const MINIMA: bool = true;
-    const FROM: usize = 16;
+    const FROM: usize = 64;
 
     fn pack(bytes: &[u8; 84], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q2K::split(bytes);
@@ -130,7 +130,7 @@ impl Type for TypeQ3K {
     const OFFSET: i32 = 4;
     const MAX: usize = 7;
     const MINIMA: bool = false;
-    const FROM: usize = 16;
+    const FROM: usize = 24;
 
     fn pack(bytes: &[u8; 110], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q3K::split(bytes);
@@ -175,7 +175,7 @@ impl Type for TypeQ6K {
     const OFFSET: i32 = 32;
     const MAX: usize = 63;
     const MINIMA: bool = false;
-    const FROM: usize = 32;
+    const FROM: usize = 48;
 
     fn pack(bytes: &[u8; 210], row: usize, header: &mut [Line], quants: &mut [Line]) {
         let block = hurtle_quant::Q6K::split(bytes);
@@ -260,8 +260,8 @@ impl<W: Type> Kernel for Sixteens<W> {
                 let low = super_blocks::starts_low::<L>(W::OFFSET, Some(W::MAX), 4);
                 // Dots that sums have room for.
                 let room = if low { 4 } else { (L::LIMIT / W::MAX).min(4) };
-                // With one token, groups G and G + 4 share their lines.
-                let at_once = if T == 1 { 2 } else { 1 };
+                // With one token, groups G and G + 4 share their lines. With 8, the sums of one would wait for each other.
+                let at_once = if T == 1 || T == 8 { 2 } else { 1 };
                 for h in 0..2 {
                     for q in if low { 0..0 } else { 2 * h..2 * h + 2 } {
                         let factors = W::factors::<L>(header, q).halves();
@@ -277,7 +277,7 @@ impl<W: Type> Kernel for Sixteens<W> {
                             let part = |g| W::LINES * (8 * h + at_once * g) / 16;
                             prefetch::<L>(&lines[part(G)..part(G + 1)]);
                             let mut scale = [scales[G / 4].scale(G % 4); 2];
-                            if T == 1 {
+                            if at_once == 2 {
                                 scale[1] = scales[1].scale(G % 4);
                             }
                             let mut dots = [[L::no_sums(); T]; 2];

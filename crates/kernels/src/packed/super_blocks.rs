@@ -4,6 +4,7 @@ use super::{Kernel, unroll8};
 use crate::activations::SuperBlock;
 use crate::arch::{IntLanes, Lanes};
 use crate::memory::Line;
+use bytemuck::{Pod, Zeroable};
 
 /// Lines of quants: 4 values of each row, a byte each.
 pub(crate) const QUANT_LINES: usize = 64;
@@ -51,6 +52,7 @@ pub(crate) trait SuperBlocks: Kernel<Activations = SuperBlock> {
 }
 
 /// A super-block of a panel, unpacked for vectors.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Unpacked {
     quants: [Line; QUANT_LINES],
@@ -69,7 +71,7 @@ const fn n_groups<K: SuperBlocks>() -> usize {
 }
 
 /// Whether quants are stored higher than they are, and their sums start so much lower that nothing has to come
-/// off at the end: 16-bit sums hold the products of a whole group then, since quants as they are are smaller.
+/// off at the end. Sums of 16 bits hold the products of a whole group then, since quants as they are are smaller.
 #[inline(always)]
 pub(super) const fn starts_low<L: IntLanes>(
     offset: i32,
@@ -79,7 +81,7 @@ pub(super) const fn starts_low<L: IntLanes>(
     let Some(max) = max else { return false };
     let offset = offset as usize;
     let largest = if offset > max - offset { offset } else { max - offset };
-    L::SHORT_SUMS && offset > 0 && offset <= 32 && group_lines == 4 && 4 * largest <= L::LIMIT
+    offset > 0 && group_lines == 4 && 4 * largest <= L::LIMIT
 }
 
 /// The sums of each token that quants `OFFSET` higher than they are start with in group `g` of 16.
@@ -90,7 +92,13 @@ pub(super) unsafe fn low_sums<L: IntLanes, const T: usize>(
     g: usize,
 ) -> [L::Sums; T] {
     // SAFETY: the caller has the lanes' instruction set.
-    std::array::from_fn(|t| unsafe { L::start_sums(x[t].starts[g], 5 - offset.ilog2() as i32) })
+    unsafe {
+        let mut sums = [L::no_sums(); T];
+        for t in 0..T {
+            sums[t] = L::start_sums(&x[t], g, offset);
+        }
+        sums
+    }
 }
 
 /// Whether sums of stored quants have an excess that comes off at the end.
@@ -102,89 +110,103 @@ const fn has_excess<L: IntLanes, K: SuperBlocks>() -> bool {
 /// See [`Kernel::unpack`]; `block` is header and quants.
 #[inline(always)]
 pub(crate) unsafe fn unpack<L: IntLanes, K: SuperBlocks>(block: &[Line], to: &mut [Line]) {
-    let (quants, rest) = to.split_at_mut(QUANT_LINES);
-    let (scales, rest) = rest.split_at_mut(16);
-    let (excess, factors) = rest.split_at_mut(8);
+    let to: &mut Unpacked = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(to));
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        K::factors::<L>(block, factors.first_chunk_mut().expect("an unpacked super-block"));
+        K::factors::<L>(block, &mut to.factors);
         for q in 0..n_groups::<K>() / 4 {
             let bytes = K::scales::<L>(block, q);
             for i in 0..4 {
                 // Sums of signed bytes are lanes everywhere.
                 let lanes = || bytes.shl(24 - 8 * i as u32).sar(24);
                 let scale = if K::MAX.is_some() { bytes.scale(i) } else { lanes() };
-                scale.store(&mut scales[4 * q + i]);
+                scale.store(&mut to.scales[4 * q + i]);
             }
             if has_excess::<L, K>() {
-                store_excess(bytes, q, excess);
+                store_excess(bytes, q, &mut to.excess);
             }
         }
         let mut room = [Line([0; 64]); QUANT_LINES];
         let opened = K::open::<L>(block, &mut room);
-        for (i, line) in quants.iter_mut().enumerate() {
+        for (i, line) in to.quants.iter_mut().enumerate() {
             K::quants::<L>(opened, i).store(line);
         }
     }
 }
 
-/// See [`Kernel::add_products`].
+/// See [`Kernel::products`].
 #[inline(always)]
-pub(crate) unsafe fn add_products<L: IntLanes, K: SuperBlocks, const T: usize>(
-    unpacked: &[Line],
+#[expect(clippy::needless_range_loop, reason = "indices name groups, panels and tokens")]
+pub(crate) unsafe fn products<L: IntLanes, K: SuperBlocks, const P: usize, const T: usize>(
+    unpacked: [&[Line]; P],
     x: &[SuperBlock; T],
-    sums: &mut [L::Floats; T],
-) {
-    let (quants, rest) = unpacked.split_at(QUANT_LINES);
-    let (scales, rest) = rest.split_at(16);
-    let (excess, factors) = rest.split_at(8);
+) -> [[L::Floats; T]; P] {
+    let unpacked =
+        unpacked.map(|lines| bytemuck::from_bytes::<Unpacked>(bytemuck::cast_slice(lines)));
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        let mut products = [L::splat(0); T];
-        for (g, lines) in quants.chunks_exact(K::GROUP_LINES).enumerate() {
-            let scale = L::load(&scales[g]);
+        let mut products = [[L::splat(0); T]; P];
+        for g in 0..n_groups::<K>() {
+            let first = K::GROUP_LINES * g;
             let Some(max) = K::MAX else {
-                let mut dots = [L::splat(0); T];
+                let mut dots = [[L::splat(0); T]; P];
                 for t in 0..T {
-                    dots[t] = L::start_biased(x[t].sum_of_32(g));
+                    let start = L::start_biased(x[t].sum_of_32(g));
+                    for p in 0..P {
+                        dots[p][t] = start;
+                    }
                 }
                 unroll8!(I => {
                     if I < K::GROUP_LINES {
-                        let w = L::load(&lines[I]);
                         for t in 0..T {
-                            dots[t] = dots[t].dot_biased(w, x[t].qs[K::GROUP_LINES * g + I]);
-                            dots[t].pin();
+                            for p in 0..P {
+                                let w = L::load(&unpacked[p].quants[first + I]);
+                                dots[p][t] = dots[p][t].dot_biased(w, x[t].qs[first + I]);
+                                dots[p][t].pin();
+                            }
                         }
                     }
                 });
-                for t in 0..T {
-                    products[t] = products[t].add(scale.mul(dots[t]));
+                for p in 0..P {
+                    let scale = L::load(&unpacked[p].scales[g]);
+                    for t in 0..T {
+                        products[p][t] = products[p][t].add(scale.mul(dots[p][t]));
+                    }
                 }
                 continue;
             };
             let low = starts_low::<L>(K::OFFSET, K::MAX, K::GROUP_LINES);
             // Dots that sums have room for.
             let room = if low { K::GROUP_LINES } else { (L::LIMIT / max).min(K::GROUP_LINES) };
-            let mut dots = if low { low_sums::<L, T>(K::OFFSET, x, g) } else { [L::no_sums(); T] };
+            let start = if low { low_sums::<L, T>(K::OFFSET, x, g) } else { [L::no_sums(); T] };
+            let mut dots = [start; P];
             unroll8!(I => {
                 if I < K::GROUP_LINES {
-                    let w = L::load(&lines[I]);
                     for t in 0..T {
-                        dots[t] = L::dot(dots[t], w, x[t].qs[K::GROUP_LINES * g + I]);
-                        L::pin_sums(&mut dots[t]);
+                        for p in 0..P {
+                            let w = L::load(&unpacked[p].quants[first + I]);
+                            dots[p][t] = L::dot(dots[p][t], w, x[t].qs[first + I]);
+                            L::pin_sums(&mut dots[p][t]);
+                        }
                     }
                     if (I + 1).is_multiple_of(room) || I + 1 == K::GROUP_LINES {
-                        for t in 0..T {
-                            products[t] = products[t].add_scaled(dots[t], scale);
-                            dots[t] = L::no_sums();
+                        for p in 0..P {
+                            let scale = L::load(&unpacked[p].scales[g]);
+                            for t in 0..T {
+                                products[p][t] = products[p][t].add_scaled(dots[p][t], scale);
+                                dots[p][t] = L::no_sums();
+                            }
                         }
                     }
                 }
             });
         }
-        let factors = factors.first_chunk().expect("an unpacked super-block");
-        let excess = has_excess::<L, K>().then_some(excess);
-        add_finished::<L, K, T>(products, excess, factors, x, sums);
+        let mut finished = [[L::Floats::splat(0.0); T]; P];
+        for p in 0..P {
+            let excess = has_excess::<L, K>().then_some(&unpacked[p].excess);
+            finished[p] = finish::<L, K, T>(products[p], excess, &unpacked[p].factors, x);
+        }
+        finished
     }
 }
 
@@ -199,16 +221,15 @@ pub(crate) unsafe fn store_excess<L: IntLanes>(scales: L, q: usize, excess: &mut
     }
 }
 
-/// Adds a super-block to the results, given its products with quants as they are, or as they are stored and the
-/// scales that what is too much comes off by.
+/// What a super-block adds to the results, given its products with quants as they are, or as they are stored and
+/// the scales that what is too much comes off by.
 #[inline(always)]
-pub(crate) unsafe fn add_finished<L: IntLanes, K: SuperBlocks, const T: usize>(
+pub(crate) unsafe fn finish<L: IntLanes, K: SuperBlocks, const T: usize>(
     mut products: [L; T],
-    excess: Option<&[Line]>,
+    excess: Option<&[Line; 8]>,
     factors: &Factors,
     x: &[SuperBlock; T],
-    sums: &mut [L::Floats; T],
-) {
+) -> [L::Floats; T] {
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
         if let Some(excess) = excess {
@@ -222,9 +243,11 @@ pub(crate) unsafe fn add_finished<L: IntLanes, K: SuperBlocks, const T: usize>(
             }
         }
         let factors = K::hold::<L>(factors);
+        let mut finished = [L::Floats::splat(0.0); T];
         for t in 0..T {
-            sums[t] = sums[t].add(K::finish::<L>(&factors, &x[t], products[t]));
+            finished[t] = K::finish::<L>(&factors, &x[t], products[t]);
         }
+        finished
     }
 }
 
@@ -244,13 +267,12 @@ macro_rules! unpacked {
         }
 
         #[inline(always)]
-        unsafe fn add_products<L: $crate::arch::IntLanes, const T: usize>(
-            unpacked: &[$crate::memory::Line],
+        unsafe fn products<L: $crate::arch::IntLanes, const P: usize, const T: usize>(
+            unpacked: [&[$crate::memory::Line]; P],
             x: &[$crate::activations::SuperBlock; T],
-            sums: &mut [L::Floats; T],
-        ) {
+        ) -> [[L::Floats; T]; P] {
             // SAFETY: the caller has the lanes' instruction set.
-            unsafe { $crate::packed::super_blocks::add_products::<L, Self, T>(unpacked, x, sums) }
+            unsafe { $crate::packed::super_blocks::products::<L, Self, P, T>(unpacked, x) }
         }
     };
 }

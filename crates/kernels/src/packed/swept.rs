@@ -22,9 +22,9 @@ const fn unit_lines<K: Kernel>() -> usize {
     UNIT / K::LEN * K::UNPACKED
 }
 
-/// Lines of the buffer that [`sweep`] needs.
+/// Lines of the buffer that [`sweep`] needs. A panel without a partner has room for one.
 pub(crate) const fn buffer_lines<K: Kernel>(n_panels: usize, n_tokens: usize) -> usize {
-    n_panels * (unit_lines::<K>() + n_tokens)
+    n_panels * unit_lines::<K>() + n_panels.next_multiple_of(2) * n_tokens
 }
 
 /// The products of panels that lie one after the other with tokens `tokens` of `x` (`[n_blocks, n_tokens]`):
@@ -45,7 +45,7 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
     let (panel_lines, n_blocks) = (panels.len() / n_panels, x.len() / n_tokens);
     let n = tokens.len();
     let (unpacked, results) = buffer.split_at_mut(n_panels * unit_lines::<K>());
-    let results = &mut results[..n_panels * n];
+    let results = &mut results[..n_panels.next_multiple_of(L::TILE_PANELS) * n];
     results.fill(Line([0; 64]));
     for first in (0..n_blocks).step_by(UNIT / K::LEN) {
         let blocks = first..n_blocks.min(first + UNIT / K::LEN);
@@ -58,58 +58,97 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
                 unsafe { K::unpack::<L>(lines, b % K::SHARE, to) };
             }
         }
-        for (p, (unit, results)) in
-            unpacked.chunks_exact(unit_lines::<K>()).zip(results.chunks_exact_mut(n)).enumerate()
-        {
-            let next = Next::behind::<K>(panels, n_panels, p, blocks.end, n_blocks);
+        for p in (0..n_panels).step_by(L::TILE_PANELS) {
+            let next = |p| Next::behind::<K>(panels, n_panels, p, blocks.end, n_blocks);
+            // A panel without a partner meets the tokens twice.
+            let last = n_panels.min(p + L::TILE_PANELS) - 1;
+            let units = [p, last].map(|p| &unpacked[p * unit_lines::<K>()..][..unit_lines::<K>()]);
+            let nexts = [next(p), next(last)];
+            let results = &mut results[p * n..][..L::TILE_PANELS * n];
             let mut t = 0;
             macro_rules! step {
-                ($tokens:literal) => {{
+                ($panels:literal, $tokens:literal) => {{
                     let x = Tile { blocks: x, n_tokens, first: tokens.start + t };
-                    let results = results[t..].first_chunk_mut().expect("within the tokens");
+                    let units = units.first_chunk::<$panels>().expect("one or both");
                     // SAFETY: the caller has the lanes' instruction set.
                     unsafe {
-                        next.fetch::<L>(t..t + $tokens, n);
-                        add_unit::<L, K, $tokens>(unit, x, blocks.clone(), results);
+                        for next in &nexts[..$panels] {
+                            next.fetch::<L>(t..t + $tokens, n);
+                        }
+                        add_unit::<L, K, $panels, $tokens>(*units, x, blocks.clone(), results, t);
                     }
                     t += $tokens;
                 }};
             }
             while t < n {
-                match L::TILE_TOKENS.min(n - t) {
-                    8.. => step!(8),
-                    4.. => step!(4),
-                    _ => step!(1),
+                // From 12 on, all numbers are made of fours and fives.
+                if L::TILE_PANELS == 2 {
+                    match n - t {
+                        rest if rest.is_multiple_of(5) => step!(2, 5),
+                        4.. => step!(2, 4),
+                        _ => step!(2, 1),
+                    }
+                } else {
+                    match L::TILE_TOKENS.min(n - t) {
+                        4.. => step!(1, 4),
+                        _ => step!(1, 1),
+                    }
                 }
             }
         }
     }
     for t in 0..n {
-        for (p, results) in results.chunks_exact(n).enumerate() {
+        for (p, results) in results.chunks_exact(n).take(n_panels).enumerate() {
             out(p, tokens.start + t, results[t].floats());
         }
     }
 }
 
-/// Adds the products of `T` tokens along some blocks to their results.
+/// Adds the products of `P` panels with `T` tokens along some blocks to their results, which begin at token `first`
+/// of each panel's.
 #[inline(always)]
-unsafe fn add_unit<L: IntLanes, K: Kernel, const T: usize>(
-    unit: &[Line],
+unsafe fn add_unit<L: IntLanes, K: Kernel, const P: usize, const T: usize>(
+    units: [&[Line]; P],
     x: Tile<'_, K::Activations, T>,
     blocks: Range<usize>,
-    results: &mut [Line; T],
+    results: &mut [Line],
+    first: usize,
 ) {
+    let n = results.len() / P;
+    let at = |p: usize, t: usize| p * n + first + t;
     // SAFETY: the caller has the lanes' instruction set.
     unsafe {
-        let mut sums = [L::Floats::splat(0.0); T];
-        for (sums, results) in sums.iter_mut().zip(&*results) {
-            *sums = L::Floats::load(results.floats());
+        if K::LEN == UNIT {
+            // Loaded at the end: the products take all the registers.
+            let products = K::products::<L, P, T>(units, x.block(blocks.start));
+            for p in 0..P {
+                for t in 0..T {
+                    let line = &mut results[at(p, t)];
+                    let sum = L::Floats::load(line.floats()).add(products[p][t]);
+                    sum.store(line.floats_mut());
+                }
+            }
+            return;
         }
-        for (b, unpacked) in blocks.zip(unit.chunks_exact(K::UNPACKED)) {
-            K::add_products::<L, T>(unpacked, x.block(b), &mut sums);
+        let mut sums = [[L::Floats::splat(0.0); T]; P];
+        for p in 0..P {
+            for t in 0..T {
+                sums[p][t] = L::Floats::load(results[at(p, t)].floats());
+            }
         }
-        for (sums, results) in sums.into_iter().zip(results) {
-            sums.store(results.floats_mut());
+        for (i, b) in blocks.enumerate() {
+            let units = units.map(|unit| &unit[i * K::UNPACKED..][..K::UNPACKED]);
+            let products = K::products::<L, P, T>(units, x.block(b));
+            for p in 0..P {
+                for t in 0..T {
+                    sums[p][t] = sums[p][t].add(products[p][t]);
+                }
+            }
+        }
+        for p in 0..P {
+            for t in 0..T {
+                sums[p][t].store(results[at(p, t)].floats_mut());
+            }
         }
     }
 }
