@@ -47,26 +47,26 @@ pub(crate) fn signed_extreme(x: &[f32]) -> f32 {
 }
 
 /// The largest magnitude, 0 if there is none; NaN is passed over.
+///
+/// As integers, which are in the order of what they stand for, NaN aside: compilers find the largest of them in any
+/// order, that of f32 in the one that is written.
 #[inline(always)]
 pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
     const LANES: usize = 16;
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [0.0f32; LANES];
+    let magnitude = |x: &f32| {
+        let bits = x.abs().to_bits();
+        if bits > f32::INFINITY.to_bits() { 0 } else { bits }
+    };
+    let mut lanes = [0; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, x.abs());
+            *lane = magnitude(x).max(*lane);
         }
     }
-    // Halves against halves, which vectorises; the maximum does not depend on the order.
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = larger(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    rest.iter().map(|x| x.abs()).fold(lanes[0], larger)
+    let largest = lanes.into_iter().fold(0, u32::max);
+    let largest = rest.iter().map(magnitude).fold(largest, u32::max);
+    f32::from_bits(largest)
 }
 
 /// The smallest and the largest value.
