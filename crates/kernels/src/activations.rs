@@ -9,7 +9,7 @@ use crate::arch::dispatch;
 use crate::elementwise::Activation;
 use crate::packed::PackedMatrix;
 use crate::share::Shared;
-use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of};
+use hurtle_quant::{Q8_1Block, Q8KSuperBlock, sum_of_32};
 use std::ops::Range;
 
 /// 256 activations, `d * qs[i]` each. Aligned, so that 64 quants are a cache line.
@@ -104,14 +104,10 @@ impl SuperBlock {
 impl From<&Q8_1Block> for Block {
     #[inline(always)]
     fn from(block: &Q8_1Block) -> Self {
-        let [first, second] = [0, 1].map(|half| {
-            let qs: &[i8; 16] = block.qs[16 * half..].first_chunk().expect("32 quants");
-            sum_of(qs)
-        });
         Self {
             qs: dwords(&block.qs),
-            sum: first + second,
-            first_sum: first,
+            sum: sum_of_32(&block.qs),
+            first_sum: block.qs[..16].iter().map(|q| i32::from(*q)).sum(),
             d: block.scale(),
             scaled_sum: block.scaled_sum(),
         }

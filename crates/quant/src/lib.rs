@@ -58,7 +58,7 @@ pub use q5_k::Q5K;
 pub use q6_k::Q6K;
 pub use q8_0::{
     Q8_0, Q8_0Block, Q8_1, Q8_1Block, quantize_activations_q8_0_into,
-    quantize_activations_q8_1_into, sum_of,
+    quantize_activations_q8_1_into, sum_of_32,
 };
 pub use q8_k::{Q8K, Q8KSuperBlock, quantize_activations_q8k_into};
 pub use ternary::{Tq1_0, Tq2_0};

@@ -103,7 +103,7 @@ impl Q8_1Block {
     #[inline(always)]
     pub fn quantize(x: &[f32; 32]) -> Self {
         let (d, qs) = quantize_symmetric(x);
-        Self { d: f16::from_f32(d), s: f16::from_f32(sum_of(&qs) as f32 * d), qs }
+        Self { d: f16::from_f32(d), s: f16::from_f32(sum_of_32(&qs) as f32 * d), qs }
     }
 
     /// Reads an encoded Q8_1 block.
@@ -139,19 +139,18 @@ impl Q8_1Block {
     }
 }
 
-/// Sum of up to 64 quants, a multiple of 8: bytes that are 128 higher, eight and then four at a time, since compilers
-/// make of the plain sum of a short array one extraction for each element.
+/// Sum of 32 quants: bytes that are 128 higher, eight and then four at a time, since compilers make
+/// of the plain sum of a short array one extraction for each element.
 #[inline(always)]
-pub fn sum_of<const N: usize>(qs: &[i8; N]) -> i32 {
-    const { assert!(N.is_multiple_of(8) && N <= 64, "four sums of 16 bits") };
+pub fn sum_of_32(qs: &[i8; 32]) -> i32 {
     const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
     let mut sums = 0;
     for bytes in qs.as_chunks::<8>().0 {
         let bytes = u64::from_le_bytes(bytes.map(|q| q as u8 ^ 0x80));
         sums += (bytes & EVEN) + (bytes >> 8 & EVEN);
     }
-    // Four sums of 16 bits, added up in the upper one; at most 64 * 255 in all.
-    (sums.wrapping_mul(0x0001_0001_0001_0001) >> 48) as i32 - 128 * N as i32
+    // Four sums of 16 bit, added up in the upper one; at most 32 * 255 each.
+    (sums.wrapping_mul(0x0001_0001_0001_0001) >> 48) as i32 - 32 * 128
 }
 
 /// Scale and quants; the largest magnitude becomes 127.
