@@ -141,7 +141,11 @@ fn compare(args: &Args, exec: Exec<'_>, ty: WeightType) -> Result<(), Box<dyn st
         .map(|_| PackedMatrix::pack(exec, &[matrix], Books::LookedUp, &|_| {}, &|_| {}))
         .collect();
     let packed = packed.unwrap_or_default();
-    println!("{ty} {n_rows} x {n_cols}: {:.1} MB, {n_copies} copies", n_bytes as f64 / 1e6);
+    println!(
+        "{ty} {n_rows} x {n_cols}: {:.1} MB, {n_copies} copies; hurtle's kernel: {}",
+        n_bytes as f64 / 1e6,
+        PackedMatrix::kernel_name(ty, exec.isa).unwrap_or("none")
+    );
 
     for &n_tokens in &args.tokens {
         let x: Vec<f32> = (0..n_tokens * n_cols).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
@@ -200,13 +204,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let pool = Pool::new(args.threads)?;
     let exec = Exec { isa: Isa::best(), pool: &pool, n_threads: args.threads };
-    println!(
-        "{} threads; ggml {} compiled for {}; hurtle's kernels for {}",
-        args.threads,
-        version(),
-        features().join(", "),
-        PackedMatrix::kernel_name(exec.isa)
-    );
+    println!("{} threads; ggml {} compiled for {}", args.threads, version(), features().join(", "));
     if !missing_features().is_empty() {
         println!("note: ggml was compiled without {}", missing_features().join(", "));
     }

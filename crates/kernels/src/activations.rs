@@ -1,4 +1,4 @@
-//! Activations in the forms that packed weights meet, 8 bit for all but F32, F16 and BF16.
+//! Activations in the forms that packed weights meet, 8 bit for all but F32, F16 (f32) and BF16 (bf16).
 //!
 //! Super-blocks of 256 (Q8_K) meet the weights that come in super-blocks, blocks of 32 (Q8_0 and
 //! Q8_1) the other quantized ones. The numbers are those of the `quant` crate, bit for bit; the sums are spread
@@ -131,12 +131,31 @@ pub enum Form {
     SuperBlocks,
     /// Q8_0 and Q8_1: blocks of 32, for the other quantized types.
     Blocks,
-    /// As they are, for F32, F16 and BF16.
+    /// As they are, for F32 and F16.
     Floats,
+    /// Rounded to bf16, for BF16.
+    Pairs,
 }
 
-/// Values of a block of [`Form::Floats`].
+/// Values of a block of [`Form::Floats`] and [`Form::Pairs`].
 pub(crate) const FLOATS: usize = 16;
+
+/// A block of bf16, two to a dword, the first in the lower half.
+pub(crate) type Pairs = [u32; FLOATS / 2];
+
+/// Rounds to bf16, to nearest, ties to even.
+#[inline(always)]
+pub(crate) fn round_to_pairs(x: &[f32; FLOATS], out: &mut Pairs) {
+    for (pair, x) in out.iter_mut().zip(x.as_chunks::<2>().0) {
+        let [first, second] = x.map(|x| {
+            let bits = x.to_bits();
+            // A NaN stays one.
+            let quiet = bits | 0x0040_0000;
+            if x.is_nan() { quiet } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
+        });
+        *pair = first >> 16 | second & 0xffff_0000;
+    }
+}
 
 /// Activations of some tokens, quantized once for all the matrices that they meet.
 ///
@@ -146,13 +165,15 @@ pub struct QuantizedActivations {
     n_tokens: usize,
     n_cols: usize,
     /// Which forms are there. What is not is left from before.
-    forms: [bool; 3],
+    forms: [bool; 4],
     /// `[n_cols / 256, n_tokens]`
     super_blocks: Vec<SuperBlock>,
     /// `[n_cols / 32, n_tokens]`
     blocks: Vec<Block>,
     /// `[n_cols / 16, n_tokens]`
     floats: Vec<[f32; FLOATS]>,
+    /// `[n_cols / 16, n_tokens]`
+    pairs: Vec<Pairs>,
 }
 
 /// How many values make it worth while to wake other threads.
@@ -206,7 +227,7 @@ impl QuantizedActivations {
     }
 
     fn clear(&mut self) {
-        self.forms = [false; 3];
+        self.forms = [false; 4];
         (self.n_tokens, self.n_cols) = (0, 0);
     }
 
@@ -265,6 +286,7 @@ impl QuantizedActivations {
                 Blocks::Of32(blocks(&mut self.blocks, n / 32, zero))
             }
             Form::Floats => Blocks::Floats(blocks(&mut self.floats, n / FLOATS, [0.0; FLOATS])),
+            Form::Pairs => Blocks::Pairs(blocks(&mut self.pairs, n / FLOATS, [0; FLOATS / 2])),
         };
         Room { n_tokens: self.n_tokens, blocks }
     }
@@ -296,6 +318,11 @@ impl QuantizedActivations {
     /// `[n_cols / 16, n_tokens]`; empty if no matrix needed them.
     pub(crate) fn floats(&self) -> &[[f32; FLOATS]] {
         self.made(Form::Floats, &self.floats)
+    }
+
+    /// `[n_cols / 16, n_tokens]`; empty if no matrix needed them.
+    pub(crate) fn pairs(&self) -> &[Pairs] {
+        self.made(Form::Pairs, &self.pairs)
     }
 }
 
@@ -341,6 +368,7 @@ enum Blocks<'a> {
     Super(Shared<'a, SuperBlock>),
     Of32(Shared<'a, Block>),
     Floats(Shared<'a, [f32; FLOATS]>),
+    Pairs(Shared<'a, Pairs>),
 }
 
 impl Room<'_> {
@@ -351,7 +379,8 @@ impl Room<'_> {
     pub(crate) unsafe fn put(&self, exec: Exec<'_>, token: usize, first: usize, x: &[f32]) {
         let super_block = |x: &_, out: &mut _| dispatch!(exec.isa, quantize_super_block(x, out));
         let of_32 = |x: &_, out: &mut _| dispatch!(exec.isa, quantize_block(x, out));
-        // SAFETY: the caller's promise, of all three.
+        let pairs = |x: &_, out: &mut _| dispatch!(exec.isa, round_to_pairs(x, out));
+        // SAFETY: the caller's promise, of all of them.
         unsafe {
             match &self.blocks {
                 Blocks::Super(blocks) => self.put_blocks(blocks, token, first, x, super_block),
@@ -359,6 +388,7 @@ impl Room<'_> {
                 Blocks::Floats(blocks) => {
                     self.put_blocks(blocks, token, first, x, |x, out| *out = *x);
                 }
+                Blocks::Pairs(blocks) => self.put_blocks(blocks, token, first, x, pairs),
             }
         }
     }

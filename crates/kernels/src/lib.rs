@@ -13,8 +13,8 @@
 //!
 //! Matrix products come in two kinds. [`matmul::matmul`] takes weights as the file has them and f32
 //! activations: exact, slow, for every type. [`packed::matmul_packed`] takes weights packed when
-//! the model was loaded and activations in 8 bit (in f32 for F32, F16 and BF16), and reads them at
-//! the speed of memory.
+//! the model was loaded and activations in 8 bit (in f32 for F32 and F16, in bf16 for BF16), and reads
+//! them at the speed of memory.
 //!
 //! **Same bits everywhere.** In f32, a sum over `k` is kept in 16 lanes (lane `k % 16`), each lane
 //! adds in ascending `k` with a separate multiply and add, and the lanes are folded in one fixed

@@ -597,10 +597,12 @@ impl Weights {
             bytes,
             bytes_per_token,
             kernel: match what {
-                Use::Projection | Use::Experts if packed => {
-                    format!("packed, {}", PackedMatrix::kernel_name(isa))
+                Use::Projection | Use::Experts => {
+                    match PackedMatrix::kernel_name(ty, isa).filter(|_| packed) {
+                        Some(name) => format!("packed, {name}"),
+                        None => format!("decoded to f32, {isa}"),
+                    }
                 }
-                Use::Projection | Use::Experts => format!("decoded to f32, {isa}"),
                 Use::Lookup => "one row decoded".into(),
                 Use::Vector => "kept in f32".into(),
             },

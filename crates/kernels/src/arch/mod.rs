@@ -66,6 +66,12 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: the caller has the lanes' instruction set.
         unsafe { add_split_pairs(sums, pairs, factors, i) }
     }
+    /// As [`add_pairs`](Self::add_pairs), with the factors in the halves of `x`.
+    #[inline(always)]
+    unsafe fn add_pair(sum: &mut Self, pairs: Self, x: u32) {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { add_split_pair(sum, pairs, x) }
+    }
     /// The bf16 in the upper half of each lane.
     unsafe fn upper_bf16(self) -> Self;
     /// The bf16 in the lower half of each lane.
@@ -99,6 +105,17 @@ unsafe fn add_split_pairs<L: Lanes, const P: usize>(
             sums[p] = pairs[p].upper_bf16().mul_add(first, sums[p]);
             sums[p] = pairs[p].lower_bf16().mul_add(second, sums[p]);
         }
+    }
+}
+
+/// [`Lanes::add_pair`] in two steps.
+#[inline(always)]
+unsafe fn add_split_pair<L: Lanes>(sum: &mut L, pairs: L, x: u32) {
+    // SAFETY: the caller has the lanes' instruction set.
+    unsafe {
+        let x = L::splat(f32::from_bits(x));
+        *sum = pairs.upper_bf16().mul_add(x.upper_bf16(), *sum);
+        *sum = pairs.lower_bf16().mul_add(x.lower_bf16(), *sum);
     }
 }
 
@@ -270,6 +287,27 @@ macro_rules! dispatch_int {
 }
 pub(crate) use dispatch_int;
 
+/// Calls the shell of products with packed weights of the kernel `$K`: an integer shell, but for pairs of bf16 where there
+/// are instructions for them.
+macro_rules! dispatch_packed {
+    ($K:ty, $isa:expr, $function:ident $([$generic:ty])? ($($arg:expr),* $(,)?)) => {
+        match $isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` of this level exists only if detection found its features.
+            $crate::isa::Level::Avx512Bf16 if <$K>::PAIRS => unsafe {
+                $crate::arch::x86_64::avx512bf16::$function $(::<$generic>)? ($($arg),*)
+            },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: as above.
+            $crate::isa::Level::Amx if <$K>::PAIRS => unsafe {
+                $crate::arch::x86_64::avx512bf16::$function $(::<$generic>)? ($($arg),*)
+            },
+            _ => $crate::arch::dispatch_int!($isa, $function $([$generic])? ($($arg),*)),
+        }
+    };
+}
+pub(crate) use dispatch_packed;
+
 /// Writes the shells of one instruction set: every algorithm of `all`, compiled for its features.
 macro_rules! shells {
     ($lanes:ty $(, $feature:literal)?) => {
@@ -302,6 +340,9 @@ macro_rules! shells {
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             quantize_block(x: &[f32; 32], out: &mut $crate::activations::Block)
             = $crate::activations::quantize_block(x, out));
+        $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
+            round_to_pairs(x: &[f32; $crate::activations::FLOATS], out: &mut $crate::activations::Pairs)
+            = $crate::activations::round_to_pairs(x, out));
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             gather[K: Elem](q: &[f32], width: usize, n_group: usize, dim: usize, queries: &mut [f32])
@@ -338,8 +379,8 @@ macro_rules! shells {
 }
 pub(crate) use shells;
 
-/// Writes the integer shells of one instruction set.
-macro_rules! int_shells {
+/// Writes the shells of products with packed weights.
+macro_rules! packed_shells {
     ($lanes:ty $(, $feature:literal)?) => {
         use $crate::packed::Kernel;
 
@@ -353,6 +394,21 @@ macro_rules! int_shells {
                 out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]))
             = $crate::packed::swept::sweep::<$lanes, K>(
                 panels, n_panels, x, n_tokens, tokens, buffer, out));
+
+        /// The name of the lanes that [`multiply`] runs on.
+        $(#[target_feature(enable = $feature)])?
+        pub(crate) fn lanes_name() -> &'static str {
+            <$lanes as $crate::arch::IntLanes>::NAME
+        }
+    };
+}
+pub(crate) use packed_shells;
+
+/// Writes the integer shells of one instruction set.
+macro_rules! int_shells {
+    ($lanes:ty $(, $feature:literal)?) => {
+        $crate::arch::packed_shells!($lanes $(, $feature)?);
+
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             read_lines(lines: &[$crate::memory::Line], ahead: usize) -> [f32; $crate::arch::LANES]
             = $crate::roofline::read_lines::<$lanes>(lines, ahead));
@@ -362,12 +418,6 @@ macro_rules! int_shells {
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             float_products(operands: &$crate::roofline::Operands, tokens: usize, rounds: usize) -> [f32; $crate::arch::LANES]
             = $crate::roofline::float_products::<<$lanes as $crate::arch::IntLanes>::Floats>(operands, tokens, rounds));
-
-        /// The name of the lanes that [`multiply`] runs on.
-        $(#[target_feature(enable = $feature)])?
-        pub(crate) fn lanes_name() -> &'static str {
-            <$lanes as $crate::arch::IntLanes>::NAME
-        }
     };
 }
 pub(crate) use int_shells;

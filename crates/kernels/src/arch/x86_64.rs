@@ -497,11 +497,11 @@ macro_rules! two_ymm_ints {
 macro_rules! zmm_ints {
     ($name:ident, $isa:literal, $sums:ident) => {
         #[derive(Clone, Copy)]
-        pub(crate) struct $name(__m512i);
+        pub(crate) struct $name<const BF16: bool = false>(__m512i);
 
-        impl $crate::arch::IntLanes for $name {
-            type Floats = Zmm;
-            const NAME: &'static str = $isa;
+        impl<const BF16: bool> $crate::arch::IntLanes for $name<BF16> {
+            type Floats = Zmm<BF16>;
+            const NAME: &'static str = if BF16 { "avx512bf16" } else { $isa };
             const TILE_TOKENS: usize = 8;
             const TILE_PANELS: usize = 2;
 
@@ -663,12 +663,12 @@ macro_rules! zmm_ints {
                 }
             }
             #[inline(always)]
-            unsafe fn as_floats(self) -> Zmm {
+            unsafe fn as_floats(self) -> Zmm<BF16> {
                 // SAFETY: see `load`.
                 unsafe { Zmm(_mm512_castsi512_ps(self.0)) }
             }
             #[inline(always)]
-            unsafe fn to_floats(self) -> Zmm {
+            unsafe fn to_floats(self) -> Zmm<BF16> {
                 // SAFETY: see `load`.
                 unsafe { Zmm(_mm512_cvtepi32_ps(self.0)) }
             }
@@ -961,6 +961,20 @@ pub(crate) mod avx512 {
         }
 
         #[inline(always)]
+        unsafe fn add_pair(sum: &mut Self, pairs: Self, x: u32) {
+            // SAFETY: as above.
+            unsafe {
+                if BF16 {
+                    let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
+                    let pairs = transmute::<__m512, __m512bh>(pairs.0);
+                    sum.0 = _mm512_dpbf16_ps(sum.0, pairs, x);
+                } else {
+                    crate::arch::add_split_pair(sum, pairs, x);
+                }
+            }
+        }
+
+        #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: the caller has AVX-512, here and below.
             unsafe { Self(_mm512_set1_ps(x)) }
@@ -1069,7 +1083,7 @@ pub(crate) mod avx512 {
 
     zmm_ints!(ZmmInts, "avx512", zmm_pair_sums);
 
-    impl ZmmInts {
+    impl<const BF16: bool> ZmmInts<BF16> {
         #[inline(always)]
         unsafe fn add_dots(self, a: __m512i, b: __m512i) -> Self {
             // SAFETY: the caller has AVX-512.
@@ -1107,7 +1121,7 @@ pub(crate) mod avx512vnni {
 
     zmm_ints!(ZmmInts, "avx512vnni", lane_sums);
 
-    impl ZmmInts {
+    impl<const BF16: bool> ZmmInts<BF16> {
         #[inline(always)]
         unsafe fn dot_lanes(self, bytes: Self, x: Self) -> Self {
             // SAFETY: the caller has AVX-512 VNNI.
@@ -1144,8 +1158,13 @@ pub(crate) mod avx512vnni {
 /// AVX-512 with the instructions for bf16; its integers are those of [`avx512vnni`].
 pub(crate) mod avx512bf16 {
     use super::avx512::Zmm;
+    use super::avx512vnni::ZmmInts;
 
     crate::arch::shells!(Zmm<true>, "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+    crate::arch::packed_shells!(
+        ZmmInts<true>,
+        "avx512bf16,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+    );
     #[cfg(target_os = "linux")]
     crate::arch::pair_tile_shell!(
         Zmm<true>,

@@ -16,7 +16,7 @@
 //! to f32, and blocks are added up in ascending order with separate multiplications and additions,
 //! as the `dot_*` functions of the `quant` crate do. So a result depends on its row and its token
 //! alone: not on the instruction set, the number of threads or the number of tokens. F32, F16 and
-//! BF16 (`floats`) meet f32 activations in one fixed order, too.
+//! BF16 (`floats`) meet f32 and bf16 activations in one fixed order, too.
 
 mod affine;
 mod blocks;
@@ -35,7 +35,7 @@ pub(crate) mod tiles;
 pub use gated::{matmul_gated, multiplies_gated};
 
 use crate::activations::{Form, QuantizedActivations};
-use crate::arch::{IntLanes, LANES, Lanes, dispatch_int};
+use crate::arch::{IntLanes, LANES, Lanes, dispatch_packed};
 use crate::matmul::Matrix;
 use crate::memory::{Line, Lines};
 use crate::share::Shared;
@@ -63,8 +63,8 @@ pub(crate) trait Kernel {
     const HEADER: usize;
     /// Quant lines of a block.
     const LINES: usize;
-    /// Registers that hold a token's sums, compared with the integer kernels.
-    const SUMS: usize = 1;
+    /// Whether the weights are pairs of bf16, which lanes of their own multiply where the processor can.
+    const PAIRS: bool = false;
     /// Lines of a block that is unpacked for many tokens. 0: many tokens are like few.
     const UNPACKED: usize = 0;
     /// Tokens from which unpacking is won back where there are 32 registers, which let 8 tokens share what
@@ -320,7 +320,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     }
     let mut t = tokens.start;
     while t < tokens.end {
-        match (L::TILE_TOKENS / K::SUMS).min(tokens.end - t) {
+        match L::TILE_TOKENS.min(tokens.end - t) {
             8.. => step!(8, t),
             4.. => step!(4, t),
             2.. => step!(2, t),
@@ -529,7 +529,12 @@ impl PackedMatrix {
 
     /// What its activations have to be.
     pub fn form(&self) -> Form {
-        with_kernel!(self.ty, self.books, K => K::FORM).expect("packed matrices have a kernel")
+        Self::form_of(self.ty).expect("packed matrices have a kernel")
+    }
+
+    /// What the activations of a weight type have to be. `None` if there is no kernel for it.
+    pub fn form_of(ty: WeightType) -> Option<Form> {
+        with_kernel!(ty, Books::LookedUp, K => K::FORM)
     }
 
     /// How [`matmul_packed`] multiplies with so many tokens.
@@ -538,10 +543,10 @@ impl PackedMatrix {
             .expect("packed matrices have a kernel")
     }
 
-    /// Which kernels `isa` stands for: the name of the lanes that [`matmul_packed`] runs on, or
-    /// `amx`, where tiles serve quantized types for many tokens, and lanes of `avx512vnni` the rest.
-    pub fn kernel_name(isa: Isa) -> &'static str {
-        if isa.has_tiles() { isa.name() } else { dispatch_int!(isa, lanes_name()) }
+    /// Which kernels `isa` stands for with weights of type `ty`: the name of the lanes that [`matmul_packed`] runs on,
+    /// or `amx`, where tiles serve many tokens, and lanes of `avx512vnni` few. `None` if there are none.
+    pub fn kernel_name(ty: WeightType, isa: Isa) -> Option<&'static str> {
+        with_kernel!(ty, Books::LookedUp, K => kernel_name::<K>(isa))
     }
 
     /// Panels of a matrix.
@@ -714,6 +719,15 @@ fn way<K: Kernel>(isa: Isa, n_tokens: usize) -> Way {
     if K::UNPACKED > 0 && n_tokens >= from { Way::Unpacked } else { Way::Packed }
 }
 
+/// See [`PackedMatrix::kernel_name`].
+fn kernel_name<K: Kernel>(isa: Isa) -> &'static str {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.has_tiles() && K::TILES.is_some() {
+        return isa.name();
+    }
+    dispatch_packed!(K, isa, lanes_name())
+}
+
 impl Task<'_> {
     /// The products in the way that suits the number of tokens: `out(panel, token, rows)`.
     fn run(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[f32; LANES])) {
@@ -752,7 +766,11 @@ impl Task<'_> {
                     let group = token..self.tokens.end.min(token + group);
                     let mut out = |token: usize, dots: &[f32; LANES]| out(panel, token, dots);
                     let (lines, n_tokens) = (matrix.panel(part, panel), x.n_tokens());
-                    dispatch_int!(exec.isa, multiply[K](lines, blocks, n_tokens, group, &mut out));
+                    dispatch_packed!(
+                        K,
+                        exec.isa,
+                        multiply[K](lines, blocks, n_tokens, group, &mut out)
+                    );
                 }
             }
         }
@@ -795,7 +813,8 @@ impl Task<'_> {
             worker,
             blocking,
             |lines, n_panels, x, n_tokens, tokens, buffer, out| {
-                dispatch_int!(
+                dispatch_packed!(
+                    K,
                     self.exec.isa,
                     sweep[K](lines, n_panels, x, n_tokens, tokens, buffer, out)
                 );

@@ -10,11 +10,14 @@ use crate::models;
 use crate::terminal::{StatusLine, bytes, harmless};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use hurtle_engine::{BenchTest, EngineOptions, ProfileRun};
+use hurtle_engine::{BenchTest, Engine, EngineOptions, ProfileRun};
+use hurtle_kernels::activations::Form;
 use hurtle_kernels::kv::KvType;
+use hurtle_kernels::packed::PackedMatrix;
 use hurtle_kernels::roofline::{Probe, Roofline, attention_ops};
 use hurtle_kernels::{Exec, Isa, Pool};
 use hurtle_model::profile::{Cost, Op};
+use hurtle_model::traffic::{Use, traffic};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -32,7 +35,7 @@ Examples:
 
 Tokens are random, and each is followed by a run of the default sampler chain. Times are those of the calling \
 thread, waiting for the others included; WAIT is that part. '% READ' compares with the read bandwidth \
-that is measured before, '% PEAK' with the products that the instruction set can do (8-bit integers for projections unless --activations is f32, f32 for \
+that is measured before, '% PEAK' with the products that the instruction set can do (8-bit integers for projections whose weights are quantized, bf16 for weights in BF16, f32 with --activations f32 and for \
 all else), BOUND says which of the two an operation would meet first.")]
 pub(crate) struct ProfileArgs {
     /// Tokens to generate
@@ -113,6 +116,7 @@ pub(crate) fn execute(args: &ProfileArgs, globals: &GlobalArgs) -> Result<()> {
         test: test.to_string(),
         isa: engine.isa().name(),
         activations: types.activations,
+        form: form(&engine, types.activations),
         threads,
         n_tokens: test.n_tokens(),
     };
@@ -163,6 +167,8 @@ struct Given {
     roofline: Roofline,
     /// As attention multiplies keys and values of the cache's types.
     attention_ops: f64,
+    /// Of bf16.
+    bf16_ops: f64,
 }
 
 fn measure(isa: Isa, n_threads: usize, (type_k, type_v): (KvType, KvType)) -> Result<Given> {
@@ -172,8 +178,18 @@ fn measure(isa: Isa, n_threads: usize, (type_k, type_v): (KvType, KvType)) -> Re
     let exec = Exec { isa, pool: &pool, n_threads };
     let n_bytes = Machine::read(Path::new("/")).probe_bytes();
     let roofline = Probe::new(exec, n_bytes).context("no buffer of this size")?.measure(exec);
-    let attention_ops = attention_ops(exec, type_k).min(attention_ops(exec, type_v));
-    Ok(Given { roofline, attention_ops })
+    let [k, v, bf16_ops] = [type_k, type_v, KvType::BF16].map(|ty| attention_ops(exec, ty));
+    Ok(Given { roofline, attention_ops: k.min(v), bf16_ops })
+}
+
+/// What activations most of the weights meet that a token reads. `None`: decoded to f32.
+fn form(engine: &Engine, activations: Activations) -> Option<Form> {
+    if activations == Activations::F32 {
+        return None;
+    }
+    let weights = traffic(engine.gguf(), engine.model().hparams().experts);
+    let mut matrices = weights.iter().filter(|w| matches!(w.what, Use::Projection | Use::Experts));
+    matrices.next().and_then(|most| PackedMatrix::form_of(most.ty))
 }
 
 /// What was run.
@@ -183,6 +199,7 @@ struct Setting {
     test: String,
     isa: &'static str,
     activations: Activations,
+    form: Option<Form>,
     threads: usize,
     n_tokens: usize,
 }
@@ -199,6 +216,7 @@ struct Report {
     read_bytes_per_second: f64,
     integer_ops_per_second: f64,
     float_ops_per_second: f64,
+    bf16_ops_per_second: f64,
     attention_ops_per_second: f64,
     /// The operations, sampling and everything else: together the total.
     operations: Vec<Row>,
@@ -284,28 +302,27 @@ impl Row {
     }
 }
 
-/// Which of the peaks bounds an operation: projections compute in integers if activations are quantized.
-fn peak(op: Op, activations: Activations, Given { roofline, attention_ops }: &Given) -> f64 {
-    match op {
-        Op::Qkv | Op::AttnOutput | Op::GateUp | Op::Down | Op::LmHead
-            if activations != Activations::F32 =>
-        {
-            roofline.integer_ops
-        }
-        Op::Attention => *attention_ops,
+/// Which of the peaks bounds an operation, where the weights of projections meet activations of this form.
+fn peak(op: Op, form: Option<Form>, given: &Given) -> f64 {
+    let Given { roofline, attention_ops, bf16_ops } = given;
+    let projects = matches!(op, Op::Qkv | Op::AttnOutput | Op::GateUp | Op::Down | Op::LmHead);
+    match form {
+        _ if op == Op::Attention => *attention_ops,
+        Some(Form::SuperBlocks | Form::Blocks) if projects => roofline.integer_ops,
+        Some(Form::Pairs) if projects => *bf16_ops,
         _ => roofline.float_ops,
     }
 }
 
 impl Report {
     fn new(setting: Setting, run: &ProfileRun, given: Given, layers: bool) -> Self {
-        let Setting { model, test, isa, activations, threads, n_tokens } = setting;
+        let Setting { model, test, isa, activations, form, threads, n_tokens } = setting;
         let n = n_tokens as f64;
-        let Given { roofline, attention_ops } = given;
+        let Given { roofline, attention_ops, bf16_ops } = given;
         let row = |name, cost, peak| Row::new(name, cost, n, roofline.read_bytes, peak);
         let rows = |cost: &dyn Fn(Op) -> Cost| -> Vec<Row> {
             let used = Op::ALL.iter().filter(|op| cost(**op).calls > 0);
-            used.map(|op| row(op.name(), cost(*op), peak(*op, activations, &given))).collect()
+            used.map(|op| row(op.name(), cost(*op), peak(*op, form, &given))).collect()
         };
         let plain = |name, calls, time, wait| {
             row(name, Cost { calls, time, wait, ..Cost::default() }, roofline.float_ops)
@@ -358,6 +375,7 @@ impl Report {
             read_bytes_per_second: roofline.read_bytes,
             integer_ops_per_second: roofline.integer_ops,
             float_ops_per_second: roofline.float_ops,
+            bf16_ops_per_second: bf16_ops,
             attention_ops_per_second: attention_ops,
             layers: layers.then(|| (0..run.costs.n_layers()).map(layer).collect()),
             operations,
@@ -376,10 +394,11 @@ impl Report {
     /// What the machine gives, in a line.
     fn machine(&self) -> String {
         format!(
-            "reads {:.1} GB/s, 8-bit products {:.0} Gop/s, f32 products {:.0} Gop/s, attention {:.0} Gop/s",
+            "reads {:.1} GB/s, 8-bit products {:.0} Gop/s, f32 {:.0} Gop/s, bf16 {:.0} Gop/s, attention {:.0} Gop/s",
             self.read_bytes_per_second / 1e9,
             self.integer_ops_per_second / 1e9,
             self.float_ops_per_second / 1e9,
+            self.bf16_ops_per_second / 1e9,
             self.attention_ops_per_second / 1e9
         )
     }
@@ -533,6 +552,7 @@ pub(super) mod tests {
     const MACHINE: Given = Given {
         roofline: Roofline { read_bytes: 10e9, integer_ops: 400e9, float_ops: 50e9 },
         attention_ops: 100e9,
+        bf16_ops: 120e9,
     };
 
     const fn cost(us: u64, bytes: u64, flops: u64) -> Cost {
@@ -566,7 +586,9 @@ pub(super) mod tests {
             total: Duration::from_micros(total_us),
         };
         let (model, test) = ("a <model>".to_owned(), "tg2".to_owned());
-        let setting = Setting { model, test, isa: "scalar", activations, threads: 2, n_tokens: 2 };
+        let form = (activations != Activations::F32).then_some(Form::SuperBlocks);
+        let isa = "scalar";
+        let setting = Setting { model, test, isa, activations, form, threads: 2, n_tokens: 2 };
         Report::new(setting, &run, MACHINE, true)
     }
 
@@ -600,6 +622,17 @@ pub(super) mod tests {
         // The same in f32 meets a lower peak.
         let found = report(&costs, 60, 1000, Activations::F32);
         assert_eq!(found.operations[1].peak_fraction, Some(0.3));
+    }
+
+    #[test]
+    fn each_form_has_its_peak() {
+        let down = |form| peak(Op::Down, form, &MACHINE);
+        assert_eq!(down(None), 50e9);
+        assert_eq!(down(Some(Form::Floats)), 50e9);
+        assert_eq!(down(Some(Form::Pairs)), 120e9);
+        assert_eq!(down(Some(Form::SuperBlocks)), 400e9);
+        assert_eq!(peak(Op::Attention, Some(Form::Blocks), &MACHINE), 100e9);
+        assert_eq!(peak(Op::Norm, Some(Form::Blocks), &MACHINE), 50e9);
     }
 
     #[test]
