@@ -185,6 +185,9 @@ pub(crate) trait IntLanes: Copy {
     }
     /// No products yet.
     unsafe fn no_sums() -> Self::Sums;
+    /// What a sum and the [`Sums`](Self::Sums) that are added to it begin with, so that both add up to `start`: it costs
+    /// nothing where it may begin the products.
+    unsafe fn begin(start: Self) -> (Self, Self::Sums);
     /// What the sums of group `g < 16` start with where bytes are stored `offset`, a power of two, higher than they
     /// are. Sums wrap around, so the bytes as they are have to keep to the limit, no matter how they are stored.
     unsafe fn start_sums(x: &SuperBlock, g: usize, offset: i32) -> Self::Sums;
@@ -386,12 +389,12 @@ macro_rules! packed_shells {
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             multiply[K: Kernel](panel: &[$crate::memory::Line], x: &[K::Activations], n_tokens: usize,
-                tokens: std::ops::Range<usize>, out: &mut dyn FnMut(usize, &[f32; $crate::arch::LANES]))
+                tokens: std::ops::Range<usize>, out: &mut dyn FnMut(usize, &[[f32; $crate::arch::LANES]]))
             = $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             sweep[K: Kernel](panels: &[$crate::memory::Line], n_panels: usize, x: &[K::Activations],
                 n_tokens: usize, tokens: std::ops::Range<usize>, buffer: &mut [$crate::memory::Line],
-                out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]))
+                out: &mut dyn FnMut(usize, usize, &[[f32; $crate::arch::LANES]]))
             = $crate::packed::swept::sweep::<$lanes, K>(
                 panels, n_panels, x, n_tokens, tokens, buffer, out));
 
@@ -441,7 +444,7 @@ macro_rules! tile_shell {
             n_tokens: usize,
             tokens: std::ops::Range<usize>,
             buffer: &mut [$crate::memory::Line],
-            out: &mut dyn FnMut(usize, usize, &[f32; $crate::arch::LANES]),
+            out: &mut dyn FnMut(usize, usize, &[[f32; $crate::arch::LANES]]),
         ) {
             // SAFETY: this function has the features that its lanes need, the caller the tiles.
             unsafe {

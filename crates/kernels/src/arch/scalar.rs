@@ -227,6 +227,10 @@ impl IntLanes for Dwords {
         Self([0; LANES])
     }
     #[inline(always)]
+    unsafe fn begin(start: Self) -> (Self, Self) {
+        (Self([0; LANES]), start)
+    }
+    #[inline(always)]
     unsafe fn start_sums(x: &SuperBlock, g: usize, offset: i32) -> Self {
         Self([(x.lane_starts[g] / 32 * offset) as u32; LANES])
     }

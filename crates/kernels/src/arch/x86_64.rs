@@ -102,6 +102,11 @@ macro_rules! lane_sums {
         const LIMIT: usize = usize::MAX;
 
         #[inline(always)]
+        unsafe fn begin(start: Self) -> (Self, Self) {
+            // SAFETY: see `load`.
+            unsafe { (Self::splat(0), start) }
+        }
+        #[inline(always)]
         unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
             // SAFETY: see `load`.
             unsafe {
@@ -153,6 +158,11 @@ macro_rules! ymm_pair_sums {
         // A pair of products with activations of at most 127 stays below 2^15.
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
 
+        #[inline(always)]
+        unsafe fn begin(start: Self) -> (Self, Self) {
+            // SAFETY: see `load`.
+            unsafe { (start, Self::no_sums()) }
+        }
         #[inline(always)]
         unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
             let shift = 5 - offset.ilog2() as i32;
@@ -221,6 +231,11 @@ macro_rules! zmm_pair_sums {
         type Sums = Self;
         const LIMIT: usize = i16::MAX as usize / (2 * 127);
 
+        #[inline(always)]
+        unsafe fn begin(start: Self) -> (Self, Self) {
+            // SAFETY: see `load`.
+            unsafe { (start, Self::no_sums()) }
+        }
         #[inline(always)]
         unsafe fn start_sums(x: &$crate::activations::SuperBlock, g: usize, offset: i32) -> Self {
             let shift = 5 - offset.ilog2() as i32;

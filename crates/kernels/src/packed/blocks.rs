@@ -303,15 +303,15 @@ pub(crate) trait Type {
                 };
             }
             if let Some(max) = Self::Quants::MAX {
+                let mut parts = [[L::no_sums(); T]; P];
                 for t in 0..T {
                     let start = L::splat(-Self::OFFSET.unwrap_or(0) * x[t].sum);
                     for p in 0..P {
-                        dots[p][t] = start;
+                        (dots[p][t], parts[p][t]) = L::begin(start);
                     }
                 }
                 // Dots that sums have room for.
                 let room = (L::LIMIT / max).min(8);
-                let mut parts = [[L::no_sums(); T]; P];
                 unroll8!(I => {
                     load!(I);
                     for t in 0..T {

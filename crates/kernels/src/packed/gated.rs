@@ -69,9 +69,11 @@ pub fn matmul_gated(
                     let first_token = tokens.start;
                     let task = Task { exec, x, tokens, weights, panels };
                     task.run(worker, |panel, token, dots| {
-                        let at = (token - first_token) * ROWS + panel * PANEL_ROWS - first;
                         let rows = PANEL_ROWS.min(n_rows - panel * PANEL_ROWS);
-                        weights.write(panel, dots, &mut results[at..at + rows]);
+                        for (token, dots) in (token - first_token..).zip(dots) {
+                            let at = token * ROWS + panel * PANEL_ROWS - first;
+                            weights.write(panel, dots, &mut results[at..at + rows]);
+                        }
                     });
                 }
                 let (gates, ups) = (gates.chunks_exact_mut(ROWS), ups.chunks_exact(ROWS));

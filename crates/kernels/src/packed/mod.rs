@@ -124,7 +124,7 @@ type MultiplyTiles<A> = unsafe fn(
     usize,
     Range<usize>,
     &mut [Line],
-    &mut dyn FnMut(usize, usize, &[f32; LANES]),
+    &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
 );
 
 /// How many tokens and panels meet at a time where weights are unpacked first.
@@ -295,7 +295,7 @@ macro_rules! unroll8 {
 use unroll8;
 
 /// The products of a panel with tokens `tokens` of `x` (`[n_blocks, n_tokens]`), tile by tile:
-/// `out(token, rows)`.
+/// `out(first token, rows of each)`.
 ///
 /// # Safety
 /// The lanes' instruction set is present.
@@ -305,16 +305,14 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     x: &[K::Activations],
     n_tokens: usize,
     tokens: Range<usize>,
-    out: &mut dyn FnMut(usize, &[f32; LANES]),
+    out: &mut dyn FnMut(usize, &[[f32; LANES]]),
 ) {
     macro_rules! step {
         ($tokens:literal, $t:expr) => {{
             let x = Tile { blocks: x, n_tokens, first: $t };
             // SAFETY: the caller has the lanes' instruction set.
             let dots = unsafe { K::tile::<L, $tokens>(panel, x) };
-            for i in 0..$tokens {
-                out($t + i, &dots[i]);
-            }
+            out($t, &dots);
             $t += $tokens;
         }};
     }
@@ -325,6 +323,24 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
             4.. => step!(4, t),
             2.. => step!(2, t),
             _ => step!(1, t),
+        }
+    }
+}
+
+/// Hands out the results of panels, `[n_panels, n_tokens]`: some tokens of one panel after the other, whose rows lie side
+/// by side where they go.
+fn hand_out(
+    results: &[Line],
+    n_tokens: usize,
+    n_panels: usize,
+    first_token: usize,
+    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+) {
+    const AT_ONCE: usize = 8;
+    let results: &[[f32; LANES]] = bytemuck::cast_slice(results);
+    for t in (0..n_tokens).step_by(AT_ONCE) {
+        for (p, results) in results.chunks_exact(n_tokens).take(n_panels).enumerate() {
+            out(p, first_token + t, &results[t..n_tokens.min(t + AT_ONCE)]);
         }
     }
 }
@@ -616,15 +632,24 @@ impl<'a> Weights<'a> {
     /// Writes the results of a panel, with the bias, to `out`, which is shorter behind the last row.
     #[inline(always)]
     fn write(&self, panel: usize, dots: &[f32; LANES], out: &mut [f32]) {
-        match (self.bias, out.first_chunk_mut::<PANEL_ROWS>()) {
+        let bias = self.bias.map(|bias| &bias[panel * PANEL_ROWS..]);
+        match (bias, out.first_chunk_mut::<PANEL_ROWS>()) {
             (None, Some(out)) => *out = *dots,
-            (None, None) => out.copy_from_slice(&dots[..out.len()]),
-            (Some(bias), _) => {
-                let bias = &bias[panel * PANEL_ROWS..];
+            (Some(bias), Some(out)) => {
                 for ((out, dot), bias) in out.iter_mut().zip(dots).zip(bias) {
                     *out = dot + bias;
                 }
             }
+            (bias, None) => Self::write_few(bias, dots, out),
+        }
+    }
+
+    /// Apart, for a copy of any length would be a call for all.
+    #[cold]
+    #[inline(never)]
+    fn write_few(bias: Option<&[f32]>, dots: &[f32; LANES], out: &mut [f32]) {
+        for (i, (out, dot)) in out.iter_mut().zip(dots).enumerate() {
+            *out = bias.map_or(*dot, |bias| dot + bias[i]);
         }
     }
 }
@@ -647,18 +672,20 @@ impl<'a> Product<'a> {
         Self { weights, tokens, out: Shared::new(out) }
     }
 
-    /// Writes the results of a panel for a token.
+    /// Writes the results of a panel for some tokens.
     ///
     /// # Safety
     /// No other thread writes those of this panel.
     #[inline(always)]
-    unsafe fn write(&self, panel: usize, token: usize, dots: &[f32; LANES]) {
+    unsafe fn write(&self, panel: usize, first_token: usize, dots: &[[f32; LANES]]) {
         let n_rows = self.weights.matrix.n_rows;
         let first = panel * PANEL_ROWS;
-        let at = (token - self.tokens.start) * n_rows + first;
-        // SAFETY: a panel's rows have outputs of their own in each token.
-        let out = unsafe { self.out.range(at, PANEL_ROWS.min(n_rows - first)) };
-        self.weights.write(panel, dots, out);
+        for (token, dots) in (first_token - self.tokens.start..).zip(dots) {
+            // SAFETY: a panel's rows have outputs of their own in each token.
+            let out =
+                unsafe { self.out.range(token * n_rows + first, PANEL_ROWS.min(n_rows - first)) };
+            self.weights.write(panel, dots, out);
+        }
     }
 
     fn n_panels(&self) -> usize {
@@ -729,14 +756,14 @@ fn kernel_name<K: Kernel>(isa: Isa) -> &'static str {
 }
 
 impl Task<'_> {
-    /// The products in the way that suits the number of tokens: `out(panel, token, rows)`.
-    fn run(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[f32; LANES])) {
+    /// The products in the way that suits the number of tokens: `out(panel, first token, rows of each)`.
+    fn run(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[[f32; LANES]])) {
         let PackedMatrix { ty, books, .. } = *self.weights.matrix;
         let done = with_kernel!(ty, books, K => self.run_as::<K>(worker, out));
         done.expect("packed matrices have a kernel");
     }
 
-    fn run_as<K: Kernel>(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[f32; LANES])) {
+    fn run_as<K: Kernel>(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[[f32; LANES]])) {
         match way::<K>(self.exec.isa, self.tokens.len()) {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Way::Tiles => {
@@ -750,7 +777,7 @@ impl Task<'_> {
     }
 
     /// As the weights come from memory.
-    fn as_packed<K: Kernel>(&self, mut out: impl FnMut(usize, usize, &[f32; LANES])) {
+    fn as_packed<K: Kernel>(&self, mut out: impl FnMut(usize, usize, &[[f32; LANES]])) {
         let Self { exec, x, weights: Weights { matrix, part, .. }, ref panels, .. } = *self;
         let blocks = self.weights.activations::<K>(x);
         // A prompt has too many activations to read them all for every panel, so some panels and some
@@ -764,7 +791,7 @@ impl Task<'_> {
             for token in self.tokens.clone().step_by(group) {
                 for panel in first..panels.end.min(first + few_panels) {
                     let group = token..self.tokens.end.min(token + group);
-                    let mut out = |token: usize, dots: &[f32; LANES]| out(panel, token, dots);
+                    let mut out = |token: usize, dots: &[[f32; LANES]]| out(panel, token, dots);
                     let (lines, n_tokens) = (matrix.panel(part, panel), x.n_tokens());
                     dispatch_packed!(
                         K,
@@ -785,7 +812,7 @@ impl Task<'_> {
         &self,
         multiply: MultiplyTiles<K::Activations>,
         worker: &mut Worker,
-        out: impl FnMut(usize, usize, &[f32; LANES]),
+        out: impl FnMut(usize, usize, &[[f32; LANES]]),
     ) {
         let blocking = Blocking { few: 64, least: 1, panels: 8, buffer_lines: tiles::buffer_lines };
         self.unpacked::<K>(
@@ -803,7 +830,7 @@ impl Task<'_> {
     fn by_vectors<K: Kernel>(
         &self,
         worker: &mut Worker,
-        out: impl FnMut(usize, usize, &[f32; LANES]),
+        out: impl FnMut(usize, usize, &[[f32; LANES]]),
     ) {
         // Registers enough for two panels meet the tokens two at a time.
         let least = if self.exec.isa.has_32_registers() { 2 } else { 1 };
@@ -835,9 +862,9 @@ impl Task<'_> {
             usize,
             Range<usize>,
             &mut [Line],
-            &mut dyn FnMut(usize, usize, &[f32; LANES]),
+            &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
         ),
-        mut out: impl FnMut(usize, usize, &[f32; LANES]),
+        mut out: impl FnMut(usize, usize, &[[f32; LANES]]),
     ) {
         let Self { exec, x, ref tokens, weights, ref panels } = *self;
         let blocks = weights.activations::<K>(x);

@@ -71,13 +71,12 @@ impl Kernel for Nvfp4 {
                     let mut values = [L::Floats::splat(0.0); T];
                     for g in 0..2 {
                         prefetch::<L>(&lines[2 * g..2 * g + 2]);
-                        let mut dots = [L::splat(0); T];
+                        let (mut dots, mut parts) = ([L::splat(0); T], [L::no_sums(); T]);
                         for t in 0..T {
                             let sum =
                                 if g == 0 { x[t].first_sum } else { x[t].sum - x[t].first_sum };
-                            dots[t] = L::splat(-OFFSET * sum);
+                            (dots[t], parts[t]) = L::begin(L::splat(-OFFSET * sum));
                         }
-                        let mut parts = [L::no_sums(); T];
                         for i in 0..4 {
                             let indices = L::load(&lines[2 * g + i % 2]).shr(4 * (i / 2) as u32);
                             let w = indices.and(nibble).lookup(&E2m1Levels::TABLE);

@@ -12,7 +12,7 @@
 //! The arithmetic is that of [`Kernel::tile`]: exact integers within a block, blocks added up in ascending
 //! order. So the bits are the same.
 
-use super::{Kernel, Next, Tile, UNIT};
+use super::{Kernel, Next, Tile, UNIT, hand_out};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
@@ -28,7 +28,7 @@ pub(crate) const fn buffer_lines<K: Kernel>(n_panels: usize, n_tokens: usize) ->
 }
 
 /// The products of panels that lie one after the other with tokens `tokens` of `x` (`[n_blocks, n_tokens]`):
-/// `out(panel, token, rows)`. `buffer` is of [`buffer_lines`].
+/// `out(panel, first token, rows of each)`. `buffer` is of [`buffer_lines`].
 ///
 /// # Safety
 /// The lanes' instruction set is present.
@@ -40,7 +40,7 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
     n_tokens: usize,
     tokens: Range<usize>,
     buffer: &mut [Line],
-    out: &mut dyn FnMut(usize, usize, &[f32; LANES]),
+    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
 ) {
     let (panel_lines, n_blocks) = (panels.len() / n_panels, x.len() / n_tokens);
     let n = tokens.len();
@@ -97,11 +97,7 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
             }
         }
     }
-    for t in 0..n {
-        for (p, results) in results.chunks_exact(n).take(n_panels).enumerate() {
-            out(p, tokens.start + t, results[t].floats());
-        }
-    }
+    hand_out(results, n, n_panels, tokens.start, out);
 }
 
 /// Adds the products of `P` panels with `T` tokens along some blocks to their results, which begin at token `first`

@@ -20,7 +20,7 @@
 //! by; the results so far wait in L2. Between the products, vectors turn the sums of the step before into
 //! results, since they would otherwise take as long again.
 
-use super::{Kernel, Next, PANEL_ROWS, UNIT};
+use super::{Kernel, Next, PANEL_ROWS, UNIT, hand_out};
 use crate::arch::{IntLanes, LANES, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
@@ -182,7 +182,7 @@ unsafe fn add_tokens<L: IntLanes, K: Tiled>(
 }
 
 /// The products of panels that lie one after the other with tokens `tokens` of `x` (`[n_blocks, n_tokens]`):
-/// `out(panel, token, rows)`. `buffer` is of [`buffer_lines`].
+/// `out(panel, first token, rows of each)`. `buffer` is of [`buffer_lines`].
 ///
 /// # Safety
 /// The instruction sets of the lanes and of the tiles are present.
@@ -194,7 +194,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Tiled, M: Tiles>(
     n_tokens: usize,
     tokens: Range<usize>,
     buffer: &mut [Line],
-    out: &mut dyn FnMut(usize, usize, &[f32; LANES]),
+    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
 ) {
     /// Tokens whose values of a unit stay in L1.
     const NEAR: usize = 2 * AT_ONCE;
@@ -276,11 +276,8 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Tiled, M: Tiles>(
         if configured > 0 {
             M::release();
         }
-        for t in 0..n {
-            for p in 0..n_panels {
-                out(p, tokens.start + t, (*results.add(p * n + t)).floats());
-            }
-        }
+        let results = std::slice::from_raw_parts(results, n_panels * n);
+        hand_out(results, n, n_panels, tokens.start, out);
     }
 }
 
