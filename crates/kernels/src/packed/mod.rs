@@ -763,7 +763,11 @@ impl Task<'_> {
         done.expect("packed matrices have a kernel");
     }
 
-    fn run_as<K: Kernel>(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[[f32; LANES]])) {
+    fn run_as<K: Kernel>(
+        &self,
+        worker: &mut Worker,
+        out: impl FnMut(usize, usize, &[[f32; LANES]]),
+    ) {
         match way::<K>(self.exec.isa, self.tokens.len()) {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Way::Tiles => {
