@@ -389,12 +389,12 @@ macro_rules! packed_shells {
 
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             multiply[K: Kernel](panel: &[$crate::memory::Line], x: &[K::Activations], n_tokens: usize,
-                tokens: std::ops::Range<usize>, out: &mut dyn FnMut(usize, &[[f32; $crate::arch::LANES]]))
+                tokens: std::ops::Range<usize>, out: &mut dyn FnMut(usize, &[$crate::packed::Rows]))
             = $crate::packed::multiply::<$lanes, K>(panel, x, n_tokens, tokens, out));
         $crate::arch::shells!(@fn $(#[target_feature(enable = $feature)])?
             sweep[K: Kernel](panels: &[$crate::memory::Line], n_panels: usize, x: &[K::Activations],
                 n_tokens: usize, tokens: std::ops::Range<usize>, buffer: &mut [$crate::memory::Line],
-                out: &mut dyn FnMut(usize, usize, &[[f32; $crate::arch::LANES]]))
+                out: &mut dyn FnMut(usize, usize, &[$crate::packed::Rows]))
             = $crate::packed::swept::sweep::<$lanes, K>(
                 panels, n_panels, x, n_tokens, tokens, buffer, out));
 
@@ -444,7 +444,7 @@ macro_rules! tile_shell {
             n_tokens: usize,
             tokens: std::ops::Range<usize>,
             buffer: &mut [$crate::memory::Line],
-            out: &mut dyn FnMut(usize, usize, &[[f32; $crate::arch::LANES]]),
+            out: &mut dyn FnMut(usize, usize, &[$crate::packed::Rows]),
         ) {
             // SAFETY: this function has the features that its lanes need, the caller the tiles.
             unsafe {

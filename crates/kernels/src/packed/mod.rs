@@ -45,6 +45,8 @@ use std::ops::Range;
 
 /// Rows of a panel: the lanes.
 const PANEL_ROWS: usize = LANES;
+/// Results of a token, of the rows of a panel.
+pub(crate) type Rows = [f32; LANES];
 
 /// How a weight type is packed, and its arithmetic.
 pub(crate) trait Kernel {
@@ -124,7 +126,7 @@ type MultiplyTiles<A> = unsafe fn(
     usize,
     Range<usize>,
     &mut [Line],
-    &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+    &mut dyn FnMut(usize, usize, &[Rows]),
 );
 
 /// How many tokens and panels meet at a time where weights are unpacked first.
@@ -305,7 +307,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Kernel>(
     x: &[K::Activations],
     n_tokens: usize,
     tokens: Range<usize>,
-    out: &mut dyn FnMut(usize, &[[f32; LANES]]),
+    out: &mut dyn FnMut(usize, &[Rows]),
 ) {
     macro_rules! step {
         ($tokens:literal, $t:expr) => {{
@@ -334,10 +336,10 @@ fn hand_out(
     n_tokens: usize,
     n_panels: usize,
     first_token: usize,
-    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+    out: &mut dyn FnMut(usize, usize, &[Rows]),
 ) {
     const AT_ONCE: usize = 8;
-    let results: &[[f32; LANES]] = bytemuck::cast_slice(results);
+    let results: &[Rows] = bytemuck::cast_slice(results);
     for t in (0..n_tokens).step_by(AT_ONCE) {
         for (p, results) in results.chunks_exact(n_tokens).take(n_panels).enumerate() {
             out(p, first_token + t, &results[t..n_tokens.min(t + AT_ONCE)]);
@@ -677,7 +679,7 @@ impl<'a> Product<'a> {
     /// # Safety
     /// No other thread writes those of this panel.
     #[inline(always)]
-    unsafe fn write(&self, panel: usize, first_token: usize, dots: &[[f32; LANES]]) {
+    unsafe fn write(&self, panel: usize, first_token: usize, dots: &[Rows]) {
         let n_rows = self.weights.matrix.n_rows;
         let first = panel * PANEL_ROWS;
         for (token, dots) in (first_token - self.tokens.start..).zip(dots) {
@@ -757,17 +759,13 @@ fn kernel_name<K: Kernel>(isa: Isa) -> &'static str {
 
 impl Task<'_> {
     /// The products in the way that suits the number of tokens: `out(panel, first token, rows of each)`.
-    fn run(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[[f32; LANES]])) {
+    fn run(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[Rows])) {
         let PackedMatrix { ty, books, .. } = *self.weights.matrix;
         let done = with_kernel!(ty, books, K => self.run_as::<K>(worker, out));
         done.expect("packed matrices have a kernel");
     }
 
-    fn run_as<K: Kernel>(
-        &self,
-        worker: &mut Worker,
-        out: impl FnMut(usize, usize, &[[f32; LANES]]),
-    ) {
+    fn run_as<K: Kernel>(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[Rows])) {
         match way::<K>(self.exec.isa, self.tokens.len()) {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Way::Tiles => {
@@ -781,7 +779,7 @@ impl Task<'_> {
     }
 
     /// As the weights come from memory.
-    fn as_packed<K: Kernel>(&self, mut out: impl FnMut(usize, usize, &[[f32; LANES]])) {
+    fn as_packed<K: Kernel>(&self, mut out: impl FnMut(usize, usize, &[Rows])) {
         let Self { exec, x, weights: Weights { matrix, part, .. }, ref panels, .. } = *self;
         let blocks = self.weights.activations::<K>(x);
         // A prompt has too many activations to read them all for every panel, so some panels and some
@@ -795,7 +793,7 @@ impl Task<'_> {
             for token in self.tokens.clone().step_by(group) {
                 for panel in first..panels.end.min(first + few_panels) {
                     let group = token..self.tokens.end.min(token + group);
-                    let mut out = |token: usize, dots: &[[f32; LANES]]| out(panel, token, dots);
+                    let mut out = |token: usize, dots: &[Rows]| out(panel, token, dots);
                     let (lines, n_tokens) = (matrix.panel(part, panel), x.n_tokens());
                     dispatch_packed!(
                         K,
@@ -816,7 +814,7 @@ impl Task<'_> {
         &self,
         multiply: MultiplyTiles<K::Activations>,
         worker: &mut Worker,
-        out: impl FnMut(usize, usize, &[[f32; LANES]]),
+        out: impl FnMut(usize, usize, &[Rows]),
     ) {
         let blocking = Blocking { few: 64, least: 1, panels: 8, buffer_lines: tiles::buffer_lines };
         self.unpacked::<K>(
@@ -831,11 +829,7 @@ impl Task<'_> {
     }
 
     /// Unpacked, by vectors.
-    fn by_vectors<K: Kernel>(
-        &self,
-        worker: &mut Worker,
-        out: impl FnMut(usize, usize, &[[f32; LANES]]),
-    ) {
+    fn by_vectors<K: Kernel>(&self, worker: &mut Worker, out: impl FnMut(usize, usize, &[Rows])) {
         // Registers enough for two panels meet the tokens two at a time.
         let least = if self.exec.isa.has_32_registers() { 2 } else { 1 };
         let blocking =
@@ -866,9 +860,9 @@ impl Task<'_> {
             usize,
             Range<usize>,
             &mut [Line],
-            &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+            &mut dyn FnMut(usize, usize, &[Rows]),
         ),
-        mut out: impl FnMut(usize, usize, &[[f32; LANES]]),
+        mut out: impl FnMut(usize, usize, &[Rows]),
     ) {
         let Self { exec, x, ref tokens, weights, ref panels } = *self;
         let blocks = weights.activations::<K>(x);

@@ -12,8 +12,8 @@
 //! The arithmetic is that of [`Kernel::tile`]: exact integers within a block, blocks added up in ascending
 //! order. So the bits are the same.
 
-use super::{Kernel, Next, Tile, UNIT, hand_out};
-use crate::arch::{IntLanes, LANES, Lanes};
+use super::{Kernel, Next, Rows, Tile, UNIT, hand_out};
+use crate::arch::{IntLanes, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
 
@@ -40,7 +40,7 @@ pub(crate) unsafe fn sweep<L: IntLanes, K: Kernel>(
     n_tokens: usize,
     tokens: Range<usize>,
     buffer: &mut [Line],
-    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+    out: &mut dyn FnMut(usize, usize, &[Rows]),
 ) {
     let (panel_lines, n_blocks) = (panels.len() / n_panels, x.len() / n_tokens);
     let n = tokens.len();

@@ -20,8 +20,8 @@
 //! by; the results so far wait in L2. Between the products, vectors turn the sums of the step before into
 //! results, since they would otherwise take as long again.
 
-use super::{Kernel, Next, PANEL_ROWS, UNIT, hand_out};
-use crate::arch::{IntLanes, LANES, Lanes};
+use super::{Kernel, Next, PANEL_ROWS, Rows, UNIT, hand_out};
+use crate::arch::{IntLanes, Lanes};
 use crate::memory::Line;
 use std::ops::Range;
 
@@ -194,7 +194,7 @@ pub(crate) unsafe fn multiply<L: IntLanes, K: Tiled, M: Tiles>(
     n_tokens: usize,
     tokens: Range<usize>,
     buffer: &mut [Line],
-    out: &mut dyn FnMut(usize, usize, &[[f32; LANES]]),
+    out: &mut dyn FnMut(usize, usize, &[Rows]),
 ) {
     /// Tokens whose values of a unit stay in L1.
     const NEAR: usize = 2 * AT_ONCE;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::activations::QuantizedActivations;
 use crate::arch::amx::{self, Amx};
-use crate::arch::{scalar, x86_64};
+use crate::arch::{LANES, scalar, x86_64};
 use crate::isa::Level;
 use crate::matmul::Matrix;
 use crate::packed::{Books, MOST_TOKENS, MultiplyTiles, PackedMatrix, Product, Task, Weights};
