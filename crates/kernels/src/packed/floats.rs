@@ -45,69 +45,40 @@ pub(crate) trait Type {
     );
 }
 
-/// Adds the products of values `k` of 16 rows with those of some tokens.
-#[inline(always)]
-unsafe fn add_values<L: Lanes, const P: usize, const T: usize>(
-    values: [L; P],
-    k: usize,
-    x: [&[[f32; FLOATS]; T]; P],
-    sums: &mut [[L; T]; P],
-) {
-    for t in 0..T {
-        for p in 0..P {
-            // SAFETY: the caller has the lanes' instruction set.
-            unsafe { sums[p][t] = values[p].mul_add(L::splat(x[p][t][k]), sums[p][t]) };
-        }
-    }
+/// An element type that meets f32 activations.
+pub(crate) trait Values {
+    type Bytes: Array<u8>;
+    /// Lines of a block.
+    const LINES: usize;
+
+    fn pack(block: &[u8], row: usize, lines: &mut [Line]);
+
+    /// Value `k` of each row.
+    unsafe fn value<L: IntLanes>(block: &[Line], k: usize) -> L::Floats;
 }
 
-pub(crate) struct TypeF32;
+pub(crate) struct ValuesF32;
 
-impl Type for TypeF32 {
+impl Values for ValuesF32 {
     type Bytes = [u8; 4 * FLOATS];
-    type Activations = [f32; FLOATS];
-    const FORM: Form = Form::Floats;
     const LINES: usize = FLOATS;
-
-    fn activations(x: &QuantizedActivations) -> &[[f32; FLOATS]] {
-        x.floats()
-    }
 
     fn pack(block: &[u8], row: usize, lines: &mut [Line]) {
         set_dwords(lines, row, block, |k| k);
     }
 
     #[inline(always)]
-    unsafe fn add_two<L: IntLanes, const P: usize, const T: usize>(
-        blocks: [&[Line]; P],
-        l: usize,
-        x: [&[[f32; FLOATS]; T]; P],
-        sums: &mut [[L::Floats; T]; P],
-    ) {
+    unsafe fn value<L: IntLanes>(block: &[Line], k: usize) -> L::Floats {
         // SAFETY: the caller has the lanes' instruction set.
-        unsafe {
-            for k in [2 * l, 2 * l + 1] {
-                let mut values = [L::Floats::splat(0.0); P];
-                for p in 0..P {
-                    values[p] = L::Floats::load(blocks[p][k].floats());
-                }
-                add_values(values, k, x, sums);
-            }
-        }
+        unsafe { L::Floats::load(block[k].floats()) }
     }
 }
 
-pub(crate) struct TypeF16;
+pub(crate) struct ValuesF16;
 
-impl Type for TypeF16 {
+impl Values for ValuesF16 {
     type Bytes = [u8; 2 * FLOATS];
-    type Activations = [f32; FLOATS];
-    const FORM: Form = Form::Floats;
     const LINES: usize = FLOATS / 2;
-
-    fn activations(x: &QuantizedActivations) -> &[[f32; FLOATS]] {
-        x.floats()
-    }
 
     fn pack(block: &[u8], row: usize, lines: &mut [Line]) {
         for (line, [a, b, c, d]) in lines.iter_mut().zip(block.as_chunks::<4>().0) {
@@ -117,6 +88,29 @@ impl Type for TypeF16 {
     }
 
     #[inline(always)]
+    unsafe fn value<L: IntLanes>(block: &[Line], k: usize) -> L::Floats {
+        // SAFETY: the caller has the lanes' instruction set.
+        unsafe { L::Floats::load_f16(halves(&block[k / 2], k % 2)) }
+    }
+}
+
+pub(crate) struct Single<V>(PhantomData<V>);
+
+impl<V: Values> Type for Single<V> {
+    type Bytes = V::Bytes;
+    type Activations = [f32; FLOATS];
+    const FORM: Form = Form::Floats;
+    const LINES: usize = V::LINES;
+
+    fn activations(x: &QuantizedActivations) -> &[[f32; FLOATS]] {
+        x.floats()
+    }
+
+    fn pack(block: &[u8], row: usize, lines: &mut [Line]) {
+        V::pack(block, row, lines);
+    }
+
+    #[inline(always)]
     unsafe fn add_two<L: IntLanes, const P: usize, const T: usize>(
         blocks: [&[Line]; P],
         l: usize,
@@ -128,9 +122,14 @@ impl Type for TypeF16 {
             for k in [2 * l, 2 * l + 1] {
                 let mut values = [L::Floats::splat(0.0); P];
                 for p in 0..P {
-                    values[p] = L::Floats::load_f16(halves(&blocks[p][l], k % 2));
+                    values[p] = V::value::<L>(blocks[p], k);
                 }
-                add_values(values, k, x, sums);
+                for t in 0..T {
+                    for p in 0..P {
+                        let x = L::Floats::splat(x[p][t][k]);
+                        sums[p][t] = values[p].mul_add(x, sums[p][t]);
+                    }
+                }
             }
         }
     }
@@ -177,8 +176,8 @@ impl Type for TypeBF16 {
 
 /// The kernel of all of them.
 pub(crate) struct Floats<W>(PhantomData<W>);
-pub(crate) type F32 = Floats<TypeF32>;
-pub(crate) type F16 = Floats<TypeF16>;
+pub(crate) type F32 = Floats<Single<ValuesF32>>;
+pub(crate) type F16 = Floats<Single<ValuesF16>>;
 pub(crate) type BF16 = Floats<TypeBF16>;
 
 impl<W: Type> Floats<W> {
